@@ -1,0 +1,152 @@
+"""`stragglers.py real`: GRPO and SPO in verl's `colocate_async`, side by side on one CPU, same long-tailed waits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spo_verl.quickstart.launch import Run, run_main_ppo
+from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer, save
+from spo_verl.quickstart.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, build_task, write_parquet
+
+GROUP = 8
+ROOT = Path(__file__).parent
+
+
+def overrides(estimator: str, args: argparse.Namespace, folder: Path) -> list[str]:
+    """The same trajectories per update and the same surplus for both; only the estimator and the grouping differ."""
+    group = GROUP if estimator == "grpo" else 1
+    prompts = args.trajectories // group
+    warmup = f"trainer.v1.colocate_async.num_warmup_batches={args.surplus}"
+    return [
+        *(["+spo=plus_plus", f"spo.oversample={args.surplus}"] if estimator == "spo" else [warmup]),
+        *(["algorithm.adv_estimator=grpo", f"actor_rollout_ref.rollout.n={GROUP}"] if estimator == "grpo" else []),
+        "trainer.v1.trainer_mode=colocate_async",
+        "trainer.v1.sampler.max_off_policy_threshold=null",
+        f"data.train_files={folder}/data/train.parquet",
+        f"data.val_files={folder}/data/held_out.parquet",
+        f"data.train_batch_size={prompts}",
+        f"data.max_prompt_length={MAX_PROMPT_TOKENS}",
+        f"data.max_response_length={MAX_RESPONSE_TOKENS}",
+        f"actor_rollout_ref.model.path={folder}/model",
+        "actor_rollout_ref.actor.optim.lr=1e-6",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={args.trajectories}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={args.trajectories}",
+        f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS}",
+        "actor_rollout_ref.rollout.agent.default_agent_loop=waiting",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/agents.yaml",
+        "reward.custom_reward_function.path=pkg://spo_verl.quickstart.reward",
+        f"trainer.total_training_steps={args.steps}",
+        "trainer.total_epochs=1000000",
+        "trainer.val_before_train=False",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+    ]
+
+
+def measure(run: Run, events: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Updates per hour over the steps behind the first ``args.skip``, and how many rollouts were under way."""
+    ends = run.series("timing_s/step")
+    steps = [step for step in sorted(ends) if step > args.skip]
+    seconds = sum(ends[step] for step in steps)
+    span_N2 = np.array([json.loads(line) for line in events.read_text().splitlines()])
+    duration_N = span_N2[:, 1] - span_N2[:, 0]
+    # The measured steps are the last ones of the run.
+    last = span_N2[:, 1].max()
+    grid = np.linspace(max(span_N2[:, 0].min(), last - seconds), last, 2000)
+    active = ((span_N2[:, 0][None] <= grid[:, None]) & (grid[:, None] < span_N2[:, 1][None])).sum(axis=1)
+    limit = args.trajectories * (1 + args.surplus)
+    return {
+        "updates": len(steps),
+        "seconds": seconds,
+        "updates_per_hour": 3600 * len(steps) / seconds,
+        "generation_share": sum(run.series("timing_s/gen")[step] for step in steps) / seconds,
+        "active_mean": float(active.mean()),
+        "idle_share": float(1 - active.mean() / limit),
+        "wait_mean": float(duration_N.mean()),
+        "rollouts": len(span_N2),
+        "timeline": {"seconds": (grid[::10] - grid[0]).round(2).tolist(), "active": active[::10].tolist()},
+    }
+
+
+def draw(found: dict[str, Any], places: float, path: Path) -> None:
+    """Rollouts under way over the measured time of both runs, and the places that there were."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for name, label, colour in (("grpo", "GRPO, groups of 8", "#d1622b"), ("spo", "SPO", "#1f6fb2")):
+        one = found[name]
+        text = (
+            f"{label}: {one['updates']} updates in {one['seconds']:.0f} s, {one['idle_share']:.0%} of the places idle"
+        )
+        axis.plot(one["timeline"]["seconds"], one["timeline"]["active"], color=colour, label=text)
+    axis.axhline(places, color="black", linewidth=0.8, linestyle="--")
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("rollouts under way")
+    axis.set_ylim(0, places * 1.3)
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, format="png")
+
+
+def run_real(args: argparse.Namespace) -> None:
+    """Launch both, one after the other, and print them side by side."""
+    folder = Path(tempfile.mkdtemp(prefix="stragglers-", dir=args.folder))
+    write_parquet(build_task(train=512, held_out=16, seed=args.seed), folder / "data")
+    tokenizer = build_tokenizer()
+    save(build_model(tokenizer, ModelShape(layers=2), seed=args.seed), tokenizer, folder / "model")
+    (folder / "agents.yaml").write_text("- name: waiting\n  _target_: stragglers_agent.WaitingAgentLoop\n")
+    found: dict[str, Any] = {}
+    for estimator in ("grpo", "spo"):
+        events = folder / f"{estimator}.events"
+        env = {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "STRAGGLERS_EVENTS": str(events),
+            "STRAGGLERS_MEDIAN": str(args.median),
+            "STRAGGLERS_SIGMA": str(args.sigma),
+            "STRAGGLERS_SEED": str(args.seed),
+        }
+        began = time.monotonic()
+        run = run_main_ppo(overrides(estimator, args, folder), folder / estimator, env=env, time_limit_s=args.limit)
+        if not run.ok:
+            raise SystemExit(f"{estimator} ended with {run.outcome.status}; see {run.log_path}")
+        found[estimator] = measure(run, events, args)
+        print(f"{estimator}: {time.monotonic() - began:.0f} s in all; {run.log_path}", flush=True)
+    found["ratio"] = found["spo"]["updates_per_hour"] / found["grpo"]["updates_per_hour"]
+    if args.json:
+        args.json.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, **found}, indent=2))
+    if args.plot:
+        draw(found, args.trajectories * (1 + args.surplus), args.plot)
+    print(f"\n{'':<34}{'grpo 8 x':>10}{'spo':>10}")
+    for key in ("updates", "seconds", "updates_per_hour", "generation_share", "active_mean", "idle_share", "wait_mean"):
+        print(f"{key.replace('_', ' '):<34}{found['grpo'][key]:>10.2f}{found['spo'][key]:>10.2f}")
+    print(f"\nupdates per hour, spo / grpo, one run each: {found['ratio']:.2f}")
+
+
+def add_command(commands: Any) -> None:
+    """The command ``real`` of ``stragglers.py``."""
+    real = commands.add_parser("real", help="two real runs of verl on this CPU (about ten minutes)")
+    real.add_argument("--steps", type=int, default=14)
+    real.add_argument("--skip", type=int, default=4, help="first steps that are not measured")
+    real.add_argument("--trajectories", type=int, default=64, help="per update, for both")
+    real.add_argument("--surplus", type=float, default=0.5, help="in flight beyond a batch, as a share of it, for both")
+    real.add_argument("--median", type=float, default=3.0, help="seconds of the log-normal wait")
+    real.add_argument("--sigma", type=float, default=1.1, help="its shape; 1.1 is that of the paper's case")
+    real.add_argument("--seed", type=int, default=0)
+    real.add_argument("--limit", type=float, default=900.0, help="seconds per run")
+    real.add_argument("--folder", type=Path, default=None, help="where both runs write; default: the temporary folder")
+    real.add_argument("--json", type=Path, metavar="FILE")
+    real.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG of the rollouts under way")
+    real.set_defaults(run=run_real)

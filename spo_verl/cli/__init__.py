@@ -1,0 +1,23 @@
+"""``spo-verl``, the command line: one module per verb.
+
+| module | what it holds |
+|---|---|
+| ``app`` | the verbs put together |
+| ``output`` | ``--json``, ``--debug``, exit status and errors, the same for every verb |
+| ``doctor`` with ``health`` | what is installed, and whether a run could start on this machine |
+| ``config`` with ``composition`` | the configuration of a run before it is started |
+| ``settings`` with ``settings_table`` | every setting, read from the dataclasses |
+| ``values`` and ``estimate`` | offline values: import, merge, show, estimate |
+| ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
+
+Modules import typer and the standard library only; what is heavy is imported inside the verb that needs it.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the console script ``spo-verl``."""
+    from spo_verl.cli.app import app
+
+    app(prog_name="spo-verl")

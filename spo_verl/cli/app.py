@@ -1,0 +1,45 @@
+"""The verbs of ``spo-verl`` put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spo_verl import __version__
+from spo_verl.cli import config, doctor, quickstart, settings, values
+
+# typer's own tracebacks are switched off: what is expected is printed without one, and a defect shows Python's.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Single-stream Policy Optimization for verl.",
+)
+app.command("doctor", help=doctor.HELP, short_help=doctor.SHORT_HELP)(doctor.doctor)
+app.command("config", help=config.HELP, short_help=config.SHORT_HELP)(config.config)
+app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(settings.settings)
+app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
+app.command(
+    "quickstart",
+    help=quickstart.HELP,
+    short_help=quickstart.SHORT_HELP,
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)(quickstart.quickstart)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options before the verb."""

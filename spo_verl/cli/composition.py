@@ -1,0 +1,299 @@
+"""verl's configuration as ``python -m verl.trainer.main_ppo`` would compose it, and where its values come from."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spo_verl.conf import PRESETS
+from spo_verl.config import SpoConfig, known_keys
+from spo_verl.errors import SpoConfigError
+
+PRESET_GROUP = "spo"
+ESTIMATOR = "spo"
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+        config: verl's configuration, without hydra's own section.
+        preset: name of the preset that was chosen, on the command line or in a configuration file.
+        overridden: the keys that the command line sets.
+        problems: overrides that hydra refused, each as a sentence; they are left out of ``config``.
+    """
+
+    config: DictConfig
+    preset: str | None
+    overridden: tuple[str, ...]
+    problems: list[str] = field(default_factory=list)
+
+    def source(self, key: str) -> str:
+        """Where the value of ``key`` comes from."""
+        if any(key == name or key.startswith(f"{name}.") for name in self.overridden):
+            return "command line"
+        if OmegaConf.select(self.config, key, default=_ABSENT) is _ABSENT:
+            return "default"
+        if self.preset is not None and key in preset_keys(self.preset):
+            return f"preset {self.preset}"
+        return "configuration file" if key.startswith("spo.") else "verl"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What :func:`examine` found: every problem that would stop the run, and the warnings that it would give."""
+
+    problems: list[str]
+    warnings: list[str]
+
+
+def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path | None = None) -> Composed:
+    """Compose verl's stock configuration with command-line overrides.
+
+    Args:
+        overrides: as after ``python -m verl.trainer.main_ppo``.
+        config_name: as hydra's ``--config-name``.
+        config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
+
+    Raises:
+        SpoConfigError: there is no such configuration, or it does not compose even without the overrides.
+    """
+    stock = _verl_config_folder()
+    folder, more = _where(stock, config_name, config_dir)
+    whole = _try(folder, config_name, [*more, *overrides])
+    if isinstance(whole, DictConfig):
+        return _composed(whole, overrides, [])
+    # hydra stops at the first override that it refuses. One at a time, groups first as hydra takes them, finds all.
+    accepted, problems = list(more), []
+    for override in sorted(overrides, key=_is_value):
+        outcome = _try(folder, config_name, [*accepted, override])
+        if isinstance(outcome, DictConfig):
+            accepted.append(override)
+        else:
+            problems.append(_refused(override, outcome))
+    whole = _try(folder, config_name, accepted)
+    if not isinstance(whole, DictConfig):
+        raise SpoConfigError(
+            f"the configuration {config_name!r} does not compose: {_one_line(whole)}. Take a name from {stock} "
+            "(ppo_trainer, ppo_megatron_trainer), or name your own with --config-name and its folder with --config-dir."
+        )
+    return _composed(whole, [o for o in overrides if o in accepted], problems)
+
+
+def examine(composed: Composed) -> Examined:
+    """Check a composed configuration as the start of a run does.
+
+    Everything that :func:`spo_verl.training.checks.check` refuses or warns of, after what hydra refused.
+    """
+    from spo_verl.training import checks
+
+    problems = list(composed.problems)
+    estimator = OmegaConf.select(composed.config, "algorithm.adv_estimator", default=None)
+    if estimator != ESTIMATOR:
+        problems.append(
+            f"algorithm.adv_estimator={estimator}: this run would not use SPO; compose a preset with +spo=paper, or "
+            "set algorithm.adv_estimator=spo."
+        )
+    dangling = dict(_dangling(composed.config))
+    problems += [f"{key}: {why}; mend the reference, or set {key}." for key, why in dangling.items()]
+    with _warnings_of(checks.logger) as warnings:
+        try:
+            checks.check(_without(composed.config, dangling))
+        except SpoConfigError as error:
+            problems += problems_in(str(error))
+    return Examined(problems, warnings)
+
+
+def verl_problem(config: DictConfig) -> str | None:
+    """What verl's own check of the configuration refuses; it stops at its first problem."""
+    from hydra.errors import InstantiationException
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    try:
+        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    except InstantiationException as error:  # a dataclass of verl refused; what it said is the cause
+        return f"verl's own check: {_one_line(error.__cause__ or error)}"
+    except (AssertionError, ValueError, OmegaConfBaseException) as error:
+        return f"verl's own check: {_one_line(error)}"
+    return None
+
+
+def setting_values(config: DictConfig) -> dict[str, Any]:
+    """Every setting of the plugin as the run would use it; values that are wrong are shown as they are."""
+    defaults = SpoConfig()
+    values = {}
+    for key in known_keys():
+        default: Any = defaults
+        for part in key.split(".")[1:]:
+            default = getattr(default, part)
+        try:
+            found = OmegaConf.select(config, key, default=default, throw_on_resolution_failure=False)
+        except OmegaConfBaseException:  # e.g. spo=paper made the section a text; that is reported as a problem
+            found = default
+        values[key] = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+    return values
+
+
+def unknown_settings(config: DictConfig) -> dict[str, Any]:
+    """Keys under ``spo`` that are no setting of the plugin."""
+    section = OmegaConf.select(config, "spo", default=None)
+    known = set(known_keys())
+    if not isinstance(section, DictConfig):
+        return {}
+    return {key: value for key, value in _leaves(section, "spo") if not _belongs(key, known)}
+
+
+def preset_keys(name: str) -> set[str]:
+    """The keys that a preset sets, those of the presets that it builds on included."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.exists():
+        return set()
+    content = OmegaConf.load(path)
+    assert isinstance(content, DictConfig)
+    bases = [base for base in content.pop("defaults", []) if base != "_self_"]
+    keys = {key for key, _ in _leaves(content, "")}
+    return keys.union(*(preset_keys(str(base)) for base in bases))
+
+
+def problems_in(message: str) -> list[str]:
+    """The problems that :func:`spo_verl.config.refuse` put into one message, as they were given to it."""
+    return [part.removesuffix("\n") for part in re.split(r"^  \d+\. ", message, flags=re.MULTILINE)[1:]] or [message]
+
+
+def _verl_config_folder() -> Path:
+    # verl's import loads the plugin, which adds the groups; without it a preset would not be found.
+    try:
+        import verl
+    except ImportError as error:
+        raise SpoConfigError(
+            f"verl cannot be imported ({error}); install it beside spo_verl, and look at `spo-verl doctor`."
+        ) from error
+    return Path(verl.__file__).parent / "trainer" / "config"
+
+
+def _where(stock: Path, config_name: str, config_dir: Path | None) -> tuple[Path, list[str]]:
+    """The folder of the configuration itself, and the override that makes the other folder known to hydra.
+
+    Folders that an override adds serve the defaults of a configuration, not the configuration itself.
+    """
+    if config_dir is None:
+        return stock, []
+    own = config_dir.resolve()
+    is_own = (own / f"{config_name.removesuffix('.yaml')}.yaml").is_file()
+    first, second = (own, stock) if is_own else (stock, own)
+    return first, [f"hydra.searchpath=['file://{second}']"]
+
+
+def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:
+    """The composed configuration with hydra's section, or hydra's error."""
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        with hydra.initialize_config_dir(config_dir=str(folder), version_base=None):
+            return hydra.compose(config_name=config_name, overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        return error
+
+
+def _composed(config: DictConfig, overrides: Sequence[str], problems: list[str]) -> Composed:
+    choice = config.hydra.runtime.choices.get(PRESET_GROUP)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    OmegaConf.set_struct(config, True)
+    keys = tuple(override.lstrip("+~").partition("=")[0] for override in overrides if not override.startswith("~"))
+    values = tuple(key for key in keys if key != PRESET_GROUP)
+    return Composed(config, None if choice is None else str(choice), values, problems)
+
+
+def _is_value(override: str) -> bool:
+    """Whether an override sets a key (``a.b=1``), which hydra does after all groups (``+spo=paper``) are chosen."""
+    return "." in override.partition("=")[0]
+
+
+def _refused(override: str, error: Exception) -> str:
+    text = _one_line(error)
+    if override.partition("=")[0] == PRESET_GROUP:
+        return f"{override}: a preset is added, so it needs the plus sign: +{override}."
+    key = override.partition("=")[0]
+    if key.startswith("spo.") and key not in set(known_keys()):
+        close = difflib.get_close_matches(key, known_keys(), n=1)
+        hint = f"did you mean {close[0]}?" if close else "`spo-verl settings` lists those that exist."
+        return f"{override}: there is no setting {key}; {hint}"
+    return f"{override}: {text}"
+
+
+def _dangling(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Yield each key whose value refers to something that is not there, and what. verl resolves all at start."""
+    for key, value in _leaves(config, ""):
+        if "${" in str(value):
+            try:
+                found = OmegaConf.select(config, key)
+                if OmegaConf.is_config(found):
+                    OmegaConf.to_container(found, resolve=True)
+            except OmegaConfBaseException as error:
+                yield key, f"{value} cannot be resolved ({str(error).partition(chr(10))[0]})"
+
+
+def _without(config: DictConfig, keys: Iterable[str]) -> DictConfig:
+    """A copy that lacks some keys, so that the others can be checked."""
+    reduced = copy.deepcopy(config)
+    OmegaConf.set_struct(reduced, False)
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        section = OmegaConf.select(reduced, parent) if parent else reduced
+        del section[name]
+    return reduced
+
+
+def _one_line(error: BaseException) -> str:
+    """An error's text on one line, without hydra's account of where it looked."""
+    text = str(error).partition("Config search path:")[0]
+    return " ".join(text.split()).rstrip(".,")
+
+
+@contextmanager
+def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
+    """Collect a logger's warnings instead of letting them out."""
+    collected: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            collected.append(record.getMessage().removeprefix("spo: "))
+
+    handler, propagate = Collect(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield collected
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything below a section, not resolved."""
+    plain: Any = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    for key, value in plain.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, name)
+        else:
+            yield name, value
+
+
+def _belongs(key: str, known: set[str]) -> bool:
+    return key in known or any(key.startswith(f"{name}.") for name in known)

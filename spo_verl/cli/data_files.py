@@ -1,0 +1,68 @@
+"""Training files as a dataset whose prompts have the same identity as in verl's RLHFDataset, without a tokenizer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_verl.errors import SpoConfigError
+
+_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names that verl's ``data.prompt_key`` and so on give to columns."""
+
+    prompt: str = "prompt"
+    image: str = "images"
+    video: str = "videos"
+    audio: str = "audios"
+
+
+class DataFiles:
+    """Rows of training files, read as verl reads them; nothing is tokenized, decoded or filtered by length."""
+
+    def __init__(self, files: Sequence[Path], columns: Columns | None = None) -> None:
+        columns = columns or Columns()
+        self.dataframe = _read(files)
+        self.prompt_key = columns.prompt
+        self.image_key = columns.image
+        self.video_key = columns.video
+        self.audio_key = columns.audio
+
+    def __len__(self) -> int:
+        return len(self.dataframe)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.dataframe[row]
+
+
+def _read(files: Sequence[Path]) -> Any:
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    tables = []
+    for file in files:
+        if file.suffix not in _BUILDERS:
+            known = ", ".join(_BUILDERS)
+            raise SpoConfigError(
+                f"{file}: training data are files with one of the endings {known}, as verl reads them."
+            )
+        if not file.is_file():
+            raise SpoConfigError(f"there are no training data at {file.absolute()}: check --data.")
+        try:
+            tables.append(datasets.load_dataset(_BUILDERS[file.suffix], data_files=str(file))["train"])
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+            reason = error.__cause__ or error
+            raise SpoConfigError(f"{file} cannot be read ({reason}): restore it, or convert it again.") from error
+    try:
+        return datasets.concatenate_datasets(tables)
+    except ValueError as error:
+        raise SpoConfigError(
+            f"the files given to --data have different columns ({error}): give those of one kind."
+        ) from error

@@ -1,0 +1,70 @@
+"""``spo-verl doctor``: what is installed, and whether a run could start here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spo_verl.cli.health.findings import Finding
+
+SHORT_HELP = "Whether an SPO run could start here, and what to do if not."
+HELP = """Look at versions, plugin, seams, devices, Ray and the machine, and say what to do.
+
+verl, vLLM and Ray are imported in processes of their own, which takes some seconds. Nothing is changed, and no
+cluster is started. Exit status 1 if something would keep an SPO run from working."""
+
+_MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
+
+
+@verb
+def doctor(
+    time_limit: Annotated[float, typer.Option(min=1.0, help="Seconds that each import may take.")] = 120.0,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    findings = list(examine(time_limit))
+    counts = {status: sum(finding.status == status for finding in findings) for status in _MARKS}
+    data = {"ok": not counts["fail"], "counts": counts, "checks": [asdict(finding) for finding in findings]}
+    return Outcome(data, lambda console: _show(console, findings, counts), status=1 if counts["fail"] else 0)
+
+
+def examine(time_limit_s: float) -> Iterator[Finding]:
+    """Yield every finding, in the order of the report."""
+    from spo_verl.cli.health import devices, machine, processes, software, verl_side
+
+    answers = processes.ask(("verl", "devices", "ray"), time_limit_s=time_limit_s)
+    yield from software.versions()
+    yield verl_side.entry_point_finding()
+    yield verl_side.policy_finding(os.environ)
+    yield from verl_side.plugin_findings(answers["verl"])
+    yield from verl_side.seam_findings(answers["verl"])
+    yield from devices.device_findings(answers["verl"], answers["devices"], os.environ)
+    yield from verl_side.workaround_findings(answers["verl"])
+    yield from devices.ray_findings(answers["ray"], os.environ)
+    yield from machine.resources()
+
+
+def _show(console: Console, findings: list[Finding], counts: dict[str, int]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    group = None
+    for finding in findings:
+        heading = Text(finding.group if finding.group != group else "", "bold")
+        group = finding.group
+        word, style = _MARKS[finding.status]
+        table.add_row(heading, Text(word, style), Text(finding.name), Text(finding.found))
+        if finding.fix:
+            table.add_row("", "", "", Text(f"-> {finding.fix}", style if finding.status == "fail" else ""))
+    console.print(table)
+    console.print(Text(f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed", "bold"))

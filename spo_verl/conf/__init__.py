@@ -1,0 +1,25 @@
+"""Hydra config groups that the plugin adds to verl's: ``spo`` (presets) and, on a CPU, ``platform``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+PRESETS = _PACKAGE / "conf" / "spo"
+PLATFORMS = _PACKAGE / "cpu" / "conf" / "platform"
+
+
+def groups(*, cpu: bool = False) -> Iterator[tuple[str, str, Any]]:
+    """Yield ``(group, file name, content)`` of every config file of the plugin.
+
+    The files carry ``# @package _global_`` for readers and for use in a config directory of one's own; entries of
+    hydra's ConfigStore get the package from the caller.
+    """
+    from omegaconf import OmegaConf
+
+    folders = {"spo": PRESETS, **({"platform": PLATFORMS} if cpu else {})}
+    for group, folder in folders.items():
+        for path in sorted(folder.glob("*.yaml")):
+            yield group, path.name, OmegaConf.load(path)

@@ -1,0 +1,283 @@
+"""The settings under ``spo.*``: a frozen tree, checked once, all problems in one message.
+
+Every key, its type, default, range and meaning stand here and nowhere else; ``conf/spo/paper.yaml`` repeats the
+defaults for readers and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from spo_verl.errors import SpoConfigError
+
+_CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Retention = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class RewardConfig:
+    """Which number is the reward, and the range that it is declared to lie in."""
+
+    key: str | None = None
+    """``None``: the trajectory's score; otherwise a key of the reward's extra info (e.g. ``acc``)."""
+    low: float = 0.0
+    """Lower end of the declared range; rewards are mapped from it to [0, 1]."""
+    high: float = 1.0
+    """Upper end of the declared range; a reward outside stops the run."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class InitialConfig:
+    """What is known of the prompts before the first step, equation (6)."""
+
+    values: str | None = None
+    """Parquet file of offline values (``spo-verl values``); prompts that it lacks start at (1/2, 1/2)."""
+    prior: Literal["jeffreys", "none"] = "jeffreys"
+    """Smoothing of the offline success rates."""
+    tracker: str | None = None
+    """``spo`` folder of another run's checkpoint, whose values become the initial ones here."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class SamplingConfig:
+    """How prompts are drawn, equation (11)."""
+
+    mode: Literal["prioritized", "uniform"] = "prioritized"
+    """By the weight of equation (11), or all prompts alike."""
+    gamma: Share = 0.0
+    """Exponent of the effective sample size."""
+    epsilon: Annotated[float, Field(ge=0)] = 0.05
+    """Exploration bonus."""
+    quota: dict[str, Positive] | None = None
+    """Part of every batch that each data source (``data_source``) gets; all of them, only the proportions count.
+    ``None``: sources play no part. In braces: ``spo.sampling.quota='{openai/gsm8k: 3, code: 1}'``."""
+    max_in_flight: Annotated[int, Field(ge=1)] | None = 1
+    """A prompt with so many rollouts under way is not drawn; ``None``: no limit. In the synchronous trainer all
+    rollouts are over before the next draw."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class ForgettingConfig:
+    """How fast evidence is discounted as the policy drifts."""
+
+    mode: Literal["kl", "constant", "version", "drift"] = "kl"
+    """Retention from each prompt's divergence; ``rho`` at every visit; ``rho`` per policy version since the outcome was
+    generated (event time, SPO++); or from the policy's movement since the prompt's last visit, without a forward."""
+    reference: Literal["acting", "updated"] = "acting"
+    """Which policies the divergence compares (see docs/algorithm.md)."""
+    half_life: Positive = 0.06
+    """D_half: the divergence at which half of the evidence is forgotten."""
+    rho_min: Retention = 0.875
+    """Lower bound of the retention (``mode=kl``, ``drift``); 1 / (1 - rho_min) is the mass of offline values."""
+    rho_max: Retention = 0.96
+    """Upper bound of the retention (``mode=kl``, ``drift``), and that of a first visit."""
+    rho: Retention = 0.875
+    """Retention of ``mode=constant``, and retention per policy version of ``mode=version``."""
+    floor: Annotated[float, Field(ge=0)] = 0.0
+    """With ``mode=version``: mass of a prior that does not decay, half a success and half a failure for 1.0, so that a
+    prompt that was not visited for hundreds of versions returns to 1/2. 0 is equation (3) of SPO++ as printed."""
+    drift_scale: Positive = 1.0
+    """With ``mode=drift``: factor on the summed movement, which then stands for the divergence beside ``half_life``.
+    At 1 the movement of a step is the mean divergence of prompts visited one step before (docs/performance.md)."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class DriftConfig:
+    """Measuring the divergence on stored responses."""
+
+    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Stored tokens per response; ``None`` stores all of them."""
+    measure_both: bool = False
+    """Also measure the divergence of the other reference, for comparison."""
+    max_prompts: Annotated[int, Field(gt=0)] | None = None
+    """Stored responses that are scored per step at most; ``None``: all. Of prompts beyond the budget the divergence
+    stays unknown, and their evidence is discounted with the step's mean retention."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class AdvantageConfig:
+    """From rewards to advantages, equations (8) and (9)."""
+
+    baseline: Literal["value", "none"] = "value"
+    """What is subtracted from the reward: the tracker's value, or nothing (ablation)."""
+    measure: Literal["trajectory", "token"] = "trajectory"
+    """What a rollout weighs in the normalisation: itself, or its generated tokens (SPO++)."""
+    eps: Annotated[float, Field(ge=0)] = 1e-8
+    """Added to the standard deviation."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class LateConfig:
+    """Rollouts that a batch did not wait for; only in the asynchronous trainer modes."""
+
+    policy: Literal["carry", "abort", "drop"] = "carry"
+    """What becomes of them: they may join a later batch; they are stopped when the batch is full; or they finish, and
+    their outcomes are evidence without training."""
+    length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
+    """At least this share of each batch is taken in the order of dispatch instead of that of finishing, which favours
+    short responses; ``None``: none of it."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class EstimateConfig:
+    """Estimating offline values instead of training."""
+
+    output: str | None = None
+    """Parquet file to write; when set, the run only estimates and does not train."""
+    trials: Annotated[int, Field(gt=0)] = 8
+    """Responses per prompt, n0."""
+    chunk: Annotated[int, Field(gt=0)] = 256
+    """Prompts per finished part: what an interrupted estimation loses at most."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class SpoConfig:
+    """All settings of the plugin."""
+
+    preset: str | None = None
+    """Name of the preset that was composed; set by the preset itself."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the plugin's own random choices (the draws of prompts)."""
+    bspo: bool = False
+    """Several independent rollouts per prompt (``rollout.n`` > 1) are intended."""
+    rollout_n: str | None = None
+    """``module:function`` that chooses the rollouts of each prompt when it is dispatched, from its value and effective
+    sample size; ``None``: ``rollout.n`` for all. Needs ``spo.bspo``."""
+    oversample: Annotated[float, Field(ge=0)] | None = None
+    """Prompts kept in flight beyond a batch, as a share of it (0.5: half a batch more), so that a batch is made of the
+    first to finish; ``None``: as verl's ``num_warmup_batches`` says. Only in the asynchronous trainer modes."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    initial: InitialConfig = field(default_factory=InitialConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    late: LateConfig = field(default_factory=LateConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+
+    @property
+    def remembers_responses(self) -> bool:
+        """Whether a prompt's last response is stored for the divergence."""
+        return self.forgetting.mode == "kl"
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Log-prob columns of the response memory; forgetting uses the first."""
+        if not self.remembers_responses:
+            return ()
+        first = self.forgetting.reference
+        other = "updated" if first == "acting" else "acting"
+        return (first, other) if self.drift.measure_both else (first,)
+
+
+def known_keys(cls: type = SpoConfig, prefix: str = "spo") -> Iterator[str]:
+    """Yield the dotted name of every setting, in the order of the tree."""
+    for entry in fields(cls):
+        default = entry.default_factory() if callable(entry.default_factory) else None
+        name = f"{prefix}.{entry.name}"
+        if default is not None and is_dataclass(default):
+            yield from known_keys(type(default), name)
+        else:
+            yield name
+
+
+def _unknown(key: str) -> str:
+    close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]}?" if close else "the known keys are in conf/spo/paper.yaml."
+    return f"{key}: there is no such setting; {hint}"
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    if error["loc"][:2] == ("sampling", "quota"):
+        source = f" of {error['loc'][2]!r}" if len(error["loc"]) > 2 else ""
+        return (
+            f"spo.sampling.quota{source}: {error['input']!r}: {error['msg']}; give the name of each data source and a "
+            "finite number > 0, in braces, where names may hold dots and slashes: "
+            "spo.sampling.quota='{openai/gsm8k: 0.75, code.v2: 0.25}'."
+        )
+    key = ".".join(["spo", *(str(part) for part in error["loc"] if not str(part).startswith("function-"))])
+    if error["type"] == "unexpected_keyword_argument":
+        return _unknown(key)
+    return f"{key}={error['input']!r}: {error['msg']}; set {key} accordingly."
+
+
+def _ranges(config: SpoConfig) -> Iterator[str]:
+    if config.rollout_n is not None and not config.bspo:
+        yield (
+            f"spo.rollout_n={config.rollout_n} gives prompts several rollouts: say with spo.bspo=True that they are "
+            "meant, or set spo.rollout_n=null."
+        )
+    if not config.reward.low < config.reward.high:
+        yield (
+            f"spo.reward.low={config.reward.low} is not below spo.reward.high={config.reward.high}; declare "
+            "the range of your reward, e.g. low=-1 high=1 for math_dapo."
+        )
+    if config.initial.values is not None and config.initial.tracker is not None:
+        yield (
+            f"spo.initial.values={config.initial.values!r} and spo.initial.tracker={config.initial.tracker!r} both say "
+            "where a prompt's value begins; set one of them to null."
+        )
+    if config.forgetting.rho_min > config.forgetting.rho_max:
+        yield (
+            f"spo.forgetting.rho_min={config.forgetting.rho_min} is above "
+            f"spo.forgetting.rho_max={config.forgetting.rho_max}; swap or narrow them."
+        )
+    if config.sampling.quota is not None and not config.sampling.quota:
+        yield "spo.sampling.quota={} names no data source; name each with its share of a batch, or set it to null."
+    yield from _of_other_modes(config)
+
+
+def _of_other_modes(config: SpoConfig) -> Iterator[str]:
+    """Settings that the forgetting mode would leave without effect."""
+    mode = config.forgetting.mode
+    if config.drift.measure_both and mode != "kl":
+        yield (
+            f"spo.drift.measure_both=True needs stored responses, which spo.forgetting.mode={mode} does not keep; set "
+            "spo.forgetting.mode=kl."
+        )
+    if config.drift.max_prompts is not None and mode != "kl":
+        yield (
+            f"spo.drift.max_prompts={config.drift.max_prompts} bounds the forward over stored responses, which "
+            f"spo.forgetting.mode={mode} does not run; set it to null, or spo.forgetting.mode=kl."
+        )
+    if config.forgetting.floor and mode != "version":
+        yield (
+            f"spo.forgetting.floor={config.forgetting.floor} is the mass that evidence in event time keeps; with "
+            f"spo.forgetting.mode={mode} it would do nothing: set it to 0, or spo.forgetting.mode=version."
+        )
+    if config.forgetting.drift_scale != 1.0 and mode != "drift":
+        yield (
+            f"spo.forgetting.drift_scale={config.forgetting.drift_scale} scales the policy's summed movement; with "
+            f"spo.forgetting.mode={mode} it would do nothing: set it to 1.0, or spo.forgetting.mode=drift."
+        )
+
+
+def parse(section: Mapping[str, Any] | None) -> tuple[SpoConfig | None, list[str]]:
+    """Build the settings from plain mappings (the resolved ``spo`` section).
+
+    Returns:
+        The settings and no problems, or ``None`` and every problem as a sentence that names the fix. When only
+        the relations between settings are wrong, both are returned so that other checks can go on.
+    """
+    try:
+        config: SpoConfig = TypeAdapter(SpoConfig).validate_python(dict(section or {}))
+    except ValidationError as error:
+        return None, [_describe(item) for item in error.errors()]
+    return config, list(_ranges(config))
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise one :class:`SpoConfigError` that lists all problems; do nothing when there is none."""
+    if problems:
+        lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise SpoConfigError(f"{len(problems)} {noun} in the configuration of SPO:\n{lines}")

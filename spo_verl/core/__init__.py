@@ -1,0 +1,42 @@
+"""The maths of SPO: pure functions on numpy arrays (torch tensors where the trainer has them).
+
+Importing this package imports neither torch nor any trainer. Functions check their arguments first, return
+new arrays, and hold no state; ``WeightIndex`` is the one class, and says what it keeps. Errors are
+``SpoArgumentError`` and ``SpoRewardError``, both also ``ValueError``.
+"""
+
+from spo_verl.core.advantage import normalize_advantages
+from spo_verl.core.divergence import divergence
+from spo_verl.core.event_time import decay, evidence_at, fold_events, value_at
+from spo_verl.core.evidence import (
+    degenerate_probability,
+    effective_sample_size,
+    initial_evidence,
+    update_evidence,
+    value,
+)
+from spo_verl.core.forgetting import retention
+from spo_verl.core.sampling import WeightIndex, draw, quota_counts, quota_limits, sampling_weights, value_weights
+from spo_verl.errors import SpoArgumentError
+
+__all__ = [
+    "SpoArgumentError",
+    "WeightIndex",
+    "decay",
+    "degenerate_probability",
+    "divergence",
+    "draw",
+    "effective_sample_size",
+    "evidence_at",
+    "fold_events",
+    "initial_evidence",
+    "normalize_advantages",
+    "quota_counts",
+    "quota_limits",
+    "retention",
+    "sampling_weights",
+    "update_evidence",
+    "value",
+    "value_at",
+    "value_weights",
+]

@@ -1,0 +1,59 @@
+"""verl and vLLM without an accelerator. Optional, and inert unless ``VERL_PLATFORM=cpu`` is set.
+
+:func:`activate` is called while ``verl`` is being imported, in every process, so it only registers: the platform
+class at once, everything else as hooks that run when the module they concern is imported. ``+platform=cpu`` then
+sets the verl keys that a CPU needs (``conf/platform/cpu.yaml``).
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from spo_verl.cpu.registry import REGISTRY, Workaround, install_hooks
+
+__all__ = ["Workaround", "activate", "workarounds"]
+
+_MODULES = (
+    "platform",
+    "process_group",
+    "engines",
+    "rollout",
+    "polling",
+    "old_policy",
+    "trainer_log",
+    "weight_transfer",
+    "settings",
+    "process_env",
+    "environment",
+)
+_active = False
+
+
+def workarounds() -> tuple[Workaround, ...]:
+    """Every workaround, in the order in which they are declared."""
+    for module in _MODULES:
+        importlib.import_module(f"spo_verl.cpu.{module}")
+    return tuple(REGISTRY)
+
+
+def activate() -> None:
+    """Make verl run on a CPU in this process and in those it starts. Calling it again changes nothing.
+
+    Raises:
+        SpoVersionError: a module that is already imported is not as a workaround expects it; for modules that are
+            imported later, their import raises it.
+    """
+    global _active
+    if _active:
+        return
+    # Set first: the platform module imports verl, whose plugin activates in turn.
+    _active = True
+    try:
+        workarounds()
+        from spo_verl.cpu.process_env import set_defaults
+
+        set_defaults()
+        install_hooks()
+    except BaseException:
+        _active = False
+        raise

@@ -1,0 +1,212 @@
+"""verl's validation dumps: one JSON object per generated trajectory, ``<trainer.validation_data_dir>/<step>.jsonl``."""
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spo_verl.config import RewardConfig
+from spo_verl.data.canonical import canonical_json
+from spo_verl.data.identity import DatasetKeys
+from spo_verl.data.values.report import MatchReport, require_some
+from spo_verl.data.values.table import OfflineValues, provenance
+from spo_verl.data.values.texts import (
+    PromptText,
+    counted,
+    identified,
+    prompt_texts,
+    reward_in_unit_range,
+    rows_without,
+    squeeze,
+)
+from spo_verl.errors import SpoValuesError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Trials:
+    """What the dumps hold: ground truth and rendered input -> sum of rewards and number of trials."""
+
+    sums: defaultdict[tuple[bytes, str], float] = field(default_factory=lambda: defaultdict(float))
+    counts: Counter[tuple[bytes, str]] = field(default_factory=Counter)
+    steps: Counter[Any] = field(default_factory=Counter)
+    sessions: set[tuple[str, ...]] = field(default_factory=set)
+    repeated: int = 0
+
+
+def from_validation_dump(
+    paths: str | Path | Sequence[str | Path],
+    dataset: Any,
+    *,
+    keys: DatasetKeys | None = None,
+    reward: RewardConfig | None = None,
+    mixed_steps: bool = False,
+    policy: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    date: str | None = None,
+) -> tuple[OfflineValues, MatchReport]:
+    """Read validation dumps that verl made of (part of) the training data, without any tokenizer.
+
+    A line belongs to the prompt whose ground truth equals its ``gts`` and whose messages stand in its ``input`` (the
+    rendered prompt), in order and white space aside; the model's own earlier messages do not take part, as templates
+    shorten them. Where several fit, the longest does: a short question may be part of a longer one. Prompts with the
+    same texts and ground truth (which differ in media, tools or data source) are all given the trials, and reported.
+    An agent loop that returns several outputs writes one line each under one session; a session is one trial.
+
+    Cost: prompts with the line's ground truth are compared one by one, once per distinct input.
+
+    Args:
+        paths: One or more ``.jsonl`` files.
+        dataset: As in `from_reference_json`.
+        keys: As in `from_reference_json`.
+        reward: Which field is the reward (``key``; None: ``score``), and its range, mapped to [0, 1].
+        mixed_steps: Whether lines of several training steps, and so of several policies, may be added up.
+        policy, sampling, date: For the provenance, as in `provenance`.
+
+    Returns:
+        The values, and what matched; an entry is a distinct rendered prompt.
+
+    Raises:
+        SpoValuesError: A file is missing a line is not one of verl's (names file and line), the steps differ, or
+            nothing matches.
+        SpoRewardError: A reward is missing or outside its range. Names file and line.
+    """
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    found = _collect(files, reward or RewardConfig())
+    if len(found.steps) > 1 and not mixed_steps:
+        raise SpoValuesError(
+            f"the dumps are of {len(found.steps)} training steps ({_listed(found.steps)}), and a success rate holds "
+            "for one policy only: give the files of one step (0.jsonl for the initial policy), or allow mixed steps"
+        )
+    keys = identified(dataset, keys)
+    texts = prompt_texts(dataset, keys)
+    sums: defaultdict[int, float] = defaultdict(float)
+    trials: Counter[int] = Counter()
+    unmatched, shared = [], []
+    candidates = _by_ground_truth(texts)
+    for (truth, rendered), count in found.counts.items():
+        slots = _matching(squeeze(rendered), candidates.get(truth, ()), texts)
+        if not slots:
+            unmatched.append(rendered)
+        elif len(slots) > 1:
+            shared.append(rendered)
+        for slot in slots:
+            sums[slot] += found.sums[truth, rendered]
+            trials[slot] += count
+    report = MatchReport(
+        source=f"validation dump, {', '.join(map(str, files))}",
+        prompts=keys.prompts,
+        matched=len(trials),
+        entry="rendered prompt",
+        entries=len(found.counts),
+        unmatched_entries=tuple(unmatched),
+        shared_entries=tuple(shared),
+        unmatched_row_U=rows_without(keys, trials),
+        notes=tuple(_notes(found)),
+    )
+    require_some(report)
+    logger.info("%s", report)
+    names = [file.name for file in files]
+    source = provenance(
+        "validation_dump", policy=policy, sampling=sampling, date=date, files=names, steps=sorted(map(str, found.steps))
+    )
+    return counted(keys, sums, trials, source), report
+
+
+def _notes(found: _Trials) -> Iterator[str]:
+    if found.repeated:
+        reason = "its further outputs, or a file given twice"
+        yield f"{found.repeated} lines repeat a session ({reason}) and were not counted again"
+    if len(found.steps) > 1:
+        yield f"trials of several training steps were added up: {_listed(found.steps)}"
+
+
+def _listed(steps: Mapping[Any, int]) -> str:
+    return ", ".join(f"{step}: {count} trials" for step, count in steps.items())
+
+
+def _collect(files: Sequence[Path], reward: RewardConfig) -> _Trials:
+    found = _Trials()
+    for file in files:
+        for number, line in _lines(file):
+            where = f"{file}, line {number}"
+            if (session := _session(line)) is not None:
+                if session in found.sessions:
+                    found.repeated += 1
+                    continue
+                found.sessions.add(session)
+            name = "score" if reward.key is None else reward.key
+            group = (canonical_json(line.get("gts")), line["input"])
+            found.sums[group] += reward_in_unit_range(line.get(name), reward, where)
+            found.counts[group] += 1
+            found.steps[line.get("step")] += 1
+    if not found.counts:
+        raise SpoValuesError(f"there is no line in {', '.join(map(str, files)) or 'no file at all'}: check the paths")
+    return found
+
+
+def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with file.open(encoding="utf-8") as text:
+            for number, line in enumerate(text, 1):
+                if line.strip():
+                    yield number, _parsed(line, f"{file}, line {number}")
+    except OSError as error:
+        raise SpoValuesError(f"{file} cannot be read ({error}): name the .jsonl files themselves") from error
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise SpoValuesError(f"{where}: not readable JSON ({error}); was verl stopped while it wrote?") from error
+    if not isinstance(content, dict) or not isinstance(content.get("input"), str):
+        raise SpoValuesError(f"{where}: no text under 'input', so this is not one of verl's validation dumps")
+    return content
+
+
+def _session(line: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """uid and session of ``{uid}_{session}_{index}``; None where the dump tells neither (verl before 0.9)."""
+    uid = line.get("uid")
+    parts = uid.rsplit("_", 2) if isinstance(uid, str) else []
+    return (parts[0], parts[1]) if len(parts) == 3 else None
+
+
+def _by_ground_truth(texts: Sequence[PromptText]) -> dict[bytes, list[int]]:
+    """Ground truth -> its slots, those with the longest texts first; prompts without any text cannot be found."""
+    slots: defaultdict[bytes, list[int]] = defaultdict(list)
+    for slot, text in enumerate(texts):
+        if text.pieces:
+            slots[text.truth].append(slot)
+    for of_truth in slots.values():
+        of_truth.sort(key=lambda slot: -_length(texts[slot]))
+    return slots
+
+
+def _length(text: PromptText) -> int:
+    return sum(map(len, text.pieces))
+
+
+def _matching(rendered: str, slots: Sequence[int], texts: Sequence[PromptText]) -> list[int]:
+    """The slots of the longest texts that stand in a rendered prompt; none when two different ones tie."""
+    found: list[int] = []
+    for slot in slots:
+        if found and _length(texts[slot]) < _length(texts[found[0]]):
+            break
+        if _stands_in(texts[slot].pieces, rendered):
+            found.append(slot)
+    return found if len({texts[slot].pieces for slot in found}) == 1 else []
+
+
+def _stands_in(pieces: Sequence[str], rendered: str) -> bool:
+    position = 0
+    for piece in pieces:
+        position = rendered.find(piece, position)
+        if position < 0:
+            return False
+        position += len(piece)
+    return True

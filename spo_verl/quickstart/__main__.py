@@ -1,0 +1,128 @@
+"""``python -m spo_verl.quickstart``: see SPO improve a small model on a CPU, through verl's stock command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from spo_verl.errors import SpoError
+from spo_verl.quickstart.compare import compare
+from spo_verl.quickstart.errors import QuickstartError
+from spo_verl.quickstart.run import quickstart
+from spo_verl.quickstart.runs import finished_runs
+from spo_verl.quickstart.settings import Limits, Settings
+from spo_verl.quickstart.warmstart import WarmStartSettings
+
+
+def parser() -> argparse.ArgumentParser:
+    default, limits, warm = Settings(), Limits(), WarmStartSettings()
+    arguments = argparse.ArgumentParser(
+        prog="quickstart.sh",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="A second call with the same settings goes on where the first one ended. Further arguments of the form "
+        "key=value go to verl unchanged, e.g. spo.sampling.mode=uniform; with --compare the arguments are run folders.",
+    )
+    run = arguments.add_argument_group("what is run")
+    run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator)
+    run.add_argument("--seed", type=int, default=default.seed, help="of task, model, warm start and sampling")
+    run.add_argument("--steps", type=int, default=default.steps, help="training steps")
+    run.add_argument("--trajectories", type=int, default=default.trajectories, help="responses per step")
+    run.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    run.add_argument("--train-prompts", type=int, default=default.train_prompts)
+    run.add_argument("--held-out-prompts", type=int, default=default.held_out_prompts)
+    run.add_argument(
+        "--offline-trials", type=int, default=default.offline_trials, help="responses per prompt before the training"
+    )
+    run.add_argument(
+        "--no-offline-values", dest="offline_trials", action="store_const", const=0, help="the same with 0"
+    )
+    run.add_argument("--warm-start-accuracy", type=float, default=warm.target, help="where it stops")
+    run.add_argument("--warm-start-seconds", type=float, default=warm.max_seconds, help="and at the latest")
+    call = arguments.add_argument_group("this call")
+    call.add_argument("--fresh", action="store_true", help="start a new run, also where one can be continued")
+    call.add_argument("--compare", action="store_true", help="put finished runs into one table and one plot")
+    call.add_argument("--time-limit", type=float, default=limits.seconds, help="seconds for the whole call")
+    call.add_argument("--memory-limit", type=float, default=limits.memory_gib, help="GiB for verl and its workers")
+    call.add_argument(
+        "--silence-limit", type=float, default=limits.silence_s, help="seconds without output that mean a hang"
+    )
+    call.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(os.environ.get("SPO_RUNS", "runs")) / "quickstart",
+        help="where runs and warm-started models go",
+    )
+    arguments.add_argument("overrides", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
+    return arguments
+
+
+def settings_from(given: argparse.Namespace) -> Settings:
+    return Settings(
+        estimator=given.estimator,
+        steps=given.steps,
+        trajectories=given.trajectories,
+        learning_rate=given.learning_rate,
+        seed=given.seed,
+        train_prompts=given.train_prompts,
+        held_out_prompts=given.held_out_prompts,
+        offline_trials=given.offline_trials,
+        warm_start=dataclasses.replace(
+            WarmStartSettings(), target=given.warm_start_accuracy, max_seconds=given.warm_start_seconds
+        ),
+        overrides=tuple(given.overrides),
+    )
+
+
+def limits_from(given: argparse.Namespace) -> Limits:
+    return Limits(seconds=given.time_limit, silence_s=given.silence_limit, memory_gib=given.memory_limit)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    # An exception, so that the training is ended before this process is.
+    raise SystemExit(128 + number)
+
+
+def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
+    """Do what the command line asks for.
+
+    Returns:
+        Exit status (0 after success, 1 after a failure with its reason on stderr, 2 for wrong settings) and the result.
+    """
+    given = parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        if given.compare:
+            found = compare(finished_runs(given.folder, tuple(given.overrides)), given.folder)
+            say(found.pop("text"))
+            return 0, found
+        return 0, quickstart(settings_from(given), given.folder, limits=limits_from(given), fresh=given.fresh, say=say)
+    except SpoError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2, None
+    except QuickstartError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1, None
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; the training and everything it had started were ended. The same call again goes on.",
+            file=sys.stderr,
+        )
+        return 130, None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return execute(sys.argv[1:] if arguments is None else arguments, lambda line: print(line, flush=True))[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

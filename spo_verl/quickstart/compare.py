@@ -1,0 +1,119 @@
+"""Finished runs in one table and one plot."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spo_verl.quickstart.plots import draw_comparison
+from spo_verl.quickstart.runs import write_json
+from spo_verl.quickstart.tables import make_table, plus_minus, rendered
+
+Result = Mapping[str, Any]
+
+
+def compare(results: Sequence[Result], folder: Path) -> dict[str, Any]:
+    """Write ``compare.png`` and ``compare.json`` into ``folder``; return the latter with the table under ``text``."""
+    groups = by_variant(results)
+    rows = [_row(result) for group in groups.values() for result in group]
+    means = {variant: group_means(group) for variant, group in groups.items()}
+    plot = folder / "compare.png"
+    draw_comparison(groups, plot)
+    found = {"runs": rows, "variants": means, "plot": str(plot)}
+    write_json(folder / "compare.json", found)
+    return {**found, "text": _text(groups, means, plot)}
+
+
+def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Runs that differ in their seed only, together, by seed."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: (result["variant"], result["settings"]["seed"])):
+        groups.setdefault(result["variant"], []).append(result)
+    return groups
+
+
+def group_means(group: Sequence[Result]) -> dict[str, Any]:
+    """Mean change of a variant's runs and, from two on, its standard error over runs."""
+    means: dict[str, Any] = {"runs": len(group), "seeds": [result["settings"]["seed"] for result in group]}
+    for key in ("held_out", "train"):
+        changes = [result[key]["change"] for result in group]
+        error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else None
+        after = statistics.fmean(result[key]["after"] for result in group)
+        means[key] = {"after": after, "change": statistics.fmean(changes), "standard_error_over_runs": error}
+    return means
+
+
+def _row(result: Result) -> dict[str, Any]:
+    spent = result["spent"]
+    return {
+        "variant": result["variant"],
+        "seed": result["settings"]["seed"],
+        "steps": result["settings"]["steps"],
+        "trajectories": spent["total"]["trajectories"],
+        "offline_trajectories": spent.get("offline values", {}).get("trajectories", 0),
+        "response_tokens": spent["total"]["response_tokens"],
+        "minutes": sum(result["seconds"].values()) / 60,
+        "folder": result["folder"],
+        **{
+            f"{key}_{name}": result[key][name]
+            for key in ("held_out", "train")
+            for name in ("before", "after", "change", "standard_error")
+        },
+    }
+
+
+def _text(groups: Mapping[str, Sequence[Result]], means: Mapping[str, Any], plot: Path) -> str:
+    table = make_table(
+        "variant",
+        "seed",
+        "trajectories\n(offline)",
+        "held out\nbefore",
+        "\nafter",
+        "\nchange",
+        "train\nafter",
+        "\nchange",
+        "minutes",
+    )
+    for variant, group in groups.items():
+        for result in group:
+            row = _row(result)
+            table.add_row(
+                variant,
+                str(row["seed"]),
+                f"{row['trajectories']:,} ({row['offline_trajectories']:,})",
+                f"{row['held_out_before']:.3f}",
+                f"{row['held_out_after']:.3f}",
+                plus_minus(row["held_out_change"], row["held_out_standard_error"]),
+                f"{row['train_after']:.3f}",
+                plus_minus(row["train_change"], row["train_standard_error"]),
+                f"{row['minutes']:.1f}",
+            )
+        if len(group) > 1:
+            mean = means[variant]
+            table.add_row(
+                "",
+                f"mean of {len(group)}",
+                "",
+                "",
+                *(
+                    text
+                    for key in ("held_out", "train")
+                    for text in (
+                        f"{mean[key]['after']:.3f}",
+                        plus_minus(mean[key]["change"], mean[key]["standard_error_over_runs"]),
+                    )
+                ),
+                "",
+            )
+        table.add_section()
+    return "\n".join(
+        [
+            rendered(table),
+            "Exact accuracies; +- is the standard error: over prompts in a run's line, over runs in that of a mean.",
+            "Trajectories count offline ones. Runs of one seed share task and warm-started model.",
+            f"Plot: {plot}",
+        ]
+    )

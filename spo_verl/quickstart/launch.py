@@ -1,0 +1,188 @@
+"""Start ``python -m verl.trainer.main_ppo`` on a CPU and report how it went.
+
+:func:`run_main_ppo` is what the quickstart and the system tests use: its own Ray cluster in a directory of its own,
+a time limit, a silence limit, verl's metrics as a list, and no process left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_verl.quickstart.supervise import Outcome, supervise
+
+LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
+
+_RAY_PATH_LIMIT = 40
+"""Ray puts sockets about 65 characters below its directory, and Linux allows 107 in all."""
+
+ENVIRONMENT: dict[str, str] = {
+    "VERL_PLATFORM": "cpu",
+    "HYDRA_FULL_ERROR": "1",
+    "PYTHONUNBUFFERED": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
+    # More threads than idle cores make OpenMP wait in a spin, which slows a model of this size down twentyfold.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or ended run. ``metrics`` holds verl's records ``{"step": ..., "data": {...}}`` in order."""
+
+    outcome: Outcome
+    folder: Path
+    metrics: tuple[dict[str, Any], ...]
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / LOG_NAME
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome.status == "finished"
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def series(self, key: str) -> dict[int, float]:
+        """Values of one metric by step, where it was reported."""
+        return {record["step"]: record["data"][key] for record in self.metrics if key in record["data"]}
+
+
+def hydra_value(value: object) -> str:
+    """Text that hydra reads back as ``value``: strings are quoted unless they are plain, so spaces are safe."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(hydra_value(item) for item in value)}]"
+    text = str(value)
+    if isinstance(value, (int, float)) or re.fullmatch(r"[A-Za-z0-9_./:@-]+", text):
+        return text
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def main_ppo_command(overrides: Sequence[str], *, python: str = sys.executable) -> list[str]:
+    """The stock command with hydra overrides."""
+    return [python, "-m", "verl.trainer.main_ppo", *overrides]
+
+
+def ray_directory() -> Path:
+    """A fresh directory for one Ray cluster, with a path short enough for its sockets."""
+    base = Path(os.environ.get("SPO_RAY_TMP") or tempfile.gettempdir())
+    if len(str(base)) > _RAY_PATH_LIMIT - len("/spo-12345678"):
+        base = Path("/tmp")
+    return Path(tempfile.mkdtemp(prefix="spo-", dir=base))
+
+
+def child_environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with what a run of its own needs.
+
+    Another cluster that RAY_ADDRESS names is never joined, and Ray's token is made for this run: two first runs
+    would otherwise write the user's token file at the same time.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_NAMESPACE")}
+    own = {
+        "VERL_FILE_LOGGER_PATH": str(folder / METRICS_NAME),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    return {**inherited, **ENVIRONMENT, **own, **(extra or {})}
+
+
+def run_main_ppo(
+    overrides: Sequence[str],
+    folder: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    time_limit_s: float = 1200.0,
+    silence_limit_s: float = 300.0,
+    memory_limit_bytes: float = math.inf,
+    on_text: Callable[[str], None] = lambda text: None,
+    python: str = sys.executable,
+) -> Run:
+    """Run verl's trainer with ``overrides`` in ``folder`` (made if need be) and wait for it, within the limits.
+
+    Added to ``overrides``, which come last and therefore win: the platform group, a Ray cluster of the run's own,
+    verl's file logger, and the place of hydra's and the trainer's output. ``folder`` receives ``train.log``,
+    ``metrics.jsonl``, ``command.txt`` and ``checkpoints``; after a failure also Ray's own logs.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    ray = ray_directory()
+    try:
+        # A group can be chosen only once, and comes before the values that override it.
+        given = [override for override in overrides if override != "+platform=cpu"]
+        command = main_ppo_command(["+platform=cpu", *_run_overrides(folder, ray), *given], python=python)
+        (folder / COMMAND_NAME).write_text("\n".join(command) + "\n")
+        outcome = supervise(
+            command,
+            log_path=folder / LOG_NAME,
+            env=child_environment(folder, env),
+            cwd=folder,
+            time_limit_s=time_limit_s,
+            silence_limit_s=silence_limit_s,
+            memory_limit_bytes=memory_limit_bytes,
+            on_text=on_text,
+        )
+        if outcome.status != "finished":
+            keep_ray_logs(ray, folder / "ray_logs")
+    finally:
+        shutil.rmtree(ray, ignore_errors=True)
+    return Run(outcome, folder, tuple(read_metrics(folder / METRICS_NAME)))
+
+
+def _run_overrides(folder: Path, ray: Path) -> list[str]:
+    return [
+        "+ray_kwargs.ray_init.address=local",
+        f"+ray_kwargs.ray_init._temp_dir={hydra_value(ray)}",
+        "trainer.logger=[console,file]",
+        f"trainer.default_local_dir={hydra_value(folder / 'checkpoints')}",
+        f"hydra.run.dir={hydra_value(folder / 'hydra')}",
+    ]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """verl's file log. A last line that is still being written is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_000) -> None:
+    """Copy the ends of Ray's own logs: a worker that died in native code left its last words only there."""
+    for log in sorted(ray.glob("session_*/logs/*")):
+        if log.is_symlink() or not log.is_file() or log.stat().st_size == 0:
+            continue
+        destination.mkdir(parents=True, exist_ok=True)
+        with log.open("rb") as source:
+            source.seek(max(0, log.stat().st_size - at_most_bytes))
+            (destination / log.name).write_bytes(source.read())
+
+
+def relevant_tail(log: str, *, lines: int = 40) -> str:
+    """The part of a log that says why a run failed: the last traceback, or simply its end."""
+    text = log.splitlines()
+    starts = [number for number, line in enumerate(text) if "Traceback (most recent call last)" in line]
+    if starts and len(text) - starts[-1] <= 4 * lines:
+        return "\n".join(text[starts[-1] :][: 2 * lines])
+    return "\n".join(text[-lines:])

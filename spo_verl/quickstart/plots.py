@@ -1,0 +1,144 @@
+"""The figures of the quickstart, drawn into PNG files without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spo_verl.errors import SpoError
+from spo_verl.quickstart.task import LEVELS
+
+BEFORE, AFTER, GRID, OFFLINE = "#9aa5b1", "#1f6fb2", "#e3e7eb", "#d5dbe1"
+COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0", "#b0913f", "#5b6770")
+
+
+class PlotError(SpoError):
+    """matplotlib is not installed."""
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str) -> Iterator[Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PlotError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
+    # Without pyplot: no global state, and no display is looked for.
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(color=GRID, linewidth=0.8)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    yield axes
+    scratch = path.with_name(f".{path.name}.writing")
+    figure.savefig(scratch, dpi=130, format="png")
+    scratch.replace(path)
+
+
+def draw_summary(result: Mapping[str, Any], path: Path) -> None:
+    """Accuracy by level on both sets, accuracy over what was spent, and the tracker against the truth."""
+    settings = result["settings"]
+    with _figure(path, 2, 2, (11, 8), f"{result['variant']}, seed {settings['seed']}") as axes:
+        _levels(axes[0][0], result["held_out"], "held-out prompts")
+        _levels(axes[0][1], result["train"], "training prompts, uniformly")
+        _curves(axes[1][0], result)
+        if result["tracker"] is None:
+            axes[1][1].set_axis_off()
+            axes[1][1].text(0.5, 0.5, "no tracker: the group baseline forgets\neach prompt after its step", ha="center")
+        else:
+            _truth(axes[1][1], result["tracker"]["prompts"])
+
+
+def _levels(axis: Any, found: Mapping[str, Any], name: str) -> None:
+    positions = range(len(LEVELS))
+    axis.bar(
+        [p - 0.2 for p in positions],
+        found["before_by_level"],
+        0.4,
+        color=BEFORE,
+        label=f"before: {found['before']:.3f}",
+    )
+    axis.bar(
+        [p + 0.2 for p in positions],
+        found["after_by_level"],
+        0.4,
+        yerr=found["standard_error_by_level"],
+        error_kw={"elinewidth": 1},
+        color=AFTER,
+        label=f"after: {found['after']:.3f} (change {found['change']:+.3f} +- {found['standard_error']:.3f})",
+    )
+    axis.set_xticks(list(positions), [level for level, _ in LEVELS], rotation=30, ha="right")
+    axis.set_ylim(0, 1)
+    axis.set_title(f"accuracy on {found['prompts']} {name}", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _curves(axis: Any, result: Mapping[str, Any]) -> None:
+    for key, name, colour in (("held_out", "held out", AFTER), ("train", "training prompts, uniformly", COLOURS[1])):
+        x, y = curve(result, key)
+        axis.plot(x, y, marker="o", markersize=3, color=colour, label=name)
+    offline = result["spent"].get("offline values", {}).get("trajectories", 0)
+    if offline:
+        axis.axvspan(0, offline, color=OFFLINE, label="offline values")
+    axis.set_xlim(left=0)
+    axis.set_xlabel("trajectories spent")
+    axis.set_title("accuracy over trajectories", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def curve(result: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
+    """Trajectories spent, offline ones first, and accuracy at each checkpoint."""
+    offline = result["spent"].get("offline values", {}).get("trajectories", 0)
+    per_step = result["settings"]["trajectories"]
+    return [offline + point["step"] * per_step for point in result["curve"]], [point[key] for point in result["curve"]]
+
+
+def _truth(axis: Any, prompts: Sequence[Mapping[str, Any]]) -> None:
+    points = axis.scatter(
+        [prompt["after"] for prompt in prompts],
+        [prompt["value"] for prompt in prompts],
+        c=[prompt["visits"] for prompt in prompts],
+        s=9,
+        cmap="viridis",
+        alpha=0.7,
+        linewidths=0,
+    )
+    axis.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.set_xlabel("true success rate of the final policy")
+    axis.set_ylabel("value in the tracker")
+    axis.set_title("tracker and truth, one point per training prompt", fontsize=10)
+    axis.figure.colorbar(points, ax=axis, label="visits")
+
+
+def draw_comparison(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Accuracy over trajectories spent, both sets: a thin line per run, a thick one for the mean of a variant."""
+    names = (("held_out", "held-out prompts"), ("train", "training prompts, uniformly"))
+    with _figure(path, 1, 2, (11, 4.5), "accuracy over trajectories spent (offline ones counted)") as axes:
+        for axis, (key, name) in zip(axes[0], names, strict=True):
+            for index, (variant, results) in enumerate(groups.items()):
+                _comparison(axis, variant, results, key, COLOURS[index % len(COLOURS)])
+            axis.set_title(name, fontsize=10)
+            axis.set_xlabel("trajectories spent")
+            axis.set_xlim(left=0)
+        axes[0][0].legend(frameon=False, fontsize=8)
+
+
+def _comparison(axis: Any, variant: str, results: Sequence[Mapping[str, Any]], key: str, colour: str) -> None:
+    curves = [curve(result, key) for result in results]
+    for x, y in curves:
+        axis.plot(x, y, color=colour, linewidth=0.8, alpha=0.5 if len(curves) > 1 else 1.0)
+    label = f"{variant} ({len(curves)} run{'s' if len(curves) > 1 else ''})"
+    # A mean needs equal places; runs that were saved at other steps show as thin lines only.
+    if all(x == curves[0][0] for x, _ in curves):
+        mean = [sum(values) / len(values) for values in zip(*(y for _, y in curves), strict=True)]
+        axis.plot(curves[0][0], mean, color=colour, linewidth=2, marker="o", markersize=3, label=label)
+    else:
+        axis.plot([], [], color=colour, linewidth=2, label=label)

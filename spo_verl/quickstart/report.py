@@ -1,0 +1,161 @@
+"""What came of a run, in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spo_verl.quickstart.tables import make_table, plus_minus, rendered
+from spo_verl.quickstart.task import LEVELS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The whole text for one finished run; ``result`` is its ``result.json``."""
+    parts = [
+        "Accuracy before and after: the probability that a response at temperature 1 is right, computed exactly;",
+        "+- is the standard error over prompts, paired prompt by prompt.",
+        rendered(_accuracy_table(result)),
+        _verdict(result),
+        "",
+        "What it cost",
+        rendered(_spent_table(result["spent"])),
+        _time_and_memory(result),
+    ]
+    if result["tracker"] is not None:
+        parts += ["", *_tracker_lines(result["tracker"])]
+    return "\n".join([*parts, "", *_places(result), "", *_next(result)])
+
+
+def _accuracy_table(result: Mapping[str, Any]) -> Table:
+    held_out, train = result["held_out"], result["train"]
+    table = make_table(
+        "level",
+        f"held out ({held_out['prompts']})\nbefore",
+        "\nafter",
+        "\nchange",
+        f"training set ({train['prompts']})\nbefore",
+        "\nafter",
+        "\nchange",
+    )
+    for index, (name, _) in enumerate(LEVELS):
+        row = [name]
+        for found in (held_out, train):
+            before, after = found["before_by_level"][index], found["after_by_level"][index]
+            row += [
+                f"{before:.3f}",
+                f"{after:.3f}",
+                plus_minus(after - before, found["standard_error_by_level"][index]),
+            ]
+        table.add_row(*row)
+    table.add_section()
+    total = ["all, uniformly"]
+    for found in (held_out, train):
+        total += [
+            f"{found['before']:.3f}",
+            f"{found['after']:.3f}",
+            plus_minus(found["change"], found["standard_error"]),
+        ]
+    table.add_row(*total)
+    return table
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    held_out = result["held_out"]
+    change, error = held_out["change"], held_out["standard_error"]
+    times = abs(change) / error if error else float("inf")
+    word = "better" if change > 0 else "worse"
+    clear = "beyond" if times > 3 else "not beyond"
+    seed = result["settings"]["seed"]
+    sampled = ", ".join(f"{entry['accuracy']:.3f}" for entry in (result["sampled"][0], result["sampled"][-1]))
+    return (
+        f"Held-out prompts: {word} by {abs(change):.3f}, {times:.1f} standard errors, {clear} the noise of the choice\n"
+        f"of prompts. That is seed {seed} alone; another seed gives another policy, --compare puts "
+        f"both together.\nverl's own validation, one sampled response per prompt: {sampled} (standard error "
+        f"{result['sampled'][-1]['standard_error']:.3f})."
+    )
+
+
+def _spent_table(spent: Mapping[str, Any]) -> Table:
+    table = make_table("", "trajectories", "response tokens", "prompt tokens")
+    for name, used in spent.items():
+        if name == "total":
+            table.add_section()
+        table.add_row(name, *(f"{used[key]:,}" for key in ("trajectories", "response_tokens", "prompt_tokens")))
+    return table
+
+
+def _time_and_memory(result: Mapping[str, Any]) -> str:
+    seconds = result["seconds"]
+    steps = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items() if value)
+    return (
+        f"{sum(seconds.values()) / 60:.1f} minutes ({steps}); memory at most {result['peak_bytes'] / 2**30:.1f} GiB.\n"
+        "Validation is not counted in the table."
+    )
+
+
+def _tracker_lines(tracker: Mapping[str, Any]) -> list[str]:
+    found = tracker["tracker"]
+    lines = [
+        f"The tracker against the true success rates of the final policy ({found['prompts']} training prompts):",
+        f"  mean absolute error {found['mean_absolute_error']:.3f} (the best constant: {found['constant_error']:.3f}), "
+        f"mean difference {found['mean_difference']:+.3f}, correlation {found['correlation']:.2f}",
+    ]
+    if "offline" in tracker:
+        offline = tracker["offline"]
+        lines.append(
+            f"  offline values against the initial policy, {offline['prompts']} prompts: mean absolute error "
+            f"{offline['mean_absolute_error']:.3f}, correlation {offline['correlation']:.2f}"
+        )
+    table = make_table(
+        "one prompt per level", "right answers\noffline", "true rate\nbefore", "visits", "tracker", "true rate\nafter"
+    )
+    for prompt in panel(tracker["prompts"]):
+        offline = f"{prompt['successes']:.0f} of {prompt['trials']}" if prompt["trials"] else "-"
+        table.add_row(
+            f"{LEVELS[prompt['level'] - 1][0]}: {prompt['question']}",
+            offline,
+            f"{prompt['before']:.3f}",
+            str(prompt["visits"]),
+            f"{prompt['value']:.3f}",
+            f"{prompt['after']:.3f}",
+        )
+    return [*lines, rendered(table)]
+
+
+def panel(prompts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first prompt of each level, so that nothing is picked."""
+    first: dict[int, Mapping[str, Any]] = {}
+    for prompt in prompts:
+        first.setdefault(prompt["level"], prompt)
+    return [first[level] for level in sorted(first)]
+
+
+def _places(result: Mapping[str, Any]) -> list[str]:
+    folder = result["folder"]
+    lines = [
+        f"Where it lies: {folder}",
+        "  summary.png         the figures of this text",
+        "  result.json         everything above as numbers, every prompt's rates included",
+        "  checkpoints/        verl's; actor/huggingface is the model, spo/ the tracker",
+        "  attempts/           each launch of verl: command.txt, train.log, metrics.jsonl",
+    ]
+    if "offline values" in result["spent"]:
+        lines.append("  values.parquet      offline values: spo-verl values show values.parquet")
+    return lines
+
+
+def _next(result: Mapping[str, Any]) -> list[str]:
+    settings = result["settings"]
+    other = "grpo" if settings["estimator"] == "spo" else "spo"
+    ideas = {
+        f"./quickstart.sh --seed {settings['seed'] + 1}": "is it luck?",
+        f"./quickstart.sh --estimator {other}": "the other estimator, with as many trajectories per step",
+        "./quickstart.sh --no-offline-values": "what offline values are worth",
+        "./quickstart.sh spo.sampling.mode=uniform": "any setting of SPO or verl",
+        "./quickstart.sh --compare": "all finished runs in one table and one plot",
+        "docs/howto-your-recipe.md": "three lines in a recipe of your own",
+    }
+    return ["What to try next", *(f"  {command:<44}{what}" for command, what in ideas.items())]

@@ -1,0 +1,231 @@
+"""The quickstart from beginning to end: task, model, offline values, training, and what came of it.
+
+Every stage looks at the run's folder first and does only what is missing, so a call goes on wherever the last one was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spo_verl.quickstart.accuracy import accuracies
+from spo_verl.quickstart.errors import QuickstartError
+from spo_verl.quickstart.evaluate import change, policies, tracked
+from spo_verl.quickstart.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo
+from spo_verl.quickstart.plots import draw_summary
+from spo_verl.quickstart.prepare import prepare_model
+from spo_verl.quickstart.progress import EstimateProgress, Progress
+from spo_verl.quickstart.report import summary
+from spo_verl.quickstart.runs import FORMAT, RunFolder, open_run
+from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.quickstart.task import Task, build_task, write_parquet
+from spo_verl.quickstart.warmstart import WarmStartReport
+
+Say = Callable[[str], None]
+LEAST_SECONDS = 30.0
+"""A launch that would have less time than this is not begun."""
+
+
+def quickstart(
+    settings: Settings, base: Path, *, limits: Limits | None = None, fresh: bool = False, say: Say = print
+) -> dict[str, Any]:
+    """Run what is missing of the run with these settings; return (and write as ``result.json``) what came of it.
+
+    Raises:
+        SpoConfigError: the settings contradict each other.
+        QuickstartError: the warm start or a launch of verl failed or met a limit, or another call is at work.
+    """
+    settings.check()
+    with open_run(base.resolve(), settings, fresh=fresh) as folder:
+        finished = folder.result()
+        if finished is None:
+            finished = _Call(settings, base.resolve(), folder, limits or Limits(), say).run()
+        else:
+            say(f"this run is finished; --fresh starts a new one. What came of {folder.path}:\n")
+            if not folder.plot.exists():
+                draw_summary(finished, folder.plot)
+        say(summary(finished))
+        return finished
+
+
+class _Call:
+    """One call at work in one run's folder. What a restart needs is on disk; this holds only what is passed around."""
+
+    def __init__(self, settings: Settings, base: Path, folder: RunFolder, limits: Limits, say: Say) -> None:
+        self.settings, self.base, self.folder, self.limits, self.say = settings, base, folder, limits, say
+        self.started = time.monotonic()
+        self.task: Task = build_task(
+            train=settings.train_prompts, held_out=settings.held_out_prompts, seed=settings.seed
+        )
+
+    def run(self) -> dict[str, Any]:
+        settings, say = self.settings, self.say
+        say(f"results go to {self.folder.path}; at most {self.limits.seconds / 60:g} minutes (--time-limit)")
+        say(
+            f"[1/5] task: arithmetic in 8 levels, {settings.train_prompts} prompts to train on, "
+            f"{settings.held_out_prompts} held out"
+        )
+        train, held_out = write_parquet(self.task, self.folder.path / "data")
+        say("[2/5] model and warm start")
+        model, warm = self._model()
+        paths = {"model": model, "train": train, "held_out": held_out}
+        say("[3/5] offline values")
+        values = self._offline_values(paths)
+        say(f"[4/5] training: {settings.steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
+        self._train(paths, values)
+        say("[5/5] what came of it\n")
+        result = self._result(model, warm)
+        draw_summary(result, self.folder.plot)
+        self.folder.write_result(result)
+        return result
+
+    def _model(self) -> tuple[Path, WarmStartReport]:
+        return prepare_model(self.settings, self.task, self.base, self.say, seconds=self._remaining())
+
+    def _offline_values(self, paths: dict[str, Path]) -> Path | None:
+        settings, output = self.settings, self.folder.values
+        if not settings.offline:
+            self.say("  none: " + ("not asked for" if settings.estimator == "spo" else "the group baseline has none"))
+            return None
+        if output.exists():
+            self.say(f"  reusing {output}")
+            return output
+        self.say(f"  {settings.offline_trials} responses of the initial policy to each training prompt")
+        attempt = self.folder.new_attempt("values")
+        overrides = estimate_overrides(settings, **paths, output=output, scratch=attempt / "checkpoints")
+        self._launch("values", attempt, overrides, EstimateProgress(say=self.say))
+        if not output.exists():
+            raise QuickstartError(f"verl ended without an error and without {output}; see {attempt}/train.log")
+        return output
+
+    def _train(self, paths: dict[str, Path], values: Path | None) -> None:
+        done, steps = self.folder.finished_step, self.settings.steps
+        if done >= steps:
+            self.say(f"  finished before: checkpoint of step {done}")
+            return
+        if done:
+            self.say(f"  going on after step {done}")
+        attempt = self.folder.new_attempt("training")
+        overrides = training_overrides(self.settings, **paths, checkpoints=self.folder.checkpoints, values=values)
+        progress = Progress(attempt / METRICS_NAME, steps=steps, prompts=self.settings.held_out_prompts, say=self.say)
+        self._launch("training", attempt, overrides, progress)
+        progress.update()
+        if self.folder.finished_step != steps:
+            raise QuickstartError(
+                f"verl ended without an error at step {self.folder.finished_step} of {steps}; see {attempt}/train.log"
+            )
+
+    def _launch(self, stage: str, attempt: Path, overrides: Sequence[str], on_text: Callable[[str], None]) -> None:
+        self.say(f"  python -m verl.trainer.main_ppo {' '.join(overrides[:3])} ...   (whole: {attempt}/command.txt)")
+        remaining = self._remaining()
+        if remaining < LEAST_SECONDS:
+            raise QuickstartError(self._out_of_time(stage))
+        run = run_main_ppo(
+            overrides,
+            attempt,
+            time_limit_s=remaining,
+            silence_limit_s=self.limits.silence_s,
+            memory_limit_bytes=self.limits.memory_gib * 2**30,
+            on_text=on_text,
+        )
+        self.folder.note(run)
+        if run.outcome.status == "time limit":
+            raise QuickstartError(self._out_of_time(stage))
+        if not run.ok:
+            raise QuickstartError(failure(run, self.limits))
+
+    def _remaining(self) -> float:
+        return self.limits.seconds - (time.monotonic() - self.started)
+
+    def _out_of_time(self, stage: str) -> str:
+        kept = {
+            "values": "Finished parts of the offline values",
+            "training": f"Offline values and the first {self.folder.finished_step} of {self.settings.steps} steps",
+        }[stage]
+        return (
+            f"the {self.limits.seconds:.0f} s of this call are over (--time-limit). {kept} are kept: the same call "
+            "again goes on from there."
+        )
+
+    def _result(self, model: Path, warm: WarmStartReport) -> dict[str, Any]:
+        """Everything that is known of the finished run, as plain data."""
+        settings, task = self.settings, self.task
+        sampled = accuracies(self.folder.records("training"), prompts=settings.held_out_prompts)
+        if not sampled or sampled[0].step != 0 or sampled[-1].step != settings.steps:
+            raise QuickstartError(
+                f"verl did not report a validation before and after (steps {[one.step for one in sampled]}); see "
+                f"{self.folder.path}/attempts"
+            )
+        found = policies(self.folder, model, task)
+        before, after = found[0], found[-1]
+        metrics = self.folder.metrics()
+        return {
+            "format": FORMAT,
+            "settings": settings.as_json(),
+            "variant": settings.variant,
+            "folder": str(self.folder.path),
+            "warm_start": dataclasses.asdict(warm),
+            "held_out": change(before.held_out_H, after.held_out_H, task.held_out),
+            "train": change(before.train_P, after.train_P, task.train),
+            "curve": [
+                {"step": one.step, "held_out": float(one.held_out_H.mean()), "train": float(one.train_P.mean())}
+                for one in found
+            ],
+            "sampled": [
+                {"step": one.step, "accuracy": one.mean, "standard_error": one.standard_error} for one in sampled
+            ],
+            "reward": {r["step"]: r["data"]["critic/score/mean"] for r in metrics if "critic/score/mean" in r["data"]},
+            "spent": spent(self.folder),
+            "tracker": tracked(self.folder, task, before.train_P, after.train_P)
+            if settings.estimator == "spo"
+            else None,
+            "seconds": {
+                "warm_start": warm.seconds,
+                "offline_values": self.folder.used("values")["seconds"],
+                "training": self.folder.used("training")["seconds"],
+            },
+            "peak_bytes": max(self.folder.used(stage)["peak_bytes"] for stage in ("values", "training")),
+        }
+
+
+def spent(folder: RunFolder) -> dict[str, dict[str, int]]:
+    """Trajectories and tokens of a run, offline ones in a line of their own; steps that a crash undid are counted."""
+    found: dict[str, dict[str, int]] = {}
+    if folder.values.exists():
+        from spo_verl.data.values import OfflineValues
+
+        [source] = OfflineValues.read(folder.values).source
+        found["offline values"] = {
+            "trajectories": source["responses"],
+            "response_tokens": source["response_tokens"],
+            "prompt_tokens": source["prompt_tokens"],
+        }
+    training = {"trajectories": 0, "response_tokens": 0, "prompt_tokens": 0}
+    for record in folder.records("training"):
+        data = record["data"]
+        if "perf/total_num_tokens" not in data:
+            continue  # a validation before the first step
+        prompt, response = data["prompt_length/mean"], data["response_length/mean"]
+        trajectories = round(data["perf/total_num_tokens"] / (prompt + response))
+        training["trajectories"] += trajectories
+        training["response_tokens"] += round(trajectories * response)
+        training["prompt_tokens"] += round(trajectories * prompt)
+    found["training"] = training
+    found["total"] = {key: sum(used[key] for used in found.values()) for key in training}
+    return found
+
+
+def failure(run: Run, limits: Limits) -> str:
+    """Why a launch did not finish, with the part of the log that matters."""
+    outcome = run.outcome
+    why = {
+        "failed": f"verl's trainer ended with exit status {outcome.returncode}",
+        "silent": f"verl printed nothing for {limits.silence_s:.0f} s and was ended as hung (--silence-limit)",
+        "memory limit": f"verl used {outcome.peak_bytes / 2**30:.1f} GiB, more than {limits.memory_gib:g} GiB "
+        "(--memory-limit), and was ended",
+    }[outcome.status]
+    return f"{why}. The end of {run.log_path}:\n\n{relevant_tail(run.log())}\n\n{why}. Whole log: {run.log_path}"

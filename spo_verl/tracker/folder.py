@@ -1,0 +1,263 @@
+"""A checkpoint folder on disk: its manifest, its checksums, and how it appears at once or not at all.
+
+Layout: some data files and ``manifest.json``. The folder is written under another name beside its place,
+every file is synced, the manifest last, and a rename puts it in place: whoever finds the folder finds all of
+it. What a killed writer leaves has a name that begins with a dot; the next write to the same place removes
+it, reading ignores it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError, SpoCheckpointVersionError
+
+FORMAT = "spo_verl.tracker"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+READ_BYTES = 1 << 22
+
+REMEDY = (
+    "Nothing on disk was changed. Restore the folder from a copy, or resume from an earlier step with "
+    "trainer.resume_mode=resume_path trainer.resume_from_path=<...>/global_step_<N>."
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``manifest.json`` holds besides its own ``checksum`` (SHA-256 of the rest as canonical JSON).
+
+    Attributes:
+        format, format_version: ``spo_verl.tracker`` and an integer that rises when readers must change.
+        spo_verl_version: version of the package that wrote it.
+        step: training step.
+        dataset: ``prompts`` and ``fingerprint`` (SHA-256 of the dataset's keys in slot order).
+        settings: the tracker's settings.
+        counts: ``rows``, ``aside``, ``stored_responses``, ``stored_tokens``, ``open``, ``recent``.
+        counters: running totals since the first step.
+        random: purpose -> state of its generator, integers as JSON integers.
+        files: name -> ``bytes`` and ``sha256``.
+        digest: of the state, see ``Snapshot.digest``.
+        extra: what the caller saved along.
+        clock: newest policy version or summed movement, where the forgetting mode counts one; otherwise the field is
+            absent, as it is from older checkpoints.
+    """
+
+    format: str
+    format_version: int
+    spo_verl_version: str
+    step: int
+    dataset: dict[str, Any]
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    counters: dict[str, int]
+    random: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    digest: str
+    extra: dict[str, Any]
+    clock: dict[str, float] = field(default_factory=dict)
+
+    def dumps(self) -> str:
+        """The text of ``manifest.json``."""
+        content = asdict(self)
+        if not content["clock"]:
+            del content["clock"]
+        return json.dumps(content | {"checksum": checksum(content)}, indent=1, allow_nan=False) + "\n"
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its ``checksum``, keys sorted and no white space."""
+    text = json.dumps(dict(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def damaged(folder: Path, name: str, what: str) -> SpoCheckpointDamagedError:
+    """The error for a file that cannot be used."""
+    return SpoCheckpointDamagedError(f"tracker checkpoint {folder}: {name} {what}. {REMEDY}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest alone.
+
+    Raises:
+        SpoCheckpointError: there is no such folder.
+        SpoCheckpointDamagedError: no manifest, not JSON, altered, or a field is missing.
+        SpoCheckpointVersionError: a newer format, or fields that this version does not know.
+    """
+    if not folder.is_dir():
+        raise SpoCheckpointError(f"there is no tracker checkpoint at {folder}. {REMEDY}")
+    content = _parse(folder)
+    stated = content.pop("checksum", None)
+    if stated != checksum(content):
+        raise damaged(folder, MANIFEST, "does not match its own checksum, so it was altered after it was written")
+    known = {entry.name for entry in fields(Manifest)}
+    unknown, missing = sorted(content.keys() - known), sorted(known - content.keys() - {"clock"})
+    if unknown:
+        raise SpoCheckpointVersionError(
+            f"tracker checkpoint {folder}: {MANIFEST} has fields that this version of spo_verl does not know "
+            f"({', '.join(unknown)}); it was written by spo_verl {content.get('spo_verl_version')}, install "
+            f"that. {REMEDY}"
+        )
+    if missing:
+        raise damaged(folder, MANIFEST, f"lacks the fields {', '.join(missing)}")
+    return Manifest(**content)
+
+
+def _parse(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise damaged(folder, MANIFEST, "is missing, so the folder was never finished or was altered") from None
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise damaged(folder, MANIFEST, f"is not readable JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise damaged(folder, MANIFEST, f"is not the manifest of a tracker checkpoint (no format {FORMAT!r})")
+    version = content.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise damaged(folder, MANIFEST, f"has the format version {version!r}, which is not a positive integer")
+    if version > FORMAT_VERSION:
+        raise SpoCheckpointVersionError(
+            f"tracker checkpoint {folder}: {MANIFEST} has format {version}, this version of spo_verl reads "
+            f"up to {FORMAT_VERSION}; install spo_verl {content.get('spo_verl_version')} or newer. {REMEDY}"
+        )
+    return content
+
+
+def verify_files(folder: Path, manifest: Manifest, expected: set[str]) -> None:
+    """Compare every data file with the manifest, all sizes first.
+
+    Raises:
+        SpoCheckpointDamagedError: names the first file that is missing or differs.
+    """
+    if set(manifest.files) != expected:
+        raise damaged(folder, MANIFEST, f"lists {sorted(manifest.files)} instead of {sorted(expected)}")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise damaged(folder, name, "is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise damaged(folder, name, f"has {path.stat().st_size} bytes instead of {entry['bytes']}")
+    for name, entry in manifest.files.items():
+        found = _file_sha256(folder / name)
+        if found != entry["sha256"]:
+            raise damaged(folder, name, f"has the checksum {found} instead of {entry['sha256']}: its content changed")
+
+
+def _file_sha256(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+class HashingFile:
+    """A file opened for writing that knows its size and SHA-256, and is synced when closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._sha = hashlib.sha256()
+        self.nbytes = 0
+
+    def write(self, block: bytes) -> int:
+        """Append; any object with the buffer protocol."""
+        self._sha.update(block)
+        self._file.write(block)
+        size = memoryview(block).nbytes
+        self.nbytes += size
+        return size
+
+    def flush(self) -> None:
+        """Hand buffered bytes to the operating system."""
+        self._file.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file has been closed."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Sync and close."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The file's entry in the manifest."""
+        return {"bytes": self.nbytes, "sha256": self._sha.hexdigest()}
+
+    def __enter__(self) -> HashingFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _leftovers(target: Path) -> Iterator[Path]:
+    prefixes = tuple(f".{target.name}.{kind}-" for kind in ("writing", "replaced"))
+    yield from (path for path in target.parent.iterdir() if path.name.startswith(prefixes))
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target`` that takes its place when the block ends well.
+
+    A folder that already stands at ``target`` (a step that is saved again because its first save was never
+    acknowledged) is moved out of the way first and deleted last. A process that is killed at any moment
+    leaves the old folder, the new folder or none at ``target``, and never a part of one. One writer per
+    target at a time.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for path in list(_leftovers(target)):
+        shutil.rmtree(path)
+    token = uuid.uuid4().hex[:12]
+    staging = target.with_name(f".{target.name}.writing-{token}")
+    replaced = target.with_name(f".{target.name}.replaced-{token}")
+    staging.mkdir()
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)  # the error that stopped the writing is the one to report
+        raise
+    _sync_folder(staging)
+    _publish(staging, target, replaced)
+
+
+def _publish(staging: Path, target: Path, replaced: Path) -> None:
+    """Rename ``staging`` to ``target``; what stands there goes to ``replaced``, and back if that fails."""
+    if target.exists():
+        os.rename(target, replaced)
+    try:
+        os.rename(staging, target)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, target)
+        raise
+    _sync_folder(target.parent)
+    _sync_folder(target.parent.parent)
+    shutil.rmtree(replaced, ignore_errors=True)  # the new folder stands; what is left goes with the next write

@@ -1,0 +1,124 @@
+"""Meeting a dataset that is not the one of the checkpoint: reordered, extended, shrunk, or grown back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spo_verl.errors import SpoDatasetMismatchError
+from spo_verl.tracker.checkpoint import Saved
+from spo_verl.tracker.folder import REMEDY
+from spo_verl.tracker.memory import ResponseMemory
+from spo_verl.tracker.reports import LoadReport
+from spo_verl.tracker.settings import TrackerSettings, make_generators
+from spo_verl.tracker.table import PromptTable, match_keys
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How many prompts of dataset and checkpoint met; see ``LoadReport`` for the words."""
+
+    matched: int
+    new: int
+    vanished: int
+    returned: int
+    aside: int
+
+
+def _join(saved: PromptTable, fresh: PromptTable, old_row_P: NDArray[np.int64], aside_R: NDArray) -> PromptTable:
+    """The dataset's rows, with what is known of them, and behind them the rows kept aside."""
+    known_P = old_row_P >= 0
+    columns = {}
+    for name, saved_R in saved.columns():
+        fresh_P = getattr(fresh, name)
+        fresh_P[known_P] = saved_R[old_row_P[known_P]]
+        columns[name] = np.concatenate([fresh_P, saved_R[aside_R]])
+    return fresh.with_columns(np.concatenate([fresh.key_P, saved.key_P[aside_R]]), columns)
+
+
+def meet(saved: Saved, fresh: PromptTable) -> Meeting:
+    """Give ``saved`` the slots of the dataset, in place; new prompts stay as they are in ``fresh``.
+
+    Raises:
+        SpoDatasetMismatchError: no prompt in common.
+    """
+    table, size = saved.table, len(fresh)
+    old_row_P = match_keys(table.key_P, fresh.key_P)
+    known_P = old_row_P >= 0
+    matched = int(known_P.sum())
+    if not matched:
+        raise SpoDatasetMismatchError(
+            f"tracker checkpoint {saved.folder}: none of its {len(table)} prompts is among the {size} "
+            "prompts of the dataset. Point data.train_files at the dataset it was trained on (reordered, "
+            "extended or shrunk is fine; a changed system prompt, tool schema or answer makes another "
+            "prompt), or start a new run in another "
+            f"trainer.default_local_dir. {REMEDY}"
+        )
+    left_R = np.ones(len(table), dtype=np.bool_)
+    left_R[old_row_P[known_P]] = False
+    aside_R = np.flatnonzero(left_R)
+    meeting = Meeting(
+        matched=matched,
+        new=size - matched,
+        vanished=int((aside_R < table.active).sum()),
+        returned=int((old_row_P >= table.active).sum()),
+        aside=len(aside_R),
+    )
+    if meeting.new or not np.array_equal(old_row_P, np.arange(table.active)):
+        new_slot_R = np.empty(len(table), dtype=np.int64)
+        new_slot_R[old_row_P[known_P]] = np.flatnonzero(known_P)
+        new_slot_R[aside_R] = np.arange(size, size + len(aside_R))
+        saved.table = _join(table, fresh, old_row_P, aside_R)
+        saved.memory = saved.memory.remapped(new_slot_R, len(saved.table))
+        saved.ledger.move_slots(new_slot_R)
+    return meeting
+
+
+def refit(memory: ResponseMemory, references: tuple[str, ...], max_tokens: int | None) -> tuple[ResponseMemory, int]:
+    """The memory under other settings, and how many responses had to go as they lack a log-prob column."""
+    if set(references) == set(memory.references) and max_tokens == memory.max_tokens:
+        return memory, 0
+    fitted = ResponseMemory(memory.rows, references, max_tokens)
+    if not references or not set(references) <= set(memory.references):
+        return fitted, memory.entries
+    for packed in memory.view().chunks():
+        fitted.extend(packed)
+    return fitted, 0
+
+
+def _resume_generators(saved: Saved, settings: TrackerSettings) -> dict[str, np.random.Generator]:
+    """The generators where they were, or new ones when the seed was changed.
+
+    One that the present settings do not use goes along if it was saved, so that a setting that comes back does not
+    repeat its random numbers; one that they use and that was not saved begins.
+    """
+    states = saved.manifest.random if settings.seed == saved.settings.seed else {}
+    generators = make_generators(settings.seed, {*settings.purposes, *states})
+    for purpose, state in states.items():
+        generators[purpose].bit_generator.state = state
+    return generators
+
+
+def resume(
+    saved: Saved, fresh: PromptTable, settings: TrackerSettings
+) -> tuple[Saved, dict[str, np.random.Generator], LoadReport]:
+    """Fit ``saved`` to the dataset of ``fresh`` and the present settings, in place, and return it."""
+    meeting = meet(saved, fresh.with_moved(saved.table.moved_P is not None))
+    saved.table = saved.table.with_moved(settings.forgetting_mode == "drift")
+    saved.memory, dropped = refit(saved.memory, settings.references, settings.max_tokens)
+    was, now = saved.settings.as_json(), settings.as_json()
+    report = LoadReport(
+        step=saved.manifest.step,
+        digest=saved.manifest.digest,
+        matched=meeting.matched,
+        new=meeting.new,
+        vanished=meeting.vanished,
+        returned=meeting.returned,
+        aside=meeting.aside,
+        settings_changed={name: (was[name], now[name]) for name in now if was[name] != now[name]},
+        responses_dropped=dropped,
+        extra=saved.manifest.extra,
+    )
+    return saved, _resume_generators(saved, settings), report

@@ -1,0 +1,133 @@
+"""The settings of a tracker and the random generators that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from spo_verl.errors import SpoConfigError
+
+SamplingMode = Literal["prioritized", "uniform"]
+ForgettingMode = Literal["kl", "constant", "version", "drift"]
+Ending = Literal["trained", "stale", "surplus", "rejected", "failed", "aborted"]
+"""Why a rollout ends; see ``Tracker.settle``."""
+
+PURPOSES = ("draw", "quota")
+"""What random numbers are used for, a generator each. Append only: the position is its key.
+
+``draw``: which prompts; ``quota``: how the quotas are rounded and the order in which the sources mix, only where there
+are quotas, so that the state of a tracker without them is what it was before there were any.
+"""
+
+COUNTERS = ("drawn", "dispatched", "observations", "duplicates", "first_visits", "settled", "failed")
+"""Running totals of a tracker since the first step of the run."""
+
+LATER_COUNTERS = ("stale", "surplus", "rejected", "aborted", "untrained")
+"""Running totals that are kept, saved and hashed once they are not 0, so that the state of a run that never has any
+is what it was before there were any. ``untrained``: outcomes that became evidence without training."""
+
+ADDED_LATER = {
+    "settings": frozenset({"quota", "floor", "drift_scale", "max_in_flight"}),
+    "random": frozenset({"quota"}),
+    "counters": frozenset(LATER_COUNTERS),
+    "clock": frozenset({"version", "movement"}),
+}
+"""Names that a checkpoint may lack because it is older than they are; it then had their defaults."""
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """How prompts are drawn, how evidence is forgotten, what is stored (see docs/algorithm.md).
+
+    Attributes:
+        sampling_mode: draw by the weights of equation (11), or all prompts alike.
+        gamma: exponent of the effective sample size in (11), in [0, 1].
+        epsilon: exploration bonus of (11), not negative.
+        quota: data source -> its part of every batch, finite and positive; only the proportions count. ``None`` (and an
+            empty mapping, which becomes it): sources play no part.
+        max_in_flight: a prompt with so many open rollouts is not drawn, at least 1; ``None``: no limit.
+        forgetting_mode: ``kl``: retention from the divergence of each prompt; ``constant``: always ``rho``;
+            ``version``: ``rho`` per policy version between the event and the reading; ``drift``: retention from the
+            movement of the policy since the prompt's last visit.
+        half_life: divergence at which half of the evidence is forgotten, positive.
+        rho_min, rho_max: bounds of the retention under ``kl`` and ``drift``, in (0, 1].
+        rho: the retention under ``constant``, and that per version under ``version``, in (0, 1].
+        floor: prior mass that does not decay under ``version``, finite and not negative.
+        drift_scale: what the summed movement is multiplied by to stand for a divergence under ``drift``, positive.
+        references: log-prob columns of stored responses, the one that forgetting uses first; ``()`` stores
+            none.
+        max_tokens: stored tokens per response, ``None`` for all.
+        seed: of the plugin's own random choices, not negative.
+
+    Raises:
+        SpoConfigError: lists every setting that is out of range.
+    """
+
+    sampling_mode: SamplingMode = "prioritized"
+    gamma: float = 0.0
+    epsilon: float = 0.05
+    forgetting_mode: ForgettingMode = "kl"
+    half_life: float = 0.06
+    rho_min: float = 0.875
+    rho_max: float = 0.96
+    rho: float = 0.875
+    references: tuple[str, ...] = ("acting",)
+    max_tokens: int | None = None
+    seed: int = 0
+    quota: Mapping[str, float] | None = field(default=None, hash=False)
+    floor: float = 0.0
+    drift_scale: float = 1.0
+    max_in_flight: int | None = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "references", tuple(self.references))
+        object.__setattr__(self, "quota", dict(self.quota) if self.quota else None)
+        names = self.references
+        allowed = {
+            "sampling_mode": self.sampling_mode in get_args(SamplingMode),
+            "gamma": 0 <= self.gamma <= 1,
+            "epsilon": 0 <= self.epsilon < np.inf,
+            "forgetting_mode": self.forgetting_mode in get_args(ForgettingMode),
+            "half_life": 0 < self.half_life < np.inf,
+            "rho_min": 0 < self.rho_min <= self.rho_max,
+            "rho_max": self.rho_max <= 1,
+            "rho": 0 < self.rho <= 1,
+            "references": len(set(names)) == len(names) and all(name.isidentifier() for name in names),
+            "max_tokens": self.max_tokens is None or self.max_tokens > 0,
+            "seed": self.seed >= 0,
+            "floor": 0 <= self.floor < np.inf,
+            "drift_scale": 0 < self.drift_scale < np.inf,
+            "max_in_flight": self.max_in_flight is None or self.max_in_flight >= 1,
+            "quota": all(isinstance(name, str) and 0 < part < np.inf for name, part in (self.quota or {}).items()),
+        }
+        wrong = [f"{name}={getattr(self, name)!r}" for name, fine in allowed.items() if not fine]
+        if wrong:
+            raise SpoConfigError(
+                f"tracker settings out of range: {', '.join(wrong)}; the ranges stand in TrackerSettings."
+            )
+
+    @property
+    def purposes(self) -> tuple[str, ...]:
+        """The generators that draws under these settings need."""
+        return PURPOSES if self.quota else ("draw",)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return asdict(self) | {"references": list(self.references)}
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """Names of all settings."""
+        return {entry.name for entry in fields(cls)}
+
+
+def make_generators(seed: int, purposes: Collection[str] = PURPOSES) -> dict[str, np.random.Generator]:
+    """One independent PCG64 generator for each of these purposes; it does not depend on which others are asked for."""
+    return {
+        purpose: np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(position,))))
+        for position, purpose in enumerate(PURPOSES)
+        if purpose in purposes
+    }

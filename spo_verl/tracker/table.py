@@ -1,0 +1,213 @@
+"""One row per prompt: its identity, its evidence, its counters; columns of numpy arrays.
+
+Row numbers are the prompt slots. The first ``active`` rows are the prompts of the dataset; behind them stand
+the prompts that a checkpoint knew and the dataset no longer has, kept so that nothing is lost if they return.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spo_verl.errors import SpoStateError
+
+KEY_BYTES = 16
+NO_VERSION = -1
+"""``version_P`` of a prompt without a discounted outcome."""
+
+COLUMNS: dict[str, np.dtype] = {
+    "alpha_P": np.dtype(np.float64),
+    "beta_P": np.dtype(np.float64),
+    "draws_P": np.dtype(np.int32),
+    "visits_P": np.dtype(np.int32),
+    "version_P": np.dtype(np.int64),
+}
+
+MOVED: dict[str, np.dtype] = {"moved_P": np.dtype(np.float64)}
+"""The column that only ``forgetting_mode=drift`` has."""
+
+
+def as_keys(key_P: NDArray) -> NDArray[np.void]:
+    """Keys as one contiguous ``V16`` column; accepts ``V16`` (P,) or uint8 (P, 16).
+
+    Raises:
+        SpoStateError: another type or shape, no prompt at all, or two equal keys.
+    """
+    array = np.asarray(key_P)
+    if array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == KEY_BYTES:
+        array = np.ascontiguousarray(array).view(f"V{KEY_BYTES}")[:, 0]
+    if array.dtype != np.dtype(f"V{KEY_BYTES}") or array.ndim != 1:
+        raise SpoStateError(
+            f"prompt keys have type {array.dtype} and shape {array.shape}; pass (P,) of type V16 or (P, 16) "
+            "of uint8 (spo_verl.data.dataset_keys makes them)."
+        )
+    if not len(array):
+        raise SpoStateError("there are no prompts: the dataset is empty or was filtered away; check data.train_files.")
+    array = np.ascontiguousarray(array)
+    _refuse_equal_keys(array)
+    return array
+
+
+def _words(key_P: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    word_P2 = key_P.view(np.uint64).reshape(-1, 2)
+    return word_P2[:, 0], word_P2[:, 1]
+
+
+def _equal_neighbours(high_P: NDArray, low_P: NDArray, order_P: NDArray) -> NDArray[np.int64]:
+    same = (high_P[order_P[1:]] == high_P[order_P[:-1]]) & (low_P[order_P[1:]] == low_P[order_P[:-1]])
+    return np.flatnonzero(same)
+
+
+def _refuse_equal_keys(key_P: NDArray[np.void]) -> None:
+    high_P, low_P = _words(key_P)
+    sorted_P = np.sort(high_P)
+    if not np.any(sorted_P[1:] == sorted_P[:-1]):  # the cheap test settles it for real hashes
+        return
+    order_P = np.lexsort((low_P, high_P))
+    pair = _equal_neighbours(high_P, low_P, order_P)
+    if pair.size:
+        first, second = sorted((int(order_P[pair[0]]), int(order_P[pair[0] + 1])))
+        raise SpoStateError(
+            f"prompt key {key_P[first].tobytes().hex()} stands at positions {first} and {second} "
+            f"({pair.size} repeats "
+            "in all); equal prompts share one slot, so pass each key once (spo_verl.data.dataset_keys does "
+            "that)."
+        )
+
+
+def match_keys(saved_key_R: NDArray[np.void], key_P: NDArray[np.void]) -> NDArray[np.int64]:
+    """For each key its row in ``saved_key_R``, or -1; both hold every key at most once. O(n log n)."""
+    saved, size = len(saved_key_R), len(key_P)
+    found_P = np.full(size, -1, dtype=np.int64)
+    if saved >= size and np.array_equal(_words(saved_key_R[:size]), _words(key_P)):
+        found_P[:] = np.arange(size)
+        return found_P
+    high, low = _words(np.concatenate([saved_key_R, key_P]))
+    order = np.lexsort((low, high))  # stable, so the saved one of an equal pair comes first
+    first = _equal_neighbours(high, low, order)
+    found_P[order[first + 1] - saved] = order[first]
+    return found_P
+
+
+def fingerprint(key_P: NDArray[np.void]) -> str:
+    """SHA-256 of the dataset's keys in slot order."""
+    return hashlib.sha256(key_P.view(np.uint8).data).hexdigest()
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """The columns, ``(R,)`` each with R = active prompts + prompts kept aside.
+
+    | column | meaning |
+    |---|---|
+    | ``key_P`` | V16, identity of the prompt; never written to |
+    | ``alpha_P``, ``beta_P`` | Beta evidence as of the last observation |
+    | ``draws_P`` | how often it was drawn |
+    | ``visits_P`` | observed outcomes |
+    | ``version_P`` | policy version at whose outcomes the evidence was last discounted (with event time: the newest
+      event, which the evidence stands at), -1 for none |
+    | ``moved_P`` | the policy's summed movement at that discount; None except under ``forgetting_mode=drift`` |
+
+    Evidence stands relative to its own last discount: what happens between visits is worked out at the next
+    one.
+    """
+
+    active: int
+    key_P: NDArray[np.void]
+    alpha_P: NDArray[np.float64]
+    beta_P: NDArray[np.float64]
+    draws_P: NDArray[np.int32]
+    visits_P: NDArray[np.int32]
+    version_P: NDArray[np.int64]
+    moved_P: NDArray[np.float64] | None = None
+
+    @classmethod
+    def create(cls, key_P: NDArray, alpha_P: NDArray | None = None, beta_P: NDArray | None = None) -> PromptTable:
+        """Fresh rows with the given evidence; without it every prompt starts at Jeffreys' (0.5, 0.5).
+
+        Raises:
+            SpoStateError: keys as in :func:`as_keys`; evidence that is not (P,), finite, non-negative and of
+                positive mass, or only one of the two columns.
+        """
+        key_P = as_keys(key_P)
+        size = len(key_P)
+        alpha_P, beta_P = _initial(alpha_P, beta_P, size, key_P)
+        return cls(
+            active=size,
+            key_P=key_P,
+            alpha_P=alpha_P,
+            beta_P=beta_P,
+            draws_P=np.zeros(size, dtype=np.int32),
+            visits_P=np.zeros(size, dtype=np.int32),
+            version_P=np.full(size, NO_VERSION, dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.key_P)
+
+    def checked_slots(self, slot_B: ArrayLike, count: int | None = None) -> NDArray[np.int64]:
+        """Slots of the dataset as a new int64 array; raises :class:`SpoStateError` for anything else."""
+        slots = np.asarray(slot_B)
+        if slots.size == 0:
+            slots = np.zeros(0, dtype=np.int64)  # an empty list has no integer type of its own
+        if slots.ndim != 1 or not np.issubdtype(slots.dtype, np.integer):
+            raise SpoStateError(f"slots have type {slots.dtype} and shape {slots.shape}; pass integers of shape (B,).")
+        if count is not None and len(slots) != count:
+            raise SpoStateError(f"{count} uids came with {len(slots)} slots; pass one slot per uid.")
+        wrong = slots[(slots < 0) | (slots >= self.active)]
+        if wrong.size:
+            raise SpoStateError(
+                f"slot {wrong[0]} does not exist; the {self.active} prompts are 0 to {self.active - 1}."
+            )
+        return slots.astype(np.int64)
+
+    def columns(self) -> Iterator[tuple[str, NDArray]]:
+        """The columns that change, by name."""
+        for name in (*COLUMNS, *MOVED):
+            column = getattr(self, name)
+            if column is not None:
+                yield name, column
+
+    def copy(self) -> PromptTable:
+        """A copy that later updates do not reach; the keys, which never change, are shared."""
+        return self.with_columns(self.key_P, {name: column.copy() for name, column in self.columns()})
+
+    def with_moved(self, wanted: bool) -> PromptTable:
+        """The table with or without ``moved_P``; a new column holds 0, where a run's movement begins."""
+        if wanted == (self.moved_P is not None):
+            return self
+        return replace(self, moved_P=np.zeros(len(self)) if wanted else None)
+
+    def with_columns(self, key_P: NDArray[np.void], columns: dict[str, NDArray]) -> PromptTable:
+        """A table of the same dataset with other columns."""
+        return PromptTable(active=self.active, key_P=key_P, **columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return self.key_P.nbytes + sum(column.nbytes for _, column in self.columns())
+
+
+def _initial(
+    alpha_P: NDArray | None, beta_P: NDArray | None, size: int, key_P: NDArray[np.void]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if alpha_P is None and beta_P is None:
+        return np.full(size, 0.5), np.full(size, 0.5)
+    if alpha_P is None or beta_P is None:
+        raise SpoStateError("initial evidence needs both alpha_P and beta_P (core.initial_evidence returns both).")
+    alpha, beta = np.array(alpha_P, dtype=np.float64), np.array(beta_P, dtype=np.float64)
+    if alpha.shape != (size,) or beta.shape != (size,):
+        raise SpoStateError(f"initial evidence has shapes {alpha.shape} and {beta.shape}; ({size},) is needed.")
+    bad_P = np.flatnonzero(~(np.isfinite(alpha) & np.isfinite(beta) & (alpha >= 0) & (beta >= 0) & (alpha + beta > 0)))
+    if bad_P.size:
+        at = int(bad_P[0])
+        raise SpoStateError(
+            f"initial evidence of slot {at} (prompt key {key_P[at].tobytes().hex()}) is alpha={alpha[at]}, "
+            f"beta={beta[at]} ({bad_P.size} slots in all); both must be finite, not negative, and one "
+            "positive."
+        )
+    return alpha, beta

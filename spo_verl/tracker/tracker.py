@@ -1,0 +1,560 @@
+"""The tracker: which prompts to train on next, what is known about each, and what its last response was.
+
+A plain class: no Ray, no trainer. Order within a step: ``draw``, ``dispatch`` (which freezes the baseline, so
+that a rollout is always scored by the value from before its own outcome), ``recall``, then ``observe``,
+``remember`` and ``settle``; ``finish_step`` is the last three in one, and takes in late rollouts too. No verb
+changes anything when it raises. All state is part of a checkpoint; after ``Tracker.load`` with the same dataset and
+settings the tracker continues bit for bit as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spo_verl import core
+from spo_verl.errors import SpoStateError
+from spo_verl.tracker import checkpoint, endings, outcomes, reconcile, summary
+from spo_verl.tracker.memory import ResponseMemory
+from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
+from spo_verl.tracker.reading import Clock, read_evidence, weights, weights_age
+from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
+from spo_verl.tracker.responses import StoredResponses
+from spo_verl.tracker.rollouts import Ledger, frozen_of
+from spo_verl.tracker.settings import COUNTERS, LATER_COUNTERS, Ending, TrackerSettings, make_generators
+from spo_verl.tracker.snapshot import Snapshot
+from spo_verl.tracker.table import PromptTable
+
+
+class Tracker:
+    """The state of all prompts; build one with :meth:`create` or :meth:`load`.
+
+    Slots are positions in ``key_P``. A restart restores evidence, counters, stored responses, open rollouts, the
+    clock and the random generators; weights, and which prompts are in flight, follow from them and are rebuilt.
+
+    In event time (``forgetting_mode="version"``) the event of an outcome is the version of its rollout's dispatch,
+    also where the rollout went on under newer versions: the first version is the one whose estimate was frozen as
+    its baseline, it is known at dispatch for every rollout, and an outcome is never taken for newer than it is.
+    """
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        table: PromptTable,
+        memory: ResponseMemory,
+        ledger: Ledger,
+        counters: dict[str, int],
+        generators: dict[str, np.random.Generator],
+        sources: PromptSources | None = None,
+        clock: dict[str, float] | None = None,
+    ) -> None:
+        table = table.with_moved(settings.forgetting_mode == "drift")
+        self.settings = settings
+        self._table = table
+        self._memory = memory
+        self._ledger = ledger
+        self._counters = counters
+        self._generators = generators
+        self._covered = int(np.count_nonzero(table.draws_P[: table.active]))
+        self._clock = Clock.resumed(clock or {}, settings, table)
+        self._weighed_at = self._version
+        weight_P = self._weights(slice(0, table.active))
+        self._index: core.WeightIndex | QuotaIndex
+        if settings.quota is None:
+            self._index = core.WeightIndex(weight_P)
+        elif sources is None:
+            raise SpoStateError("quotas need the data source of every prompt; pass sources=PromptSources.of(labels).")
+        else:
+            self._index = QuotaIndex(weight_P, sources, settings.quota)
+
+    # -- making one
+
+    @classmethod
+    def create(
+        cls,
+        key_P: NDArray,
+        settings: TrackerSettings,
+        *,
+        alpha_P: NDArray | None = None,
+        beta_P: NDArray | None = None,
+        sources: PromptSources | None = None,
+    ) -> Tracker:
+        """A tracker of prompts that nothing but the given evidence is known of.
+
+        Args:
+            key_P: identities, V16 (P,) or uint8 (P, 16), each once.
+            settings: see :class:`TrackerSettings`.
+            alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
+            sources: data source of each prompt; needed, and looked at, only with ``settings.quota``.
+
+        Raises:
+            SpoStateError: keys or evidence are unusable; names the slot. Quota and sources do not fit together.
+        """
+        table = PromptTable.create(key_P, alpha_P, beta_P)
+        memory = ResponseMemory(len(table), settings.references, settings.max_tokens)
+        generators = make_generators(settings.seed, settings.purposes)
+        return cls(settings, table, memory, Ledger(), dict.fromkeys(COUNTERS, 0), generators, sources)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        key_P: NDArray,
+        settings: TrackerSettings,
+        *,
+        alpha_P: NDArray | None = None,
+        beta_P: NDArray | None = None,
+        sources: PromptSources | None = None,
+    ) -> tuple[Tracker, LoadReport]:
+        """Continue from a checkpoint folder; the dataset may have been reordered, extended or shrunk.
+
+        Every known prompt keeps its evidence, counters and stored response; prompts that the dataset lost are
+        kept aside and return with it; new ones start with the given evidence. The present settings hold,
+        differences are reported. Another seed starts the random generators anew.
+
+        Args:
+            folder: as written by :meth:`Snapshot.write`; it is only read.
+            key_P, settings, alpha_P, beta_P, sources: as for :meth:`create`; quotas may differ from those of the
+                checkpoint, which evidence does not depend on.
+
+        Raises:
+            SpoStateError: keys or evidence are unusable, or quota and sources do not fit together.
+            SpoCheckpointError: the folder is unusable; see :func:`spo_verl.tracker.checkpoint.read`.
+            SpoDatasetMismatchError: no prompt in common.
+        """
+        fresh = PromptTable.create(key_P, alpha_P, beta_P)
+        saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings)
+        counters, clock = dict(saved.manifest.counters), saved.manifest.clock
+        return cls(settings, saved.table, saved.memory, saved.ledger, counters, generators, sources, clock), report
+
+    # -- the verbs of a step
+
+    def draw(self, size: int, version: int | None = None) -> Draw:
+        """Draw distinct prompts by the present weights (or uniformly): exact successive sampling.
+
+        Prompts with ``settings.max_in_flight`` open rollouts are left out, exactly as if they had been drawn already.
+        With quotas each data source gets its part of the batch, and the sampling happens within the sources; see
+        :meth:`QuotaIndex.draw`.
+
+        Args:
+            size: prompts of the batch.
+            version: policy version that will generate. Weights depend on it in event time with ``gamma`` or
+                ``floor``; without it the newest version that the tracker was told holds.
+
+        Raises:
+            SpoStateError: fewer than one or more than there are, in all or of a data source; or more than prompts in
+                flight leave; or a negative version.
+        """
+        if not 1 <= size <= self.size:
+            raise SpoStateError(
+                f"a batch of {size} different prompts was asked for, the dataset has {self.size}; lower "
+                f"data.train_batch_size to between 1 and {self.size}, or add prompts."
+            )
+        taken = self._taken()
+        self._refuse_what_is_in_flight(size, taken)
+        if version is not None:
+            _check_version(version)
+            self._clock.note_version(version)
+        index = self._weighed()
+        if isinstance(index, QuotaIndex):
+            slot_B, share_B = index.draw(int(size), self._generators["draw"], self._generators["quota"], taken)
+        else:
+            slot_B, share_B = index.draw(int(size), self._generators["draw"], taken)
+        draws_B = self._table.draws_P[slot_B]
+        self._covered += int((draws_B == 0).sum())
+        self._table.draws_P[slot_B] = draws_B + 1
+        self._counters["drawn"] += len(slot_B)
+        return Draw(slot_B, share_B)
+
+    def dispatch(self, uids: Sequence[str], slot_B: ArrayLike, version: int) -> Frozen:
+        """Open rollouts, and freeze the value and effective sample size of their prompts.
+
+        Args:
+            uids: one per rollout, never used before.
+            slot_B: (B,) their prompt slots.
+            version: policy version that will generate, not negative.
+
+        Raises:
+            SpoStateError: a uid is known or occurs twice, a slot does not exist, or the version is negative.
+        """
+        slots = self._table.checked_slots(slot_B, len(uids))
+        self._ledger.refuse_known(uids)
+        frozen = self._freeze(slots, version)
+        self._clock.note_version(version)
+        self._ledger.dispatch(uids, frozen)
+        self._counters["dispatched"] += len(uids)
+        return frozen
+
+    def redispatch(self, uids: Sequence[str], version: int) -> Frozen:
+        """Freeze anew what open rollouts are scored by, as they are issued again (after a restart, or a retry).
+
+        They keep their uid and their place among those in flight; value, effective sample size and version are those
+        of now, and in event time the version is the event of the outcome to come.
+
+        Raises:
+            SpoStateError: a uid is not open, or has been observed already.
+        """
+        open_B = self._ledger.require_open(uids, "redispatch")
+        begun = [uid for uid, one in zip(uids, open_B, strict=True) if one.sessions]
+        if begun:
+            raise SpoStateError(f"redispatch: uid {begun[0]!r} has outcomes already; settle it and use a fresh uid.")
+        frozen = self._freeze(frozen_of(open_B).slot_B, version)
+        self._clock.note_version(version)
+        self._ledger.dispatch(uids, frozen)
+        return frozen
+
+    def recall(self, uids: Sequence[str]) -> Recall:
+        """The frozen records of open rollouts, and the stored responses of their prompts.
+
+        Raises:
+            SpoStateError: a uid is not open.
+        """
+        open_B = self._ledger.require_open(uids, "recall")
+        frozen = frozen_of(open_B)
+        return Recall(frozen, self._memory.recall(frozen.slot_B))
+
+    def observe(
+        self, uids: Sequence[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike
+    ) -> ObserveReport:
+        """Fold outcomes into the evidence, each ``(uid, session)`` once, however often it is passed.
+
+        The evidence of a prompt is discounted at the first outcome of a policy version (that of the
+        dispatch); further outcomes of the version, or of an older one, are added without another discount:
+        ``alpha = rho alpha + sum r``, ``beta = rho beta + sum (1 - r)``, see ``core.update_evidence``. In event time
+        every outcome has the weight of its own version instead, in whatever order they come: ``core.fold_events``.
+
+        Args:
+            uids: (B,) rollouts, open or lately settled (for repeats).
+            session_B: (B,) which of the rollout's sessions.
+            reward_B: (B,) in [0, 1].
+            divergence_B: (B,) D of the prompt, at least 0; NaN or 0 without a stored response. Of several
+                values for one prompt and version the largest counts. A prompt's first visit has D = 0. Only
+                ``forgetting_mode="kl"`` reads it.
+
+        Raises:
+            SpoRewardError: a reward is NaN or outside [0, 1].
+            SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
+                after its rollout was settled.
+        """
+        return self._commit_observe(self._plan_observe(uids, session_B, reward_B, divergence_B))
+
+    def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
+        """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
+
+        Of several for one prompt the last stays. One without tokens leaves its prompt without a stored
+        response.
+
+        Raises:
+            SpoStateError: a uid is not open, a row points nowhere, or the log-prob columns are not the
+                tracker's.
+        """
+        self._memory.remember(self._plan_remember(uids, responses), responses)
+
+    def settle(self, uids: Sequence[str], kind: Ending = "trained") -> None:
+        """These rollouts are over, and their prompts can be drawn again; settling again changes nothing.
+
+        Every rollout counts under one kind, the first that it is settled with:
+
+        | kind | why the rollout ends |
+        |---|---|
+        | ``trained`` | it was part of an update; without any outcome it counts as ``failed`` |
+        | ``stale`` | evicted, as it is too old to be trained on |
+        | ``surplus`` | dropped after it had finished, as the batch was full |
+        | ``rejected`` | all its tokens were rejected |
+        | ``failed`` | it broke off without a result |
+        | ``aborted`` | it was stopped |
+
+        The kind has no influence on evidence: outcomes that were observed stay, and one that never had any changes
+        nothing. Settle a rollout when none of its outcomes is still to come; a new one would be refused.
+
+        Raises:
+            SpoStateError: a uid was never dispatched, or there is no such kind.
+        """
+        endings.check_kind(kind)
+        self._commit_settle(self._ledger.to_settle(uids), kind)
+
+    def absorb(self, late: Sequence[Late]) -> ObserveReport:
+        """``observe`` and ``settle`` for rollouts that end without training, as one verb: all of it, or nothing.
+
+        What was verified is evidence, whether it was trained on or not; repeats change nothing, as in ``observe``.
+
+        Raises:
+            SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
+        """
+        return self._finish(([], [], [], []), late)[0]
+
+    def advance(self, movement: float) -> None:
+        """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
+
+        Raises:
+            SpoStateError: negative or not finite, or the forgetting mode is another.
+        """
+        self._check_movement(movement)
+        self._commit_movement(movement)
+
+    def finish_step(
+        self,
+        uids: Sequence[str],
+        session_B: ArrayLike,
+        reward_B: ArrayLike,
+        divergence_B: ArrayLike,
+        *,
+        remember_uids: Sequence[str] = (),
+        responses: StoredResponses | None = None,
+        settle_uids: Sequence[str] = (),
+        late: Sequence[Late] = (),
+        movement: float | None = None,
+    ) -> StepReport:
+        """``observe``, ``remember``, ``settle``, ``absorb``, ``advance``, ``metrics`` as one verb: all or nothing.
+
+        The outcomes of ``late`` are observed together with the others, so that the report is that of the whole step.
+
+        Args:
+            uids, session_B, reward_B, divergence_B: outcomes of the rollouts that were trained on, see ``observe``.
+            remember_uids, responses: see ``remember``.
+            settle_uids: rollouts that were trained on, or that failed; see ``settle``.
+            late: rollouts that end for another reason. Where one of ``settle_uids`` stands here too, this is its kind.
+            movement: see ``advance``; the outcomes of this step are discounted by what came before it.
+
+        Raises:
+            SpoStateError, SpoRewardError: as for the parts.
+        """
+        if movement is not None:
+            self._check_movement(movement)
+        slots = None if responses is None else self._plan_remember(remember_uids, responses)
+        rows = (uids, session_B, reward_B, divergence_B)
+        report, untrained = self._finish(rows, late, settle_uids)
+        if responses is not None and slots is not None:
+            self._memory.remember(slots, responses)
+        if movement is not None:
+            self._commit_movement(movement)
+        return StepReport(report, self.metrics(), untrained)
+
+    # -- looking at it
+
+    @property
+    def size(self) -> int:
+        """Prompts of the dataset."""
+        return self._table.active
+
+    @property
+    def open_count(self) -> int:
+        """Open rollouts."""
+        return len(self._ledger.open)
+
+    def open_uids(self) -> list[str]:
+        """Uids of the open rollouts, sorted."""
+        return sorted(self._ledger.open)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Running totals by name (``settings.COUNTERS``, ``settings.LATER_COUNTERS``).
+
+        ``trained`` is what is left of ``settled``: every ended rollout counts under one kind.
+        """
+        totals = dict.fromkeys(LATER_COUNTERS, 0) | self._counters
+        others = ("failed", "stale", "surplus", "rejected", "aborted")
+        return totals | {"trained": totals["settled"] - sum(totals[kind] for kind in others)}
+
+    @property
+    def version(self) -> int | None:
+        """The newest policy version that the tracker was told; None where the forgetting mode does not count them."""
+        return self._clock.version
+
+    @property
+    def movement(self) -> float | None:
+        """The policy's summed movement; None where the forgetting mode does not count it."""
+        return self._clock.movement
+
+    def evidence(self, slot_B: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Copies of alpha and beta, of all prompts of the dataset or of these slots.
+
+        They stand as of each prompt's last discount, in event time as of its newest event.
+        """
+        slots = np.arange(self.size) if slot_B is None else self._table.checked_slots(slot_B)
+        return self._table.alpha_P[slots], self._table.beta_P[slots]
+
+    def values(self) -> NDArray[np.float64]:
+        """(P,) estimated success probabilities, in event time as read at the newest version."""
+        return np.concatenate([value_P for value_P, _ in self._parts()])
+
+    def value_histogram(self, bins: int) -> NDArray[np.int64]:
+        """(bins,) how many prompts have their value in each of ``bins`` equal parts of [0, 1]."""
+        return summary.value_histogram(self._parts(), bins)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the log, by plain name; O(P), milliseconds below a million prompts.
+
+        | name | meaning |
+        |---|---|
+        | ``prompts``, ``prompts_aside`` | prompts of the dataset; kept aside for their return |
+        | ``coverage`` | share of the prompts that was ever drawn |
+        | ``effective_prompts`` | how many equally likely prompts would be as spread out as the weights |
+        | ``value_mean``, ``n_eff_mean`` | mean value and effective sample size over all prompts |
+        | ``open`` | rollouts dispatched and not settled |
+        | ``stored_responses`` | prompts that have a stored response |
+        | ``memory_bytes``, ``table_bytes`` | bytes of the stored responses; of the prompt columns |
+        | ``drawn`` ... ``trained`` | running totals, see ``counters`` |
+        | ``source/<name>/value_mean`` | with quotas: mean value over the prompts of a data source |
+        """
+        sources = self._index.sources if isinstance(self._index, QuotaIndex) else None
+        return {
+            **summary.prompt_metrics(self._parts(), self._table),
+            "coverage": self._covered / self.size,
+            "effective_prompts": self._weighed().effective_number(),
+            "open": float(self.open_count),
+            "stored_responses": float(self._memory.entries),
+            "memory_bytes": float(self._memory.nbytes),
+            **{name: float(total) for name, total in self.counters.items()},
+            **(summary.source_metrics(self._parts(), sources) if sources is not None else {}),
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over all state that a checkpoint restores (see ``Snapshot.digest``)."""
+        return self._state(self._table, self._ledger).digest
+
+    def snapshot(self) -> Snapshot:
+        """An immutable copy of the state, to be written while the tracker goes on."""
+        return self._state(self._table.copy(), self._ledger.copy())
+
+    # -- how it is done
+
+    def _state(self, table: PromptTable, ledger: Ledger) -> Snapshot:
+        return Snapshot(
+            settings=self.settings,
+            table=table,
+            memory=self._memory.view(),
+            ledger=ledger,
+            counters=dict(self._counters),
+            random={name: dict(generator.bit_generator.state) for name, generator in self._generators.items()},
+            clock=self._clock.as_json(),
+        )
+
+    @property
+    def _version(self) -> int:
+        """The version at which evidence is read; without event time it plays no part."""
+        return self._clock.version or 0
+
+    def _parts(self) -> summary.Evidence:
+        return summary.read_parts(self._table, self.settings, self._version)
+
+    def _weights(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:
+        table = self._table
+        return weights(self.settings, self._version, table.alpha_P[rows], table.beta_P[rows], table.version_P[rows])
+
+    def _weighed(self) -> core.WeightIndex | QuotaIndex:
+        """The index, with all weights worked out again if they have aged since; O(P) once per version."""
+        if weights_age(self.settings) and self._weighed_at != self._version:
+            weight_P = self._weights(slice(0, self.size))
+            if isinstance(self._index, QuotaIndex):
+                self._index.replace(weight_P)
+            else:
+                self._index = core.WeightIndex(weight_P)
+        self._weighed_at = self._version
+        return self._index
+
+    def _taken(self) -> NDArray[np.int64]:
+        """Slots of the dataset that are not to be drawn now, ascending."""
+        limit = self.settings.max_in_flight
+        if limit is None:
+            return np.empty(0, dtype=np.int64)
+        slot_T = self._ledger.slots_in_flight(limit)
+        return slot_T[slot_T < self.size]  # a prompt that was kept aside may still have an open rollout
+
+    def _refuse_what_is_in_flight(self, size: int, taken: NDArray[np.int64]) -> None:
+        if size > self.size - len(taken):
+            raise SpoStateError(
+                f"a batch of {size} different prompts was asked for; of the dataset's {self.size} prompts {len(taken)} "
+                f"are in flight with spo.sampling.max_in_flight={self.settings.max_in_flight}, which leaves "
+                f"{self.size - len(taken)}; {IN_FLIGHT_REMEDY}."
+            )
+        if isinstance(self._index, QuotaIndex):
+            self._index.refuse(size, taken)
+
+    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
+        _check_version(version)
+        alpha_B, beta_B = self._table.alpha_P[slot_B], self._table.beta_P[slot_B]
+        value_B, n_eff_B = read_evidence(self.settings, version, alpha_B, beta_B, self._table.version_P[slot_B])
+        return Frozen(
+            slot_B=slot_B,
+            value_B=value_B,
+            n_eff_B=n_eff_B,
+            version_B=np.full(len(slot_B), version, dtype=np.int64),
+        )
+
+    def _plan_observe(
+        self, uids: Sequence[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike
+    ) -> outcomes.Plan:
+        news = outcomes.read(self._ledger, uids, session_B, reward_B, divergence_B)
+        return outcomes.plan(self._table, self.settings, news, self._clock.movement or 0.0)
+
+    def _commit_observe(self, plan: outcomes.Plan) -> ObserveReport:
+        outcomes.commit(self._table, self._ledger, plan)
+        slot_S = plan.touched.slot_S
+        slot_S = slot_S[slot_S < self.size]  # a prompt that was kept aside may still have an open rollout
+        if self.settings.sampling_mode == "prioritized":
+            self._weighed().update(slot_S, self._weights(slot_S))
+        self._counters["observations"] += plan.report.new
+        self._counters["duplicates"] += plan.report.duplicate
+        self._counters["first_visits"] += plan.report.first_visits
+        return plan.report
+
+    def _finish(
+        self, rows: endings.Rows, late: Sequence[Late], settle_uids: Sequence[str] = ()
+    ) -> tuple[ObserveReport, int]:
+        """Observe and settle; the report, and how many of the new outcomes were not trained on."""
+        for group in late:
+            endings.check_kind(group.kind)
+        ending: list[tuple[list[str], Ending]] = [
+            (self._ledger.to_settle(group.over), group.kind) for group in (*late, Late("trained", ended=settle_uids))
+        ]
+        plan = self._plan_observe(*endings.joined(rows, late))
+        report = self._commit_observe(plan)
+        for over, kind in ending:
+            self._commit_settle(over, kind)
+        untrained = endings.untrained(plan.outcomes.row_B, len(rows[0]), late)
+        self._count("untrained", untrained)
+        return report, untrained
+
+    def _plan_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
+        self._memory.check(responses)
+        slot_B = frozen_of(self._ledger.require_open(uids, "remember")).slot_B
+        wrong = responses.row_B[(responses.row_B < 0) | (responses.row_B >= len(slot_B))]
+        if wrong.size:
+            raise SpoStateError(f"remember: row {wrong[0]} of the responses points outside the {len(slot_B)} uids.")
+        return slot_B[responses.row_B]
+
+    def _commit_settle(self, uids: Sequence[str], kind: Ending) -> None:
+        uids = [uid for uid in uids if uid in self._ledger.open]  # not those that another kind has just ended
+        without_outcome = self._ledger.settle(uids)
+        self._counters["settled"] += len(uids)
+        if kind == "trained":
+            self._counters["failed"] += without_outcome
+        else:
+            self._count(kind, len(uids))
+
+    def _count(self, name: str, more: int) -> None:
+        """Add to a counter that is there only where it is not 0."""
+        if more:
+            self._counters[name] = self._counters.get(name, 0) + more
+
+    def _check_movement(self, movement: float) -> None:
+        if self._clock.movement is None:
+            raise SpoStateError(
+                f"the movement of the policy plays no part in forgetting_mode={self.settings.forgetting_mode}; pass "
+                "none, or set spo.forgetting.mode=drift."
+            )
+        if not 0 <= movement < np.inf:
+            raise SpoStateError(f"movement {movement} is not a finite number >= 0; pass a mean absolute difference.")
+
+    def _commit_movement(self, movement: float) -> None:
+        assert self._clock.movement is not None
+        self._clock.movement += float(movement)
+
+
+def _check_version(version: int) -> None:
+    if version < 0:
+        raise SpoStateError(f"policy version {version} is negative; count versions from 0.")

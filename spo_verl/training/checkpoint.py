@@ -1,0 +1,175 @@
+"""The tracker's part of verl's checkpoints: ``global_step_N/spo/``, complete before verl writes its marker.
+
+Order of a save: the tracker's actor copies its state and starts writing; verl saves the actor (the long part,
+meanwhile the tracker's file is written); verl asks the dataloader for its state, and there the tracker's write is
+awaited; verl writes ``latest_checkpointed_iteration.txt``. A marker therefore never names a checkpoint without its
+tracker, and a failed write stops the run before the marker moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_filename
+
+from spo_verl.data.identity import IDENTITY_VERSION
+from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
+from spo_verl.tracker.quota import PromptSources
+from spo_verl.tracker.service import TrackerClient
+from spo_verl.tracker.settings import TrackerSettings
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "spo"
+
+
+class CheckpointFollower:
+    """Saves, loads and prunes the tracker beside verl's checkpoints.
+
+    Holds which folders this process saved, in order, as verl's checkpoint manager does: folders of an earlier
+    process are never pruned.
+    """
+
+    def __init__(
+        self,
+        trainer_config: Any,
+        tracker: TrackerClient,
+        key_P: np.ndarray,
+        settings: TrackerSettings,
+        *,
+        initial_evidence: tuple[np.ndarray, np.ndarray] | None = None,
+        sources: PromptSources | None = None,
+    ) -> None:
+        self._config = trainer_config
+        self._tracker = tracker
+        self._key_P = key_P
+        self._settings = settings
+        alpha_P, beta_P = initial_evidence or (None, None)
+        self._initial: dict[str, Any] = {"alpha_P": alpha_P, "beta_P": beta_P, "sources": sources}
+        self._foreign = False
+        self._saving: Path | None = None
+        self._saved: list[Path] = []
+
+    # ------------------------------------------------------------------ save
+
+    @property
+    def root(self) -> Path:
+        """``trainer.default_local_dir``, absolute: the tracker's actor has a working directory of its own."""
+        return Path(os.path.abspath(self._config.default_local_dir))
+
+    def begin_save(self, step: int) -> None:
+        """Take the snapshot; writing goes on in the tracker's actor."""
+        folder = self.root / f"global_step_{step}" / FOLDER
+        # Without the digest: it reads the whole state, and the writer beside the training works it out anyway.
+        self._tracker.begin_save(folder, step, extra={"identity_version": IDENTITY_VERSION}, digest=False)
+        self._saving = folder
+
+    def finish_write(self) -> None:
+        """Wait until the tracker's folder is complete; does nothing when none is being written.
+
+        Raises:
+            SpoCheckpointError: the folder could not be written.
+        """
+        if self._saving is not None:
+            report = self._tracker.end_save()
+            logger.info("spo: saved %s tracker_digest=%s bytes=%d", self._saving, report.digest, report.nbytes)
+            self._saved.append(self._saving)
+            self._saving = None
+
+    def end_save(self, step: int) -> None:
+        """After verl's marker: prune as verl does with the actor's folders."""
+        if self._saving is not None:
+            raise SpoCheckpointError(
+                f"verl finished the checkpoint of step {step} without asking the dataloader for its state, so its "
+                "marker may name a checkpoint whose tracker is incomplete; this verl version is not supported."
+            )
+        keep = self._config.get("max_actor_ckpt_to_keep", None)
+        if self._config.get("remove_previous_ckpt_in_save", False):
+            keep = 1
+        if isinstance(keep, int) and keep > 0:
+            for old in self._saved[:-keep]:
+                if old.exists():
+                    shutil.rmtree(old)
+            self._saved = self._saved[-keep:]
+
+    # ------------------------------------------------------------------ load
+
+    def note_foreign_state(self, state: Any) -> None:
+        """The checkpoint's dataloader state is verl's own: another estimator made the checkpoint."""
+        self._foreign = True
+
+    def require_marked_folder(self) -> None:
+        """Refuse to start from scratch where a marker names a checkpoint that is not there.
+
+        verl itself would start anew without an error, and the next save would overwrite the marker.
+
+        Raises:
+            SpoCheckpointError: the marker is unreadable, or its folder is missing.
+        """
+        if self._config.resume_mode != "auto":
+            return
+        marker = Path(get_checkpoint_tracker_filename(str(self.root)))
+        if not marker.exists():
+            return
+        text = marker.read_text().strip()
+        if not text.isdigit():
+            raise SpoCheckpointError(
+                f"{marker} holds {text!r} instead of a step (a crash while verl wrote it?); write the step of the "
+                "newest complete global_step_* folder into it, or set trainer.resume_mode=disable to start anew."
+            )
+        folder = self.root / f"global_step_{text}"
+        if not folder.is_dir():
+            raise SpoCheckpointError(
+                f"{marker} names step {text}, but {folder} is missing; restore that folder, write an existing step "
+                "into the marker, or set trainer.resume_mode=disable to start anew."
+            )
+
+    def load(self, step: int) -> None:
+        """Make the tracker: from the checkpoint that verl has just loaded, or from its initial values.
+
+        A checkpoint made by another estimator has no tracker: evidence then starts from the initial values, which
+        is said loudly. One that SPO made must have it.
+
+        Args:
+            step: verl's ``global_steps`` after loading; 0 when training starts from scratch.
+
+        Raises:
+            SpoCheckpointError: and its children, see :mod:`spo_verl.tracker.checkpoint`.
+        """
+        if step == 0:
+            self._tracker.create(self._key_P, self._settings, **self._initial)
+            return
+        folder = self._checkpoint_folder(step) / FOLDER
+        if not folder.exists():
+            if not self._foreign:
+                raise SpoCheckpointDamagedError(
+                    f"{folder} is missing, although {folder.parent} was not made by another estimator (that would "
+                    "show in its data.pt); restore the folder, or resume from another step with "
+                    "trainer.resume_mode=resume_path trainer.resume_from_path=<...>/global_step_<N>."
+                )
+            logger.warning(
+                "spo: %s was saved by another estimator: weights and optimizer continue at step %d, the tracker "
+                "starts from its initial values.",
+                folder.parent,
+                step,
+            )
+            self._tracker.create(self._key_P, self._settings, **self._initial)
+            return
+        report = self._tracker.load(folder, self._key_P, self._settings, **self._initial)
+        if report.step != step:
+            raise SpoCheckpointDamagedError(
+                f"{folder} holds the tracker of step {report.step}, not of step {step}: a folder was moved or copied "
+                "over another; restore the one that belongs to this checkpoint."
+            )
+        logger.info("spo: loaded step=%d tracker_digest=%s", step, report.digest)
+        logger.info("spo: %s", report)
+
+    def _checkpoint_folder(self, step: int) -> Path:
+        if self._config.resume_mode == "resume_path":
+            return Path(os.path.abspath(self._config.resume_from_path))
+        return self.root / f"global_step_{step}"

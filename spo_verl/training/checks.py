@@ -1,0 +1,227 @@
+"""What is checked before an SPO run starts: settings, contradictions with verl's keys, and differences to the paper.
+
+Everything that cannot work is reported in one message; what is merely unusual is a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from spo_verl.conf import PRESETS
+from spo_verl.config import SpoConfig, parse, refuse
+
+logger = logging.getLogger(__name__)
+
+_MISSING = object()
+MODES = ("sync", "colocate_async", "separate_async")
+STOCK_WARMUP = 1
+"""verl's default of ``num_warmup_batches``, which cannot be told from the same value set by a user."""
+POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
+MEASURABLE_TARGETS = (
+    "verl.workers.config.PolicyLossConfig",
+    "spo_verl.training.movement.MeasuredPolicyLossConfig",
+)
+_ROUTER_REPLAY = tuple(
+    f"actor_rollout_ref.actor.{engine}router_replay" for engine in ("", "fsdp_config.", "megatron.", "veomni.")
+)
+
+
+def select(config: DictConfig, key: str, default: Any = None) -> Any:
+    """A value of verl's configuration, or ``default`` where the key does not exist."""
+    return OmegaConf.select(config, key, default=default)
+
+
+def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
+    """Yield every setting of verl that cannot go together with SPO, with its fix."""
+    if not select(config, "trainer.use_v1", True):
+        yield "trainer.use_v1=False: SPO lives in verl's V1 trainer; set trainer.use_v1=True."
+    yield from _in_flight(config, spo)
+    if select(config, "algorithm.use_kl_in_reward", False):
+        yield (
+            "algorithm.use_kl_in_reward=True: the tracker's values are success probabilities, and a reward with a "
+            "KL penalty is none; set algorithm.use_kl_in_reward=False (a KL loss, actor.use_kl_loss=True, is fine)."
+        )
+    if select(config, "critic.enable", None):
+        yield "critic.enable=True: SPO's baseline is the tracker, a critic would train unused; set critic.enable=null."
+    if select(config, "algorithm.filter_groups.enable", False):
+        yield (
+            "algorithm.filter_groups.enable=True: group filtering would throw away every prompt with one rollout; "
+            "set algorithm.filter_groups.enable=False (prioritized sampling takes its place)."
+        )
+    if select(config, "skip.rollout_tq.enable", False):
+        yield (
+            "skip.rollout_tq.enable=True: replayed rollouts carry the uids of another run, for which no baseline "
+            "was frozen; set skip.rollout_tq.enable=False."
+        )
+    yield from _movement(config, spo)
+    if select(config, "algorithm.rollout_correction.bypass_mode", False) and "acting" in spo.references:
+        yield (
+            "algorithm.rollout_correction.bypass_mode=True takes old_log_probs from the rollout engine, whose noise "
+            "is of the size of the divergence to be measured; set bypass_mode=False, or "
+            "spo.forgetting.reference=updated (both sides from the training engine), or spo.forgetting.mode=constant."
+        )
+    platform = select(config, "platform", None)
+    if isinstance(platform, str):
+        yield (
+            f"platform={platform} was taken as a plain key, because the config group of that name exists only with "
+            "VERL_PLATFORM=cpu in the environment; export VERL_PLATFORM=cpu before the command."
+        )
+    for section in _ROUTER_REPLAY:
+        if select(config, f"{section}.mode", "disabled") not in ("disabled", None) and spo.remembers_responses:
+            yield (
+                f"{section}: stored responses have no recorded expert routes to replay in the divergence forward; "
+                f"set {section}.mode=disabled, or spo.forgetting.mode=constant."
+            )
+
+
+def _movement(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
+    """What the measure of ``spo.forgetting.mode=drift`` needs: log-probs of one engine, and several mini-batches."""
+    if spo.forgetting.mode != "drift":
+        return
+    if select(config, "algorithm.rollout_correction.bypass_mode", False):
+        yield (
+            "algorithm.rollout_correction.bypass_mode=True with spo.forgetting.mode=drift: old_log_probs are the "
+            "rollout engine's, so that its noise, and the age of late rollouts, would be taken for movement and add up "
+            "from step to step; set bypass_mode=False, or spo.forgetting.mode=version or constant, or mode=kl with "
+            "spo.forgetting.reference=updated."
+        )
+    target = select(config, f"{POLICY_LOSS}._target_", None)
+    if target not in (None, *MEASURABLE_TARGETS):
+        yield (
+            f"{POLICY_LOSS}._target_={target}: spo.forgetting.mode=drift puts a class of its own there, which knows "
+            f"verl's keys only; set {POLICY_LOSS}._target_={MEASURABLE_TARGETS[0]}, or spo.forgetting.mode=kl."
+        )
+    count = mini_batches(config)
+    if count is not None and count < 2:
+        yield (
+            f"spo.forgetting.mode=drift reads the policy's movement off the mini-batches behind the first, and this "
+            f"run has {count:g} per update (data.train_batch_size, actor.ppo_mini_batch_size, actor.ppo_epochs"
+            f"{', parameter_sync_step' if select(config, 'trainer.v1.trainer_mode') == 'separate_async' else ''}); "
+            "lower actor_rollout_ref.actor.ppo_mini_batch_size to half a batch or less, or set "
+            "spo.forgetting.mode=kl."
+        )
+
+
+def mini_batches(config: DictConfig) -> float | None:
+    """Mini-batches, over all epochs, whose log-probs are compared with one and the same policy; None if unknown.
+
+    The separate asynchronous trainer compares all updates of a version with the policy that the version began with; the
+    other two compare each update with the policy before it.
+    """
+    mode = select(config, "trainer.v1.trainer_mode", "sync")
+    batch = select(config, "data.train_batch_size", None)
+    mini_batch = select(config, "actor_rollout_ref.actor.ppo_mini_batch_size", None)
+    if batch is None or mini_batch is None:
+        return None
+    updates = int(select(config, f"trainer.v1.{mode}.parameter_sync_step", 1))
+    per_version = int(batch) / int(mini_batch) * int(select(config, "actor_rollout_ref.actor.ppo_epochs", 1))
+    return per_version if mode == "separate_async" else per_version / updates
+
+
+def _in_flight(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
+    """What depends on whether rollouts outlive a step."""
+    mode = select(config, "trainer.v1.trainer_mode", "sync")
+    warmup = f"trainer.v1.{mode}.num_warmup_batches"
+    if mode not in MODES:
+        yield f"trainer.v1.trainer_mode={mode}: SPO knows {', '.join(MODES)}; set one of them."
+        return
+    if mode == "sync" and spo.oversample:
+        yield (
+            f"spo.oversample={spo.oversample}: the synchronous trainer waits for every rollout of a step, so there "
+            "is no surplus; set spo.oversample=null, or trainer.v1.trainer_mode=colocate_async."
+        )
+    if mode == "sync" and spo.late.policy != "carry":
+        yield (
+            f"spo.late.policy={spo.late.policy}: no rollout is late in the synchronous trainer; set "
+            "spo.late.policy=carry, or trainer.v1.trainer_mode=colocate_async."
+        )
+    if mode != "sync" and spo.oversample is not None and select(config, warmup, STOCK_WARMUP) != STOCK_WARMUP:
+        yield (
+            f"spo.oversample={spo.oversample} and {warmup}={select(config, warmup)} both say how many rollouts are in "
+            f"flight beside a batch; leave {warmup} at verl's {STOCK_WARMUP}, or set spo.oversample=null."
+        )
+    if spo.late.policy == "abort":
+        yield (
+            "spo.late.policy=abort: verl 0.9.1 has no way to stop a rollout that its agent loop has begun; set "
+            "spo.late.policy=drop (it finishes, is evidence, and is not trained on) or carry."
+        )
+
+
+def apply_oversampling(config: DictConfig, spo: SpoConfig) -> None:
+    """``spo.oversample`` is verl's surplus of warm-up batches: it is added once and stays in flight from then on."""
+    mode = select(config, "trainer.v1.trainer_mode", "sync")
+    if mode != "sync" and spo.oversample is not None:
+        OmegaConf.update(config, f"trainer.v1.{mode}.num_warmup_batches", spo.oversample, merge=False)
+
+
+def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
+    """Yield what works but may not be what the user meant."""
+    repeats = select(config, "actor_rollout_ref.rollout.n", 1)
+    if repeats > 1 and not spo.bspo:
+        yield (
+            f"actor_rollout_ref.rollout.n={repeats}: SPO needs one rollout per prompt; more are independent "
+            "trajectories with one shared baseline. Say so with spo.bspo=True (or +spo=bspo), or set rollout.n=1."
+        )
+    if spo.preset is None:
+        differing = list(differences_to_paper(config))
+        if differing:
+            yield (
+                "no preset was composed: the tracker runs with the paper's defaults and verl's own keys are as you "
+                "set them. Different from the paper: "
+                + "; ".join(f"{key}={actual} (paper: {paper})" for key, actual, paper in differing)
+                + ". Add +spo=paper to the command line to take the paper's."
+            )
+
+
+def paper_keys() -> dict[str, Any]:
+    """verl's own keys, flattened, as the preset ``paper`` sets them."""
+    preset = OmegaConf.load(PRESETS / "paper.yaml")
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, item in node.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            if isinstance(item, DictConfig):
+                walk(item, name)
+            else:
+                flat[name] = item
+
+    walk(preset, "")
+    return {key: item for key, item in flat.items() if not key.startswith("spo.")}
+
+
+def differences_to_paper(config: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yield ``(key, value in this run, value in the paper)`` for each of verl's keys that differs."""
+    for key, paper in paper_keys().items():
+        actual = select(config, key, _MISSING)
+        if actual is _MISSING:
+            yield key, "absent", paper
+        elif actual != paper:
+            yield key, actual, paper
+
+
+def check(config: DictConfig) -> SpoConfig:
+    """Read and check the whole configuration of an SPO run.
+
+    Returns:
+        The settings under ``spo`` (the paper's defaults where nothing is set).
+
+    Raises:
+        SpoConfigError: lists every problem at once, each with its fix.
+    """
+    section = select(config, "spo", None)
+    if section is not None and not isinstance(section, DictConfig):
+        refuse([f"spo={section!r}: it must be a section; compose a preset with +spo=paper (with the plus sign)."])
+    plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
+    assert isinstance(plain, dict)
+    spo, problems = parse({str(key): item for key, item in plain.items()})
+    problems += contradictions(config, spo or SpoConfig())
+    refuse(problems)
+    assert spo is not None
+    for remark in unusual(config, spo):
+        logger.warning("spo: %s", remark)
+    return spo

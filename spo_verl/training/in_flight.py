@@ -1,0 +1,180 @@
+"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch leaves behind.
+
+:func:`watched_buffer` gives a replay buffer of verl (stock, or a user's own) three abilities and changes nothing else:
+
+- before a group is evicted, its verified outcomes are read, so that they become evidence;
+- a batch takes what finished first instead of what was dispatched first;
+- with ``spo.late.policy=drop`` a batch takes no rollout that an earlier batch left behind.
+
+Where a group finishes is seen when the buffer polls, so two that finish between two polls count as simultaneous and are
+taken in the order of their dispatch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from spo_verl.config import SpoConfig
+from spo_verl.tracker.reports import Late
+from spo_verl.training.rewards import session_rewards
+from spo_verl.training.sessions import Sessions, read_sessions
+
+TRAIN = "train"
+
+
+class EvictedRollouts:
+    """Outcomes of evicted rollouts, from their eviction to the next report to the tracker.
+
+    A restart loses nothing: a checkpoint is written behind the report of its step, and what is evicted later is still
+    open in the tracker of that checkpoint and is found again, or issued again, after the restart.
+    """
+
+    def __init__(self, spo: SpoConfig, *, verified: Callable[[], bool]) -> None:
+        """
+        Args:
+            spo: settings, for the reward's key and range.
+            verified: whether rollouts carry their reward when they finish; a reward model that shares the accelerators
+                scores them after they were chosen for a batch only.
+        """
+        self._spo, self._verified = spo, verified
+        self._late: list[Late] = []
+        self.token_count: list[int] = []
+
+    def add(self, kind: Any, uids: set[str], trajectories: dict[str, dict], partition: str) -> None:
+        """Read what these groups have to tell; they are about to be cleared.
+
+        Args:
+            kind: why they are evicted, as for ``Tracker.settle``.
+            uids: the groups.
+            trajectories: tag by key of all trajectories in the partition.
+        """
+        keys = [key for key in trajectories if key.split("_")[0] in uids]
+        tags = [trajectories[key] for key in keys]
+        sessions = read_sessions(keys, tags)
+        if not keys or not self._verified():
+            self._late.append(Late(kind, ended=sorted(uids)))
+            return
+        reward_S = session_rewards(keys, partition, sessions, self._spo.reward, "evicted rollout {}".format)
+        self.token_count += response_tokens(sessions, tags).tolist()
+        self._late.append(
+            Late(
+                kind,
+                uids=sessions.uid_S,
+                session_B=sessions.session_S,
+                reward_B=reward_S,
+                ended=sorted(uids),
+            )
+        )
+
+    def drain(self) -> list[Late]:
+        """What was added since the last call."""
+        late, self._late = self._late, []
+        return late
+
+    def drain_tokens(self) -> list[int]:
+        """Response tokens of each session that was added since the last call."""
+        tokens, self.token_count = self.token_count, []
+        return tokens
+
+
+def response_tokens(sessions: Sessions, tags: list[dict]) -> np.ndarray:
+    """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
+    row_S = np.zeros(len(sessions), dtype=np.int64)
+    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
+        if session >= 0:
+            row_S[session] += int(tag.get("response_len") or 0)
+    return row_S
+
+
+class WatchedBuffer:
+    """Mixed in before a replay buffer's own class by :func:`watched_buffer`."""
+
+    # Provided by the class that this is mixed into, and by watched_buffer.
+    finished_keys: dict[str, set]
+    failure_keys: dict[str, set]
+    partitions: dict[str, dict[str, dict]]
+    prompt_global_steps: dict[str, dict[str, int]]
+    spo_evicted: EvictedRollouts
+    spo_config: SpoConfig
+    spo_seen: dict[str, float]
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        super()._sync_metadata_from_transfer_queue()  # type: ignore[misc]
+        now = time.monotonic()
+        terminal = self.finished_keys[TRAIN] | self.failure_keys[TRAIN]
+        self.spo_seen = {uid: self.spo_seen.get(uid, now) for uid in terminal}
+
+    def _terminal_eviction_reasons(self, global_steps: int, partition_id: str) -> tuple[set, set, set, Counter]:
+        stale, filtered, failed, counts = super()._terminal_eviction_reasons(global_steps, partition_id)  # type: ignore[misc]
+        if partition_id == TRAIN and self.spo_config.late.policy == "drop":
+            # Recomputed by whoever evicts; here it only must be in the set that verl clears and replaces.
+            stale = stale | self._left_behind(global_steps)
+        return stale, filtered, failed, counts
+
+    def _left_behind(self, global_steps: int) -> set[str]:
+        """Finished rollouts that were dispatched for an earlier batch."""
+        dispatched = self.prompt_global_steps[TRAIN]
+        return {uid for uid in self.finished_keys[TRAIN] if dispatched.get(uid, global_steps) < global_steps}
+
+    def _evict_terminal_groups(
+        self, global_steps: int, partition_id: str, eviction_reasons: tuple[set, set, set, Counter]
+    ) -> Any:
+        if partition_id == TRAIN:
+            stale, _, failed, _ = eviction_reasons
+            surplus = stale & self._left_behind(global_steps) if self.spo_config.late.policy == "drop" else set()
+            for kind, uids in (("surplus", surplus), ("stale", stale - surplus), ("failed", failed - stale)):
+                if uids:
+                    self.spo_evicted.add(kind, uids, self.partitions[TRAIN], TRAIN)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)  # type: ignore[misc]
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
+        selected, partition, dispatched = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)  # type: ignore[misc]
+        if partition_id == TRAIN:
+            selected = first_to_finish(
+                sampleable_keys, batch_size, self.spo_seen, dispatched, self.spo_config.late.length_bound
+            )
+        return selected, partition, dispatched
+
+
+def first_to_finish(
+    finished: set[str], size: int, seen: dict[str, float], dispatched: dict[str, int], bound: float | None
+) -> list[str]:
+    """The uids of a batch: by finish time, a share of it by dispatch order where a bound is set.
+
+    First to finish favours short rollouts; with a bound the oldest dispatches get ``ceil(bound * size)`` places first,
+    so that a long rollout that has finished cannot be overtaken for ever.
+
+    Args:
+        finished: uids to choose from, at least ``size``.
+        seen: when each was first seen finished, in seconds.
+        dispatched: training step of each dispatch.
+        bound: share of the batch, in (0, 1], or None.
+
+    Returns:
+        ``size`` uids, those by dispatch order before the others.
+    """
+    oldest = sorted(finished, key=lambda uid: (dispatched.get(uid, 0), seen.get(uid, 0.0), uid))
+    reserved = oldest[: math.ceil(bound * size)] if bound is not None else []
+    rest = sorted(finished.difference(reserved), key=lambda uid: (seen.get(uid, 0.0), dispatched.get(uid, 0), uid))
+    return [*reserved, *rest][:size]
+
+
+@functools.cache
+def watched_class(buffer_class: type) -> type:
+    """The watched class for a replay buffer's class."""
+    return type(f"Watched{buffer_class.__name__}", (WatchedBuffer, buffer_class), {"__module__": __name__})
+
+
+def watched_buffer(buffer: Any, spo: SpoConfig, evicted: EvictedRollouts) -> Any:
+    """Give a replay buffer, however it was built, the abilities of this module; returns it."""
+    buffer_class: type = type(buffer)
+    buffer.__class__ = watched_class(buffer_class)
+    buffer.spo_config, buffer.spo_evicted, buffer.spo_seen = spo, evicted, {}
+    return buffer

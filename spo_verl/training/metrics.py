@@ -1,0 +1,248 @@
+"""Every metric under ``spo/``: computed here, explained in :data:`METRICS`, listed in docs/metrics.md (tested).
+
+verl's aggregator keeps scalars only and chooses how to combine the parts of a step by substrings of the key
+(``max``, ``min``, ``sum``/``total``, else a weighted mean); the names are chosen with that in mind and tested.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+
+from spo_verl.config import ForgettingConfig
+from spo_verl.core import degenerate_probability
+from spo_verl.tracker.reports import Late, ObserveReport
+
+PREFIX = "spo/"
+VALUE_BINS = 10
+GRPO_GROUP = 8
+"""Group size of the paper's GRPO baseline, for the share of samples that it would have called degenerate."""
+
+METRICS: dict[str, str] = {
+    # the batch
+    "reward/mean": "Mean reward of the step's rollouts, mapped to [0, 1]. Prioritized sampling moves it: compare "
+    "estimators on held-out or uniformly drawn prompts only.",
+    "value/batch_mean": "Mean frozen value (baseline) of the step's rollouts.",
+    "advantage/raw_mean": "Mean of reward minus frozen value, before normalisation; near 0 when the tracker "
+    "is calibrated.",
+    "advantage/raw_variance": "Variance (unbiased) of reward minus frozen value; figure 3b of the paper.",
+    "advantage/variance_removed": "1 - variance of the raw advantage / variance of the reward: what the baseline "
+    "removes (0 where all rewards are equal). The paper sees about one half.",
+    "advantage/near_zero_1e-4_share": "Share of rollouts with |raw advantage| <= 1e-4; figure 3a.",
+    "advantage/near_zero_0.02_share": "Share of rollouts with |raw advantage| <= 0.02; figure 3a.",
+    "advantage/grpo_degenerate_share": "Share of samples that GRPO with groups of 8 would find without signal at the "
+    "same values: mean of p^8 + (1-p)^8.",
+    "first_visit_share": "Share of the step's prompts that had never been observed before.",
+    "n_eff/revisit_mean": "Mean effective sample size, before this step's outcomes, of the step's prompts that had "
+    "been observed before.",
+    "staleness/mean": "Mean number of policy versions between freezing a value and using it (0 in the synchronous "
+    "trainer).",
+    "staleness/max": "Largest such number in the step.",
+    # forgetting
+    "rho/mean": "Mean retention of the step's prompts.",
+    "rho/min": "Smallest retention of the step.",
+    "rho/max": "Largest retention of the step.",
+    "rho/at_floor_share": "Share of the step's prompts whose retention sits at rho_min; only where the retention is "
+    "bounded by it (spo.forgetting.mode=kl or drift).",
+    "divergence/mean": "Mean divergence D of the step's prompts that had a stored response (the one forgetting uses).",
+    "divergence/max": "Largest such divergence.",
+    "divergence_acting/mean": "The same between the acting policies, when measured.",
+    "divergence_updated/mean": "The same between the policies after their updates, when measured.",
+    "drift/forwards_total": "Batches of sequences sent through the extra forward in the step: one for the stored "
+    "responses, one more for the new ones where the reference is the updated policy.",
+    "drift/tokens_total": "Tokens (prompt and response) in those forwards.",
+    "drift/incomparable_total": "Stored responses not used because their prompt's tokens have changed.",
+    "drift/unmeasured_total": "Prompts beyond the budget (spo.drift.max_prompts), discounted with the mean retention "
+    "of those that were measured.",
+    "drift/movement_total": "How far the step moved the policy: mean |log-prob difference| per token of its own "
+    "responses, extrapolated to the whole update (spo.forgetting.mode=drift).",
+    # evidence
+    "evidence/observed_total": "Outcomes that became evidence in the step.",
+    "evidence/untrained_total": "Of these, outcomes of rollouts without a token in the loss (all rejected).",
+    "evidence/duplicate_total": "Outcomes that were offered twice and changed nothing.",
+    "rollouts/failed_total": "Dispatched rollouts that returned nothing in the step.",
+    # rollouts that were not trained on
+    "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old to be trained on.",
+    "evidence/surplus_total": "Outcomes of rollouts that finished after their batch was full and were dropped "
+    "(spo.late.policy=drop).",
+    "rollouts/stale_total": "Rollouts that verl evicted as too old.",
+    "rollouts/surplus_total": "Rollouts that were dropped as surplus.",
+    "late/carried_share": "Share of the batch that was dispatched for an earlier batch.",
+    "late/carried_tokens_mean": "Mean response tokens of those.",
+    "late/fresh_tokens_mean": "Mean response tokens of the others; what it is below the mean of all is the length bias "
+    "of taking the first to finish.",
+    "late/evicted_tokens_mean": "Mean response tokens of the stale and surplus rollouts.",
+    # the whole tracker
+    "value/mean": "Mean value over all prompts of the dataset.",
+    **{
+        f"value/bin_{k}": f"Share of all prompts with a value in [{k / 10:.1f}, {(k + 1) / 10:.1f}"
+        + ("]." if k == 9 else ").")
+        for k in range(VALUE_BINS)
+    },
+    "n_eff/mean": "Mean effective sample size over all prompts.",
+    "coverage": "Share of prompts ever drawn.",
+    "effective_prompts": "(sum of weights)^2 / sum of squared weights: how many prompts the sampling distribution "
+    "spreads over.",
+    "open_rollouts": "Dispatched rollouts without an outcome yet, after the step.",
+    "bytes/tracker": "Bytes of the tracker's table.",
+    "bytes/memory": "Bytes of the stored responses.",
+    # data sources, with quotas
+    "source/<name>/drawn_share": "Share of the step's prompts that were drawn from the data source <name>.",
+    "source/<name>/value_mean": "Mean value over all prompts of that data source, after the step.",
+    # time of the step spent here, seconds
+    "seconds_total/draw": "Drawing prompts and reading their rows.",
+    "seconds_total/dispatch": "Freezing the values of dispatched prompts.",
+    "seconds_total/recall": "Fetching frozen values and stored responses, and this batch's outputs.",
+    "seconds_total/probe": "The extra forward over stored responses.",
+    "seconds_total/observe": "Folding in outcomes and storing responses.",
+    "seconds_total/save": "Snapshot of the tracker and waiting for its file; only in steps that save.",
+}
+
+
+class Stopwatch:
+    """Seconds spent per activity since the last :meth:`drain`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, activity: str) -> Iterator[None]:
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[activity] = self._seconds.get(activity, 0.0) + perf_counter() - begin
+
+    def drain(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return {f"seconds_total/{activity}": spent for activity, spent in seconds.items()}
+
+
+def batch_metrics(reward_S: np.ndarray, value_S: np.ndarray, lag_B: np.ndarray) -> dict[str, float]:
+    """What can be said of a batch before its outcomes are folded in.
+
+    Args:
+        reward_S: rewards in [0, 1].
+        value_S: frozen value of each session's prompt.
+        lag_B: policy versions between dispatch and use of each prompt.
+    """
+    raw_S = reward_S - value_S
+    reward_variance = float(np.var(reward_S, ddof=1)) if len(reward_S) > 1 else 0.0
+    raw_variance = float(np.var(raw_S, ddof=1)) if len(raw_S) > 1 else 0.0
+    return {
+        "reward/mean": float(reward_S.mean()),
+        "value/batch_mean": float(value_S.mean()),
+        "advantage/raw_mean": float(raw_S.mean()),
+        "advantage/raw_variance": raw_variance,
+        "advantage/variance_removed": 1.0 - raw_variance / reward_variance if reward_variance > 0 else 0.0,
+        "advantage/near_zero_1e-4_share": float((np.abs(raw_S) <= 1e-4).mean()),
+        "advantage/near_zero_0.02_share": float((np.abs(raw_S) <= 0.02).mean()),
+        "advantage/grpo_degenerate_share": float(np.mean(degenerate_probability(value_S, GRPO_GROUP))),
+        "staleness/mean": float(lag_B.mean()),
+        "staleness/max": float(lag_B.max()),
+    }
+
+
+def divergence_metrics(name: str, drift_B: np.ndarray, *, used: bool) -> dict[str, float]:
+    """Mean (and, for the one that forgetting uses, largest) divergence over prompts with a stored response."""
+    measured = drift_B[~np.isnan(drift_B)]
+    if not len(measured):
+        return {}
+    metrics = {f"divergence_{name}/mean": float(measured.mean())}
+    if used:
+        metrics |= {"divergence/mean": float(measured.mean()), "divergence/max": float(measured.max())}
+    return metrics
+
+
+def observation_metrics(report: ObserveReport, forgetting: ForgettingConfig) -> dict[str, float]:
+    """What folding in the step's outcomes did: retention, first visits, counts."""
+    metrics = {
+        "evidence/observed_total": float(report.new),
+        "evidence/duplicate_total": float(report.duplicate),
+    }
+    rho_B = report.rho_B[report.discounted_B]
+    if len(rho_B):
+        metrics |= {
+            "rho/mean": float(rho_B.mean()),
+            "rho/min": float(rho_B.min()),
+            "rho/max": float(rho_B.max()),
+        }
+        if forgetting.mode in ("kl", "drift"):  # the other modes know no bounds
+            metrics["rho/at_floor_share"] = float((rho_B <= forgetting.rho_min + 1e-12).mean())
+    if len(report.slot_B):
+        metrics["first_visit_share"] = float(report.first_visit_B.mean())
+    revisit_B = ~report.first_visit_B
+    if revisit_B.any():
+        metrics["n_eff/revisit_mean"] = float(report.n_eff_B[revisit_B].mean())
+    return metrics
+
+
+def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -> dict[str, float]:
+    """What became of rollouts that were not trained on.
+
+    Args:
+        late: what was evicted.
+        tokens: response tokens of each evicted session with an outcome.
+        failed: rollouts of the step that returned nothing.
+    """
+    rollouts, outcomes = Counter[str](), Counter[str]()
+    for entry in late:
+        rollouts[entry.kind] += len(entry.over)
+        outcomes[entry.kind] += len(entry.uids)
+    metrics = {"rollouts/failed_total": float(failed + rollouts["failed"])}
+    for kind in ("stale", "surplus"):
+        metrics[f"rollouts/{kind}_total"] = float(rollouts[kind])
+        metrics[f"evidence/{kind}_total"] = float(outcomes[kind])
+    if tokens:
+        metrics["late/evicted_tokens_mean"] = float(np.mean(tokens))
+    return metrics
+
+
+def length_metrics(tokens_S: np.ndarray, carried_S: np.ndarray) -> dict[str, float]:
+    """How long the responses of a batch are that was formed from what finished first.
+
+    Args:
+        tokens_S: response tokens of each session of the batch.
+        carried_S: whether it was dispatched for an earlier batch.
+    """
+    metrics = {"late/carried_share": float(carried_S.mean())}
+    for name, of_S in (("carried", carried_S), ("fresh", ~carried_S)):
+        if of_S.any():
+            metrics[f"late/{name}_tokens_mean"] = float(tokens_S[of_S].mean())
+    return metrics
+
+
+def table_metrics(metrics: Mapping[str, float], value_bins: np.ndarray) -> dict[str, float]:
+    """The tracker's own numbers, and its histogram of values as shares, under the names of :data:`METRICS`."""
+    return {
+        "value/mean": metrics["value_mean"],
+        **{f"value/bin_{k}": float(count) for k, count in enumerate(value_bins / value_bins.sum())},
+        "n_eff/mean": metrics["n_eff_mean"],
+        "coverage": metrics["coverage"],
+        "effective_prompts": metrics["effective_prompts"],
+        "open_rollouts": metrics["open"],
+        "bytes/tracker": metrics["table_bytes"],
+        "bytes/memory": metrics["memory_bytes"],
+    }
+
+
+def pattern_of(key: str) -> str:
+    """The entry of :data:`METRICS` that explains a key; ``<name>`` there stands for a data source, slashes and all."""
+    first, _, rest = key.partition("/")
+    return f"source/<name>/{rest.rpartition('/')[2]}" if first == "source" else key
+
+
+def prefixed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics under ``spo/``.
+
+    Raises:
+        KeyError: a key has no explanation in :data:`METRICS`; every metric must have one.
+    """
+    unknown = {key for key in metrics if pattern_of(key) not in METRICS}
+    if unknown:
+        raise KeyError(f"metrics without an explanation in spo_verl.training.metrics.METRICS: {sorted(unknown)}")
+    return {PREFIX + key: value for key, value in metrics.items()}

@@ -1,0 +1,387 @@
+"""verl's V1 trainer with SPO: what the estimator ``spo`` adds to a step, from the draw to the checkpoint.
+
+:func:`spo_trainer_class` puts two classes around the trainer class of the chosen mode::
+
+    SpoTrainer -> PPOTrainerSync -> AfterOldLogProb -> PPOTrainer
+
+``AfterOldLogProb`` stands behind the mode's class because a mode may hold other weights in the engine only inside
+its own ``_compute_old_log_prob``; the forward over stored responses has to run there.
+
+State: ``self._dispatched`` are the rollouts of the running step of the synchronous mode, ``self._evicted`` what the
+replay buffer has thrown out since the last report. Everything that outlives a step is in the tracker's actor and in its
+part of the checkpoint; this object holds nothing that a restart would lose.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import math
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils import tensordict_utils as tu
+
+from spo_verl.config import SpoConfig
+from spo_verl.data.identity import DatasetKeys, dataset_keys
+from spo_verl.data.loader import PrioritizedDataLoader
+from spo_verl.errors import SpoConfigError, SpoStateError
+from spo_verl.tracker.reports import Draw
+from spo_verl.tracker.service import TrackerClient, start_service
+from spo_verl.training import seams
+from spo_verl.training.checkpoint import CheckpointFollower
+from spo_verl.training.checks import apply_oversampling, check, select
+from spo_verl.training.estimator import PendingAdvantages, pending_advantages
+from spo_verl.training.in_flight import TRAIN, EvictedRollouts, watched_buffer
+from spo_verl.training.initial import initial_evidence
+from spo_verl.training.logs import configure_logging
+from spo_verl.training.metrics import (
+    VALUE_BINS,
+    Stopwatch,
+    eviction_metrics,
+    observation_metrics,
+    prefixed,
+    table_metrics,
+)
+from spo_verl.training.movement import METRIC as MOVEMENT_METRIC
+from spo_verl.training.movement import MovementMeter, measure_movement
+from spo_verl.training.rollout_n import choose, load_chooser
+from spo_verl.training.settings import tracker_settings
+from spo_verl.training.sources import SourceRecord, read_sources
+from spo_verl.training.step import StepRecord
+
+logger = logging.getLogger(__name__)
+
+SLOT_FIELD = "spo_slot"
+
+
+class AfterOldLogProb(PPOTrainer):
+    """Runs :meth:`SpoTrainer._after_old_log_prob` while the acting policy's weights are in the engine."""
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_old_log_prob(batch, metrics)
+        self._after_old_log_prob(batch)
+        return batch
+
+
+class SpoTrainer:
+    """The part of an SPO trainer that is the same in every mode; mixed in by :func:`spo_trainer_class`."""
+
+    # Provided by the trainer class that this is mixed into.
+    config: Any
+    global_steps: int
+    train_dataset: Any
+    train_dataloader: Any
+    train_dataloader_it: Any
+    actor_rollout_wg: Any
+    total_training_steps: int
+    steps_per_epoch: int
+
+    replay_buffer: Any
+    reward_loop_manager: Any
+    trainer_mode: str
+    _restored_tq_prompt_count: int
+
+    def __init__(self, config: Any) -> None:
+        configure_logging()
+        seams.require()
+        self.spo = check(config)
+        apply_oversampling(config, self.spo)
+        self._movement: MovementMeter | None = None
+        if self.spo.forgetting.mode == "drift":
+            measure_movement(config)
+            self._movement = MovementMeter.of(config)
+        self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
+        self._stopwatch = Stopwatch()
+        self._dispatched: set[str] = set()
+        self._step_record: StepRecord | None = None
+        self._source_record: SourceRecord | None = None
+        super().__init__(config)  # type: ignore[call-arg]
+
+    # ------------------------------------------------------------------ start
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()  # type: ignore[misc]
+        batch_size = int(self.config.data.train_batch_size)
+        keys = dataset_keys(self.train_dataset)
+        _require_enough_prompts(keys, batch_size)
+        _require_enough_in_flight(keys, self.config, self.spo)
+        sources = read_sources(self.spo, self.train_dataset, keys, batch_size)
+        self._source_record = None if sources is None else SourceRecord(sources)
+        # A namespace of its own: several runs may share one Ray cluster.
+        self.tracker: TrackerClient = start_service("spo_tracker", f"spo-{uuid.uuid4().hex[:12]}")
+        self._checkpoint = CheckpointFollower(
+            self.config.trainer,
+            self.tracker,
+            keys.key_P,
+            tracker_settings(self.spo),
+            initial_evidence=initial_evidence(self.spo, keys.key_P),
+            sources=sources,
+        )
+        self.train_dataloader = PrioritizedDataLoader(
+            self.train_dataset,
+            CurrentWeights(self.tracker, lambda: self.global_steps - 1),
+            batch_size=batch_size,
+            row_of_slot_P=keys.row_of_slot_P,
+            collate_fn=self.train_dataloader.collate_fn,
+            slot_field=SLOT_FIELD,
+            before_state_dict=self._checkpoint.finish_write,
+            on_foreign_state=self._checkpoint.note_foreign_state,
+        )
+        self.train_dataloader_it = None
+        self._row_of_slot_P = keys.row_of_slot_P
+        # SPO counts steps. verl's loop also ends when `step // steps_per_epoch` reaches total_epochs, and then
+        # neither saves nor validates; this keeps that from happening before the last step.
+        epochs = max(1, int(self.config.trainer.total_epochs))
+        self.steps_per_epoch = max(1, -(-self.total_training_steps // epochs))
+
+    def _load_checkpoint(self) -> None:
+        self._checkpoint.require_marked_folder()
+        super()._load_checkpoint()  # type: ignore[misc]
+        self._checkpoint.load(self.global_steps)
+        if self.trainer_mode != "sync":
+            self._match_restored_rollouts()
+
+    def _match_restored_rollouts(self) -> None:
+        """Let verl's queue and the tracker hold the same open rollouts after a restart.
+
+        They do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
+        which cannot be scored: they go, and their prompts can be drawn again.
+        """
+        restored = set(_registered_prompts())
+        known = set(self.tracker.open_uids())
+        strange, lost = restored - known, known - restored
+        if strange:
+            logger.warning(
+                "spo: %d rollouts of the checkpoint were dispatched without SPO and have no frozen value; they are "
+                "dropped and other prompts are drawn instead",
+                len(strange),
+            )
+            tq.kv_clear(keys=_keys_of(strange), partition_id=TRAIN)
+            self._restored_tq_prompt_count -= len(strange)
+        if lost:
+            logger.warning("spo: %d rollouts of the tracker are not in verl's queue; they count as aborted", len(lost))
+            self.tracker.settle(sorted(lost), "aborted")
+
+    def _build_replay_buffer(self) -> Any:
+        # The reward loop is not there yet: whether rollouts finish with their reward is asked when one is evicted.
+        self._evicted = EvictedRollouts(
+            self.spo, verified=lambda: self.reward_loop_manager.reward_loop_worker_handles is not None
+        )
+        buffer = super()._build_replay_buffer()  # type: ignore[misc]
+        # Nothing outlives a synchronous step, so verl's buffer stays as it is.
+        return buffer if self.trainer_mode == "sync" else watched_buffer(buffer, self.spo, self._evicted)
+
+    def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
+        """Prompts that were being answered at the checkpoint are answered anew, by the policy of now.
+
+        They keep their uid; the value, effective sample size and version that they are scored by are read again.
+        """
+        if self.trainer_mode != "sync":
+            waiting = [uid for uid, tag in _registered_prompts().items() if tag.get("status") in ("pending", "running")]
+            if waiting:
+                self.tracker.redispatch(waiting, self.global_steps - 1)
+                logger.info("spo: froze the values of %d re-issued prompts anew", len(waiting))
+        return int(super()._reissue_inflight_prompts(partition_id))  # type: ignore[misc]
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        try:
+            super().fit(agent_loop_manager)  # type: ignore[misc]
+        finally:
+            self.tracker.stop()
+
+    # ------------------------------------------------------------------ draw and dispatch
+
+    def prepare_step(self) -> dict:
+        metrics = super().prepare_step()  # type: ignore[misc]
+        return {**metrics, **prefixed(self._stopwatch.drain())}
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> Any:
+        """Draw the requested number of prompts at once and freeze their values.
+
+        One draw for the whole request, whatever ``gen_batch_size`` is: prompts of one request differ, and the
+        tracker is asked a constant number of times per step.
+        """
+        self.train_dataloader.batch_size = num_prompts or int(self.config.data.train_batch_size)
+        with self._stopwatch("draw"):
+            batch = self._fetch_one_gen_batch()  # type: ignore[attr-defined]
+        slot_B = batch.pop(SLOT_FIELD).numpy()
+        tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
+        uids = [str(uid) for uid in batch["uid"]]
+        with self._stopwatch("dispatch"):
+            frozen = self.tracker.dispatch(uids, slot_B, self.global_steps - 1)
+        if self._choose_n is not None:
+            n_B = choose(self._choose_n, frozen.value_B, frozen.n_eff_B)
+            tu.assign_non_tensor_stack(batch, "__rollout_n__", n_B.tolist())
+        if self.trainer_mode == "sync":
+            self._dispatched.update(uids)
+        if self._source_record is not None:
+            self._source_record.note_draw(slot_B)
+        digest = hashlib.blake2b(np.ascontiguousarray(slot_B, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
+        logger.info("spo: step=%d drew=%d draw_digest=%s", self.global_steps, len(uids), digest)
+        return batch
+
+    # ------------------------------------------------------------------ one update
+
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)  # type: ignore[misc]
+        record = self._current_step()
+        record.after_update(self._stopwatch)
+        late, evicted_tokens = self._evicted.drain(), self._evicted.drain_tokens()
+        evicted = {uid for entry in late for uid in entry.over}
+        # A synchronous step leaves nothing open; an asynchronous one only ends what it has taken.
+        ended = (self._dispatched if self.trainer_mode == "sync" else set(record.sessions.uid_B)) - evicted
+        movement = self._measured_movement(metrics, len(batch.keys))
+        with self._stopwatch("observe"):
+            report = self.tracker.finish_step(
+                **record.evidence(), settle_uids=sorted(ended), late=late, movement=movement
+            )
+            bins = self.tracker.value_histogram(VALUE_BINS)
+        if self._source_record is not None:
+            self._source_record.note_values(report.metrics)
+        failed = len(ended.difference(record.sessions.uid_B))
+        self._dispatched.clear()
+        self._step_record = None
+        spo_metrics = {
+            **record.metrics(),
+            **observation_metrics(report.observe, self.spo.forgetting),
+            **table_metrics(report.metrics, bins),
+            **eviction_metrics(late, evicted_tokens, failed),
+            **({} if movement is None else {"drift/movement_total": movement}),
+            **self._stopwatch.drain(),
+        }
+        metrics.update(prefixed(spo_metrics))
+        return batch
+
+    def _measured_movement(self, metrics: dict, rows: int) -> float | None:
+        """How far this update moved the policy; None where nobody asks."""
+        if self._movement is None:
+            return None
+        if self.config.trainer.critic_warmup > self.global_steps:
+            return 0.0  # verl does not update the actor yet
+        if MOVEMENT_METRIC not in metrics:
+            raise SpoStateError(
+                f"the update reported no {MOVEMENT_METRIC}: the workers did not call the policy loss that "
+                "spo.forgetting.mode=drift is measured by (a worker or loss of one's own, or distillation only); set "
+                "spo.forgetting.mode=kl."
+            )
+        return self._movement.note(float(metrics[MOVEMENT_METRIC]), rows)
+
+    def _after_old_log_prob(self, batch: KVBatchMeta) -> None:
+        with self._stopwatch("recall"):
+            record = StepRecord.recall(self.spo, self.tracker, batch, version=self.global_steps - 1)
+        record.attach_scorer(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
+        record.before_update(self._stopwatch)
+        self._step_record = record
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        record = self._current_step()
+        record.read_rewards(batch, self._describe_prompt)
+        pending = PendingAdvantages(record.raw_S, record.sessions.session_R, self.spo.advantage)
+        with pending_advantages(pending):
+            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+        record.token_count_S = pending.token_count_S
+        return batch
+
+    def _current_step(self) -> StepRecord:
+        if self._step_record is None:
+            raise SpoStateError(
+                "The step has no record of its dispatched prompts: a subclass of the trainer skipped "
+                "_compute_old_log_prob; call super() in every method that it overrides."
+            )
+        return self._step_record
+
+    def _describe_prompt(self, uid: str) -> str:
+        slot = self._current_step().slot_of(uid)
+        row = int(self._row_of_slot_P[slot])
+        messages = self.train_dataset[row].get("raw_prompt", "")
+        text = messages[-1].get("content", "") if isinstance(messages, list) and messages else messages
+        return f"prompt {slot} (dataset row {row}: {str(text)[:80]!r})"
+
+    # ------------------------------------------------------------------ checkpoint
+
+    def _save_checkpoint(self) -> None:
+        with self._stopwatch("save"):
+            self._checkpoint.begin_save(self.global_steps)
+        super()._save_checkpoint()  # type: ignore[misc]
+        with self._stopwatch("save"):
+            self._checkpoint.end_save(self.global_steps)
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
+        super()._compute_metrics(batch, metrics, *args, **kwargs)  # type: ignore[misc]
+        metrics.update(prefixed(self._stopwatch.drain()))
+        if self._source_record is not None:
+            # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
+            metrics.update(prefixed(self._source_record.drain()))
+
+
+class CurrentWeights:
+    """The tracker as the dataloader sees it: each draw is one of the policy version that is to answer the prompts."""
+
+    def __init__(self, tracker: TrackerClient, version: Callable[[], int]) -> None:
+        self._tracker, self._version = tracker, version
+
+    def draw(self, size: int) -> Draw:
+        return self._tracker.draw(size, self._version())
+
+
+def _registered_prompts() -> dict[str, dict]:
+    """Tag by uid of every prompt group in verl's training queue."""
+    items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
+    return {key: tag for key, tag in items.items() if tag.get("is_prompt", False)}
+
+
+def _keys_of(uids: set[str]) -> list[str]:
+    """Keys of these groups and of all their trajectories in verl's training queue."""
+    items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
+    return [key for key in items if key.split("_")[0] in uids]
+
+
+def _require_enough_in_flight(keys: DatasetKeys, config: Any, spo: SpoConfig) -> None:
+    """In an asynchronous mode a surplus is under way beside each batch, and a prompt is in flight at most so often."""
+    mode = config.trainer.v1.trainer_mode
+    if mode == "sync" or spo.sampling.max_in_flight is None:
+        return
+    batch_size = int(config.data.train_batch_size)
+    warmup = float(config.trainer.v1[mode].num_warmup_batches)
+    needed, available = batch_size + math.floor(batch_size * warmup), len(keys.key_P) * spo.sampling.max_in_flight
+    if needed > available:
+        raise SpoConfigError(
+            f"trainer.v1.trainer_mode={mode} keeps data.train_batch_size * (1 + num_warmup_batches) = {batch_size} * "
+            f"(1 + {warmup:g}) = {needed} rollouts in flight, and the {len(keys.key_P)} different prompts allow "
+            f"{available} (spo.sampling.max_in_flight={spo.sampling.max_in_flight}); lower data.train_batch_size, "
+            f"trainer.v1.{mode}.num_warmup_batches or spo.oversample, raise max_in_flight, or add prompts."
+        )
+
+
+def _require_enough_prompts(keys: DatasetKeys, batch_size: int) -> None:
+    if batch_size > len(keys.key_P):
+        raise SpoConfigError(
+            f"data.train_batch_size={batch_size} asks for more prompts than the {len(keys.key_P)} different ones in "
+            f"the training data ({keys.rows} rows, {keys.duplicates} duplicates), and a prompt is drawn at most once "
+            f"per batch; set data.train_batch_size to {len(keys.key_P)} or less, or add prompts. For several rollouts "
+            "per prompt use +spo=bspo with actor_rollout_ref.rollout.n."
+        )
+
+
+@functools.cache
+def spo_trainer_class(mode_class: type) -> type:
+    """The SPO trainer for a trainer class of verl, e.g. ``PPOTrainerSync``; an SPO class is returned as it is."""
+    if issubclass(mode_class, SpoTrainer):
+        return mode_class
+    return type(f"Spo{mode_class.__name__}", (SpoTrainer, mode_class, AfterOldLogProb), {"__module__": __name__})
+
+
+def class_for(config: Any, mode_class: type) -> type:
+    """The class that verl should build instead of ``mode_class`` for a run with ``adv_estimator=spo``."""
+    if select(config, "spo.estimate.output", None):
+        from spo_verl.training.estimate import estimator_class
+
+        return estimator_class(mode_class)
+    return spo_trainer_class(mode_class)

@@ -1,0 +1,140 @@
+"""``spo-verl config``: the same configuration as the run's, where values come from, and every problem at once."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from spo_verl.cli.composition import compose, examine, preset_keys, problems_in, setting_values
+from spo_verl.config import known_keys, refuse
+from spo_verl.errors import SpoConfigError
+from spo_verl.training.checks import check
+from tests.cli.helpers import run, run_json
+from tests.support.verl_config import compose_verl
+
+USUAL = ["+spo=recipe", "spo.forgetting.half_life=0.1", "actor_rollout_ref.rollout.n=4", "hydra.run.dir=/x"]
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return compose(USUAL, config_name="ppo_trainer")
+
+
+def test_it_is_the_configuration_that_main_ppo_composes(usual):
+    assert OmegaConf.to_container(usual.config) == OmegaConf.to_container(compose_verl(USUAL))
+    assert OmegaConf.is_struct(usual.config)
+    assert usual.problems == []
+
+
+def test_each_value_knows_where_it_comes_from(usual):
+    assert usual.preset == "recipe"
+    assert usual.source("spo.forgetting.half_life") == "command line"
+    assert usual.source("spo.forgetting.reference") == "preset recipe"
+    assert usual.source("spo.sampling.epsilon") == "preset recipe"  # from paper, on which recipe builds
+    assert usual.source("actor_rollout_ref.actor.clip_ratio_high") == "preset recipe"
+    assert usual.source("actor_rollout_ref.rollout.n") == "command line"
+    assert usual.source("trainer.total_epochs") == "verl"
+    assert setting_values(usual.config)["spo.forgetting.half_life"] == 0.1
+
+
+def test_without_a_preset_the_defaults_hold_and_the_differences_are_shown():
+    data = run_json("config", "algorithm.adv_estimator=spo", "+spo.reward={low: -1}")
+    assert list(data["settings"]) == list(known_keys())
+    assert data["settings"]["spo.seed"] == {"value": 0, "source": "default"}
+    assert data["settings"]["spo.reward.low"] == {"value": -1, "source": "command line"}
+    # verl 0.9.1 ships a dual clip of 3, the paper has 10
+    clip = {"key": "actor_rollout_ref.actor.clip_ratio_c", "value": 3.0, "paper": 10.0, "source": "verl"}
+    assert clip in data["differs_from_paper"]
+    assert "+spo=paper" in data["warnings"][0]
+    assert data["problems"] == []
+
+
+def test_a_configuration_file_of_ones_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: [ppo_trainer, spo: bspo, _self_]\nspo: {seed: 5}\n")
+    data = run_json("config", "--config-dir", tmp_path, "--config-name", "mine", "spo.sampling.gamma=0.5")
+    sources = {key: entry["source"] for key, entry in data["settings"].items()}
+    assert data["preset"] == "bspo"
+    assert data["settings"]["spo.seed"]["value"] == 5
+    assert sources["spo.sampling.gamma"] == "command line"
+    assert sources["spo.bspo"] == "preset bspo"
+
+
+def test_what_hydra_refuses_and_what_spo_refuses_come_together():
+    overrides = [
+        "spo=paper",  # no plus sign
+        "+spo.sampling.gama=2",  # unknown, but hydra adds it
+        "spo.forgeting.mode=kl",  # unknown, and hydra refuses it
+        "data.foo=1",  # a typo in a key of verl
+        "a=b=[",  # no override at all
+        "critic.enable=True",
+        "+spo.seed=-1",
+        "data.train_batch_size=${no.such}",
+    ]
+    result = run("config", *overrides)
+    assert result.exit_code == 1
+    _, _, listed = result.stdout.partition("9 problems:\n")
+    problems = listed.splitlines()
+    assert [problem.split(".")[0].strip() for problem in problems] == [str(number) for number in range(1, 10)]
+    for fragment in (
+        "+spo=paper.",
+        "did you mean spo.sampling.gamma?",
+        "did you mean spo.forgetting.mode?",
+        "data.foo=1: Could not override",
+        "a=b=[: mismatched input",
+        "set critic.enable=null",
+        "spo.seed=-1",
+        "data.train_batch_size: ${no.such} cannot be resolved",
+        "would not use SPO",
+    ):
+        assert sum(fragment in problem for problem in problems) == 1, fragment
+
+
+def test_the_problems_are_those_of_the_start_of_a_run():
+    overrides = ["+spo=paper", "algorithm.use_kl_in_reward=True", "trainer.use_v1=False", "spo.drift.max_tokens=0"]
+    with pytest.raises(SpoConfigError) as refusal:
+        check(compose_verl(overrides))
+    problems = examine(compose(overrides, config_name="ppo_trainer")).problems
+    with pytest.raises(SpoConfigError) as same:
+        refuse(problems)
+    assert str(same.value) == str(refusal.value)
+
+
+def test_an_unknown_preset_names_those_that_exist():
+    [first, *_] = run_json("config", "+spo=papre")["problems"]
+    assert "bspo paper" in first
+    assert "Config search path" not in first
+
+
+def test_an_unknown_configuration_is_an_error_with_the_fix():
+    result = run("config", "--config-name", "nope")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: the configuration 'nope' does not compose")
+    assert "ppo_megatron_trainer" in result.stderr
+
+
+def test_verls_own_check_is_asked_for():
+    needed = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+    [problem] = run_json("config", "+spo=paper", "--verl")["problems"]
+    assert problem.startswith("verl's own check: ")
+    assert "ppo_micro_batch_size" in problem
+    whole = [f"{needed}=1", "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1"]
+    assert run_json("config", "+spo=paper", "trainer.n_gpus_per_node=1", "--verl", *whole)["problems"] == []
+
+
+def test_problems_are_taken_out_of_the_message_as_they_went_in():
+    problems = ["one: mend it.", "two,\nover lines.", "3. looks like a number"]
+    with pytest.raises(SpoConfigError) as error:
+        refuse(problems)
+    assert problems_in(str(error.value)) == problems
+    assert problems_in("another message") == ["another message"]
+
+
+def test_keys_of_a_preset_include_those_of_its_base():
+    assert {"spo.bspo", "spo.forgetting.rho", "actor_rollout_ref.rollout.n"} <= preset_keys("bspo")
+    assert "spo.no" not in preset_keys("bspo")
+    assert preset_keys("nope") == set()
+
+
+def test_the_table_shows_value_and_source():
+    text = run("config", *USUAL).stdout
+    assert any(line.split() == ["spo.forgetting.half_life", "0.1", "command", "line"] for line in text.splitlines())
+    assert "warning: actor_rollout_ref.rollout.n=4" in text
+    assert text.rstrip().endswith("no problems")

@@ -1,0 +1,92 @@
+"""What is said and drawn about finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spo_verl.quickstart.compare import by_variant, compare, group_means
+from spo_verl.quickstart.plots import curve, draw_summary
+from spo_verl.quickstart.report import panel, summary
+from tests.quickstart.results import result
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_summary_answers_what_a_newcomer_asks() -> None:
+    text = summary(result())
+    assert "+0.100 +- 0.010" in text
+    assert "10.0 standard errors, beyond the noise" in text
+    # 50 steps of 256, and 8 responses to each of 1,024 prompts.
+    for number in ("12,800", "8,192", "20,992"):
+        assert number in text
+    assert "8.0 minutes (warm start 60 s, offline values 120 s, training 300 s); memory at most 6.5 GiB" in text
+    assert "mean absolute error 0.050 (the best constant: 0.300)" in text
+    assert "3 of 8" in text
+    for place in ("/runs/spo-seed0", "summary.png", "--estimator grpo", "--compare"):
+        assert place in text
+    assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_a_change_within_the_noise_is_not_called_one() -> None:
+    assert "2.0 standard errors, not beyond the noise" in summary(result(after=0.42))
+    worse = summary(result(after=0.3))
+    assert "worse by 0.100" in worse
+
+
+def test_the_group_baseline_has_no_tracker_to_show() -> None:
+    text = summary(result(estimator="grpo", offline=0))
+    assert "tracker" not in text.replace("spo/ the tracker", "")
+    assert "offline values  " not in text.split("What it cost")[1].split("minutes")[0]
+    assert "--estimator spo" in text
+
+
+def test_the_panel_is_the_first_prompt_of_each_level() -> None:
+    prompts = result()["tracker"]["prompts"]
+    assert [prompt["question"] for prompt in panel(prompts)] == [f"q{number}" for number in range(8)]
+
+
+def test_curves_begin_behind_the_offline_trajectories() -> None:
+    x, y = curve(result(offline=8192), "held_out")
+    assert x == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
+    assert y == pytest.approx([0.4, 0.41, 0.42])
+    assert curve(result(estimator="grpo", offline=0), "held_out")[0] == [0, 2560, 5120]
+
+
+@pytest.mark.parametrize("estimator", ["spo", "grpo"])
+def test_the_plot_is_a_png(estimator: str, tmp_path: Path) -> None:
+    path = tmp_path / "summary.png"
+    draw_summary(result(estimator=estimator, offline=8192 if estimator == "spo" else 0), path)
+    assert path.read_bytes().startswith(PNG)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_runs_that_differ_in_seed_only_are_put_together(tmp_path: Path) -> None:
+    results = [
+        result(seed=1, after=0.55),
+        result(estimator="grpo", offline=0, after=0.45),
+        result(seed=0, after=0.5),
+        result(offline_trials=0, offline=0),
+        result(overrides=("spo.sampling.mode=uniform",)),
+    ]
+    groups = by_variant(results)
+    assert {name: [one["settings"]["seed"] for one in group] for name, group in groups.items()} == {
+        "grpo": [0],
+        "spo": [0, 1],
+        "spo, no offline values": [0],
+        "spo, spo.sampling.mode=uniform": [0],
+    }
+    means = group_means(groups["spo"])
+    # Changes 0.10 and 0.15: mean 0.125, standard deviation 0.05 / sqrt(2), of the mean 0.025.
+    assert means["held_out"]["change"] == pytest.approx(0.125)
+    assert means["held_out"]["standard_error_over_runs"] == pytest.approx(0.025)
+    assert group_means(groups["grpo"])["held_out"]["standard_error_over_runs"] is None
+    found = compare(results, tmp_path)
+    assert (tmp_path / "compare.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "compare.json").exists()
+    assert len(found["runs"]) == 5
+    assert "mean of 2" in found["text"]
+    assert "+0.125 +- 0.025" in found["text"]
+    assert "20,992 (8,192)" in found["text"]
+    assert max(len(line) for line in found["text"].splitlines()) <= 140

@@ -1,0 +1,316 @@
+"""Settings, the overrides they become, what is shown, and what is concluded."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from spo_verl.errors import SpoConfigError
+from spo_verl.quickstart import run as run_module
+from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
+from spo_verl.quickstart.accuracy import accuracies, read_accuracy
+from spo_verl.quickstart.errors import QuickstartError
+from spo_verl.quickstart.launch import Run
+from spo_verl.quickstart.progress import EstimateProgress, Progress
+from spo_verl.quickstart.run import failure, quickstart, spent
+from spo_verl.quickstart.runs import RunFolder
+from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.quickstart.supervise import Outcome
+from spo_verl.quickstart.warmstart import WarmStartReport
+from tests.quickstart.results import result
+
+WARM = WarmStartReport(steps=700, seconds=50.0, accuracy=0.37, accuracy_by_level=(0.37,) * 8, reached=True)
+PATHS = {"model": Path("/m"), "train": Path("/a b/train.parquet"), "held_out": Path("/v.parquet")}
+
+
+def validation(step: int, accuracy: float, **others: float) -> dict:
+    data = {f"val-core/ladder{level}/acc/mean@1": accuracy for level in range(1, 9)}
+    return {"step": step, "data": {**data, **others}}
+
+
+def overrides(**changes: object) -> dict[str, str]:
+    listed = training_overrides(Settings(**changes), **PATHS, checkpoints=Path("/c"), values=None)
+    return {key.lstrip("+"): value for key, _, value in (line.partition("=") for line in listed)}
+
+
+def test_both_estimators_get_the_same_trajectories_and_updates_per_step() -> None:
+    spo, grpo = overrides(trajectories=256), overrides(trajectories=256, estimator="grpo")
+    # 256 prompts once each, or 32 prompts eight times each; four updates of 64 trajectories either way.
+    assert (spo["data.train_batch_size"], spo.get("actor_rollout_ref.rollout.n")) == ("256", None)
+    assert (grpo["data.train_batch_size"], grpo["actor_rollout_ref.rollout.n"]) == ("32", "8")
+    # verl counts mini-batches in prompts.
+    assert spo["actor_rollout_ref.actor.ppo_mini_batch_size"] == "64"
+    assert grpo["actor_rollout_ref.actor.ppo_mini_batch_size"] == "8"
+    assert spo["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"] == "64"
+    assert grpo["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"] == "64"
+    assert spo["algorithm.adv_estimator"] == "spo"
+    assert spo["spo"] == "paper"
+    assert "spo" not in grpo
+
+
+def test_paths_are_quoted_and_further_overrides_come_last() -> None:
+    settings = Settings(overrides=("spo.sampling.mode=uniform",))
+    listed = training_overrides(settings, **PATHS, checkpoints=Path("/c d"), values=Path("/e f/values.parquet"))
+    assert "data.train_files='/a b/train.parquet'" in listed
+    assert "trainer.default_local_dir='/c d'" in listed
+    assert "spo.initial.values='/e f/values.parquet'" in listed
+    assert listed[-1] == "spo.sampling.mode=uniform"
+
+
+def test_the_estimation_samples_the_same_policy_in_the_same_way() -> None:
+    settings = Settings(offline_trials=4)
+    estimate = estimate_overrides(settings, **PATHS, output=Path("/o.parquet"), scratch=Path("/s"))
+    training = training_overrides(settings, **PATHS, checkpoints=Path("/s"), values=None)
+    assert estimate[: len(training)] == training
+    assert "spo.estimate.trials=4" in estimate
+    assert "spo.estimate.output=/o.parquet" in estimate
+    assert estimate.index("trainer.resume_mode=disable") > estimate.index("trainer.resume_mode=auto")
+
+
+def test_wrong_settings_are_listed_together() -> None:
+    settings = Settings(trajectories=100, train_prompts=64, held_out_prompts=9, steps=0)
+    with pytest.raises(SpoConfigError) as caught:
+        settings.check()
+    for words in ("multiple of 32", "less than one batch of 100", "multiple of the 8 levels, from 16 on: 9", "--steps"):
+        assert words in str(caught.value)
+    Settings().check()
+
+
+def test_accuracy_is_read_from_verls_validation_metrics() -> None:
+    record = validation(5, 0.5)
+    record["data"]["val-core/ladder1/acc/mean@1"] = 1.0
+    record["data"]["val-aux/ladder1/score/mean@1"] = 0.1
+    accuracy = read_accuracy(record, prompts=64)
+    assert accuracy is not None
+    # (1 + 7 * 0.5) / 8
+    assert accuracy.mean == pytest.approx(0.5625)
+    # Eight prompts per level: variance 0 in the first, 0.25 / 8 in each other; the mean of eight levels has
+    # sqrt(7 * 0.25 / 8) / 8 = 0.05846.
+    assert accuracy.standard_error == pytest.approx(math.sqrt(7 * 0.25 / 8) / 8)
+    assert read_accuracy({"step": 1, "data": {"critic/score/mean": 0.4}}, prompts=64) is None
+    del record["data"]["val-core/ladder8/acc/mean@1"]
+    assert read_accuracy(record, prompts=64) is None
+
+
+def finished(records: list[dict], status: str = "finished", folder: Path = Path("/r")) -> Run:
+    return Run(Outcome(status, 0 if status == "finished" else 1, 90.0), folder, tuple(records))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("failed", "exit status 1"),
+        ("silent", "printed nothing for 300 s"),
+        ("memory limit", "used 12.0 GiB, more than 10 GiB (--memory-limit)"),
+    ],
+)
+def test_a_failure_says_why_and_where(status: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("Traceback (most recent call last)\nValueError: boom\n")
+    run = Run(Outcome(status, 1, 90.0, 12 * 2**30), tmp_path, ())  # type: ignore[arg-type]
+    message = failure(run, Limits())
+    assert words in message
+    assert "ValueError: boom" in message
+    assert str(tmp_path / "train.log") in message
+
+
+def test_what_was_spent_counts_repeated_steps_and_no_validation(tmp_path: Path) -> None:
+    def step(number: int, prompt: float, response: float, total: int) -> dict:
+        lengths = {"prompt_length/mean": prompt, "response_length/mean": response}
+        return {"step": number, "data": {**lengths, "perf/total_num_tokens": total}}
+
+    run = RunFolder(tmp_path)
+    # 64 trajectories of 9 + 3 tokens; step 2 was lost and repeated.
+    for records in ([validation(0, 0.3), step(1, 9, 3, 768), step(2, 9, 3, 768)], [step(2, 9.5, 3.5, 832)]):
+        folder = run.new_attempt("training")
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = spent(run)
+    assert found["training"] == {
+        "trajectories": 192,
+        "response_tokens": 192 + 192 + 224,
+        "prompt_tokens": 576 * 2 + 608,
+    }
+    assert found["total"] == found["training"]
+
+
+def test_progress_shows_phases_once_and_each_step(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    progress = Progress(path, steps=2, prompts=64, say=said.append)
+    progress("(x) Started a local Ray inst")
+    assert said == []
+    progress("ance.\n")  # the marker may arrive in pieces
+    progress("more\n")
+    assert len(said) == 1
+    first = json.dumps(validation(0, 0.25))
+    path.write_text(first + "\n" + '{"step": 1')
+    progress("step:0\n")
+    assert "step    0/2" in said[-1]
+    assert "held-out accuracy 0.250" in said[-1]
+    step = {"step": 1, "data": {"critic/score/mean": 0.5, "timing_s/step": 4.2, "spo/value/mean": 0.4}}
+    path.write_text(first + "\n" + json.dumps(step) + "\n")
+    progress("step:1\n")
+    assert "reward 0.500   value 0.400" in said[-1]
+    assert "4.2 s" in said[-1]
+    assert len(said) == 3
+    progress.update()
+    assert len(said) == 3
+
+
+def test_progress_of_an_estimation(tmp_path: Path) -> None:
+    said: list[str] = []
+    progress = EstimateProgress(say=said.append)
+    for text in (
+        "Offline values:   0%|          | 0/1024 [00:00<?, ?prompt/s]\r",
+        "Offline values:  25%|##5       | 256/10",
+        "24 [00:30<01:30,  8.5prompt/s]\r",
+        "Offline values:  25%|##5       | 256/1024 [00:31<01:30,  8.5prompt/s]\r",
+        "Offline values:  50%|#####     | 512/1024 [01:00<01:00,  8.5prompt/s]\r",
+    ):
+        progress(text)
+    assert [line.split("s  ")[1] for line in said] == ["256 of 1024 prompts", "512 of 1024 prompts"]
+
+
+def test_the_command_line_becomes_settings() -> None:
+    given = parser().parse_args(
+        ["--estimator", "grpo", "--steps", "3", "--warm-start-accuracy", "0.2", "spo.x=1", "trainer.y=2"]
+    )
+    settings = settings_from(given)
+    assert (settings.estimator, settings.steps, settings.warm_start.target) == ("grpo", 3, 0.2)
+    assert settings.overrides == ("spo.x=1", "trainer.y=2")
+    nothing = parser().parse_args([])
+    assert (settings_from(nothing), limits_from(nothing)) == (Settings(), Limits())
+    assert not settings_from(parser().parse_args(["--no-offline-values"])).offline
+    assert not settings_from(parser().parse_args(["--estimator", "grpo"])).offline
+    assert limits_from(parser().parse_args(["--time-limit", "60", "--memory-limit", "4"])) == Limits(60.0, 300.0, 4.0)
+
+
+def test_exit_statuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--steps", "0", "--folder", str(tmp_path)]) == 2
+    assert "--steps must be at least 1" in capsys.readouterr().err
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise QuickstartError("the training broke")
+
+    monkeypatch.setattr("spo_verl.quickstart.__main__.quickstart", fail)
+    assert main(["--folder", str(tmp_path)]) == 1
+    assert "the training broke" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "--estimator" in capsys.readouterr().out
+
+
+class StandIn:
+    """Instead of verl: writes what a launch leaves behind. ``ends`` are the outcomes of the launches in turn."""
+
+    def __init__(self, *ends: str) -> None:
+        self.ends, self.calls = list(ends), []
+
+    def __call__(self, overrides: list[str], folder: Path, **limits: object) -> Run:
+        self.calls.append((folder.name, overrides, limits))
+        folder.mkdir(parents=True)
+        for name in ("command.txt", "train.log"):
+            (folder / name).write_text("")
+        status = self.ends.pop(0)
+        if folder.name.startswith("values"):
+            if status == "finished":
+                (folder.parents[1] / "values.parquet").write_text("")
+            return finished([], status, folder)
+        step = 4 if status == "finished" else 2
+        checkpoints = folder.parents[1] / "checkpoints"
+        (checkpoints / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
+        (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
+        records = [validation(0, 0.3), validation(4, 0.5)] if step == 4 else [validation(0, 0.3)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return finished(records, status, folder)
+
+
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Run the quickstart with launches that end as told; everything that needs a model is left out."""
+
+    def start(*ends: str) -> StandIn:
+        trainer = StandIn(*ends)
+        monkeypatch.setattr(run_module, "run_main_ppo", trainer)
+        return trainer
+
+    monkeypatch.setattr(run_module, "prepare_model", lambda *_, **__: (tmp_path / "model", WARM))
+    monkeypatch.setattr(run_module._Call, "_result", lambda self, *_: result(**{"steps": 4, "offline": 0}))
+    return start
+
+
+def test_the_stages_follow_each_other_and_a_finished_run_is_only_shown(staged, tmp_path: Path) -> None:
+    trainer, said = staged("finished", "finished"), []
+    limits = Limits(seconds=500.0, silence_s=7.0, memory_gib=3.0)
+    quickstart(Settings(steps=4), tmp_path, limits=limits, say=said.append)
+    assert [name for name, _, _ in trainer.calls] == ["values-1", "training-1"]
+    assert any(override.startswith("spo.initial.values=") for override in trainer.calls[1][1])
+    for _, _, given in trainer.calls:
+        assert 400 < given["time_limit_s"] <= 500
+        assert (given["silence_limit_s"], given["memory_limit_bytes"]) == (7.0, 3 * 2**30)
+    text = "\n".join(said)
+    assert all(f"[{number}/5]" in text for number in range(1, 6))
+    [folder] = tmp_path.glob("spo-seed0-*")
+    assert (folder / "summary.png").exists()
+    assert (folder / "result.json").exists()
+    staged()  # nothing may be launched
+    said.clear()
+    quickstart(Settings(steps=4), tmp_path, say=said.append)
+    assert "this run is finished" in said[0]
+    assert "What it cost" in "\n".join(said)
+    trainer = staged("finished", "finished")
+    quickstart(Settings(steps=4), tmp_path, fresh=True, say=said.append)
+    assert len(list(tmp_path.glob("spo-seed0-*"))) == 2
+
+
+def test_an_interrupted_run_is_gone_on_with(staged, tmp_path: Path) -> None:
+    staged("time limit")
+    with pytest.raises(QuickstartError, match=r"Finished parts of the offline values are kept.* goes on from there"):
+        quickstart(Settings(steps=4), tmp_path, say=lambda line: None)
+    staged("finished", "time limit")
+    with pytest.raises(QuickstartError, match=r"the first 2 of 4 steps are kept"):
+        quickstart(Settings(steps=4), tmp_path, say=lambda line: None)
+    trainer, said = staged("finished"), []
+    quickstart(Settings(steps=4), tmp_path, say=said.append)
+    assert [name for name, _, _ in trainer.calls] == ["training-2"]
+    assert any("going on after step 2" in line for line in said)
+    # Not launched at all where no time is left.
+    trainer = staged("finished")
+    with pytest.raises(QuickstartError, match="5 s of this call are over"):
+        quickstart(Settings(steps=4, seed=1), tmp_path, limits=Limits(seconds=5.0), say=lambda line: None)
+    assert trainer.calls == []
+
+
+@pytest.mark.parametrize("settings", [Settings(steps=4, offline_trials=0), Settings(steps=4, estimator="grpo")])
+def test_without_offline_values_there_is_one_launch(staged, tmp_path: Path, settings: Settings) -> None:
+    trainer = staged("finished")
+    quickstart(settings, tmp_path, say=lambda line: None)
+    assert [name for name, _, _ in trainer.calls] == ["training-1"]
+    assert not any("spo.initial.values" in override for override in trainer.calls[0][1])
+
+
+def test_a_training_that_reports_no_validation_is_an_error(tmp_path: Path) -> None:
+    assert [entry.step for entry in accuracies([validation(0, 0.3), validation(2, 0.4)], prompts=64)] == [0, 2]
+    call = run_module._Call(Settings(), tmp_path, RunFolder(tmp_path), Limits(), lambda line: None)
+    with pytest.raises(QuickstartError, match="did not report a validation before and after"):
+        call._result(tmp_path, WARM)
+
+
+def test_comparing_nothing_is_an_error_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--compare", "--folder", str(tmp_path)]) == 1
+    assert "./quickstart.sh --estimator grpo" in capsys.readouterr().err
+
+
+def test_comparing_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in (("a", result()), ("b", result(estimator="grpo", offline=0))):
+        (tmp_path / name).mkdir()
+        RunFolder(tmp_path / name).write_result(content)
+    assert main(["--compare", "--folder", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "grpo" in shown
+    assert (tmp_path / "compare.png").exists()
+    assert main(["--compare", "--folder", str(tmp_path), str(tmp_path / "b")]) == 0
+    assert len(json.loads((tmp_path / "compare.json").read_text())["runs"]) == 1

@@ -1,0 +1,241 @@
+"""The real runs behind the system tests: fourteen launches, two at a time, each made once per session.
+
+| run | estimator | what it is |
+|---|---|---|
+| whole | spo=bspo | constant retention, scripted outcomes, 10 steps without a stop |
+| killed | as whole | SIGKILLed after its save at step 4 |
+| resumed | as whole | goes on from what the killed run left |
+| grpo | grpo | two steps, checkpoint at 2 |
+| spo | spo=paper | goes on from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
+| estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
+| estimated | spo | the same command again |
+| async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
+| separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
+| gsm8k | spo=paper | two steps on all 7,473 problems with imported offline values, where the problems are |
+| quickstart | spo=paper | the quickstart, small: offline values, a training that is terminated, and the rest of it |
+
+Two launches run side by side on one machine all the time, and must not disturb each other.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from spo_verl.data.values import OfflineValues, provenance
+from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer
+from tests.support.gsm8k import THERE
+from tests.system.gsm8k_run import train_on_gsm8k
+from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data
+from tests.system.quickstart_run import Call, interrupted_and_finished
+
+TIMES = pytest.StashKey[list[str]]()
+SCRIPTED = [
+    "+spo=bspo",
+    "actor_rollout_ref.rollout.n=2",
+    "spo.seed=11",
+    "spo.rollout_n=spo_verl.training.rollout_n:more_where_uncertain",
+    "spo.reward.low=-1",
+    "spo.reward.high=1",
+    "spo.forgetting.mode=constant",
+    "spo.forgetting.rho=0.9",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=scripted",
+    "trainer.total_training_steps=10",
+    "trainer.save_freq=4",
+    "trainer.test_freq=-1",
+]
+ASYNC = [
+    "+spo=plus_plus",
+    "spo.forgetting.rho=1.0",
+    "spo.seed=5",
+    "spo.oversample=0.5",
+    "spo.reward.low=-1",
+    "spo.reward.high=1",
+    "trainer.v1.trainer_mode=colocate_async",
+    "trainer.v1.sampler.max_off_policy_threshold=null",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=slow",
+    "trainer.total_training_steps=8",
+    "trainer.save_freq=4",
+    "trainer.test_freq=-1",
+]
+SEPARATE = [
+    "+spo=paper",
+    "spo.seed=3",
+    "trainer.v1.trainer_mode=separate_async",
+    "actor_rollout_ref.hybrid_engine=False",
+    # Two updates per version; no surplus, so that every rollout of a step comes from the weights of its step.
+    "trainer.v1.separate_async.parameter_sync_step=2",
+    "trainer.v1.separate_async.num_warmup_batches=0",
+    "trainer.total_training_steps=4",
+    "trainer.save_freq=4",
+    "trainer.test_freq=-1",
+]
+EVERY_OTHER_STEP = ["trainer.save_freq=2", "trainer.test_freq=2"]
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_data(folder)
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder / "model")
+    build_model(tokenizer, ModelShape(layers=2), seed=0).save_pretrained(folder / "model")
+    (folder / "agents.yaml").write_text(
+        "- name: scripted\n  _target_: tests.support.scripted_agent.ScriptedAgentLoop\n"
+        "- name: slow\n  _target_: tests.support.slow_agent.SlowAgentLoop\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launches(workdir, tmp_path_factory, pytestconfig):
+    scripted = [*SCRIPTED, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
+
+    def killed_then_resumed() -> tuple[Run, ...]:
+        killed = train(
+            workdir,
+            "killed",
+            scripted,
+            checkpoints="interrupted",
+            kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
+        )
+        return killed, train(workdir, "resumed", scripted, checkpoints="interrupted")
+
+    def whole() -> tuple[Run, ...]:
+        return (train(workdir, "whole", scripted),)
+
+    def grpo_then_spo() -> tuple[Run, ...]:
+        stock = ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
+        grpo = train(workdir, "grpo", [*stock, *EVERY_OTHER_STEP], checkpoints="shared")
+        write_partial_values(workdir / "partial.parquet")
+        overrides = [
+            "+spo=paper",
+            "spo.drift.measure_both=True",
+            "spo.sampling.quota={toy0: 1, toy1: 3}",
+            f"spo.initial.values={workdir}/partial.parquet",
+            "trainer.total_training_steps=6",
+        ]
+        return grpo, train(workdir, "spo", [*overrides, *EVERY_OTHER_STEP], checkpoints="shared")
+
+    def estimating_then_estimated() -> tuple[Run, ...]:
+        first = workdir / "values.parquet.parts" / "part-000000.parquet"
+        estimating = estimate(workdir, "estimating", scripted, kill_when=lambda log: first.exists())
+        return estimating, estimate(workdir, "estimated", scripted)
+
+    def async_killed_then_resumed() -> tuple[Run, ...]:
+        slow = [*ASYNC, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
+        killed = train(
+            workdir,
+            "async_killed",
+            slow,
+            checkpoints="async",
+            kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
+        )
+        return killed, train(workdir, "async_resumed", slow, checkpoints="async")
+
+    def gsm8k() -> tuple[Run, ...]:
+        return (train_on_gsm8k(tmp_path_factory.mktemp("gsm8k")),)
+
+    def quickstart() -> tuple[Call, ...]:
+        return interrupted_and_finished(tmp_path_factory.mktemp("quickstart"))
+
+    def separate() -> tuple[Run, ...]:
+        return (train(workdir, "separate", SEPARATE),)
+
+    # Two workers take these in order, the longest first, the killed run beside a neighbour: five or six launches each.
+    tasks = [
+        quickstart,
+        async_killed_then_resumed,
+        killed_then_resumed,
+        whole,
+        grpo_then_spo,
+        estimating_then_estimated,
+    ]
+    tasks += [separate]
+    tasks += [gsm8k] if THERE else []
+    begin = time.monotonic()
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        running = {task.__name__: pool.submit(task) for task in tasks}
+        yield running
+    ended = [run for task in running.values() if task.exception() is None for run in task.result()]
+    pytestconfig.stash[TIMES] = [
+        *(f"{run.name} {run.seconds:.0f} s" for run in ended),
+        f"all of them {time.monotonic() - begin:.0f} s",
+    ]
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    if TIMES in config.stash:
+        terminalreporter.write_line(f"real launches: {', '.join(config.stash[TIMES])}")
+
+
+def write_partial_values(path: Path) -> None:
+    """What the estimation finds (it is compared with the same numbers), without the last ten prompts."""
+    successes, trials = scripted_values()
+    known = slice(0, PROMPTS - 10)
+    source = provenance("estimate", policy="scripted", trials=TRIALS)
+    OfflineValues(toy_keys()[known], successes[known], trials[known], (source,)).write(path)
+
+
+@pytest.fixture(scope="session")
+def grpo(launches) -> Run:
+    return launches["grpo_then_spo"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def spo(launches) -> Run:
+    return launches["grpo_then_spo"].result()[1]
+
+
+@pytest.fixture(scope="session")
+def whole(launches) -> Run:
+    return launches["whole"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def killed(launches) -> Run:
+    return launches["killed_then_resumed"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def resumed(launches) -> Run:
+    return launches["killed_then_resumed"].result()[1]
+
+
+@pytest.fixture(scope="session")
+def estimating(launches) -> Run:
+    return launches["estimating_then_estimated"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def estimated(launches) -> Run:
+    return launches["estimating_then_estimated"].result()[1]
+
+
+@pytest.fixture(scope="session")
+def quickstart(launches) -> tuple[Call, ...]:
+    return launches["quickstart"].result()
+
+
+@pytest.fixture(scope="session")
+def async_killed(launches) -> Run:
+    return launches["async_killed_then_resumed"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def async_resumed(launches) -> Run:
+    return launches["async_killed_then_resumed"].result()[1]
+
+
+@pytest.fixture(scope="session")
+def separate(launches) -> Run:
+    return launches["separate"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def gsm8k(launches) -> Run:
+    return launches["gsm8k"].result()[0]

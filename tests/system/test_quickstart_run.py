@@ -1,0 +1,92 @@
+"""The quickstart for real: offline values, training, an interruption, and what is said in the end."""
+
+import json
+
+import pytest
+
+from spo_verl.data.values import OfflineValues
+from spo_verl.quickstart.__main__ import main
+from spo_verl.quickstart.launch import read_metrics
+from spo_verl.quickstart.runs import RunFolder
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
+
+
+@pytest.fixture(scope="module")
+def folder(quickstart) -> RunFolder:
+    [path] = (quickstart[0].folder / "runs").glob("spo-seed0-*")
+    return RunFolder(path)
+
+
+def test_the_interrupted_call_left_no_result_and_said_so(quickstart):
+    interrupted, finished, _ = quickstart
+    assert interrupted.returncode == 128 + 15
+    assert "[4/5] training" in interrupted.output
+    assert "[5/5]" not in interrupted.output
+    assert finished.returncode == 0, finished.output[-3000:]
+
+
+def test_the_second_call_goes_on_where_the_first_one_ended(quickstart, folder):
+    finished = quickstart[1].output
+    assert "reusing" in finished  # the warm-started model
+    assert "values.parquet" in finished
+    assert "of 128 prompts" not in finished  # nothing was sampled again
+    went_on = next(int(line.split()[-1]) for line in finished.splitlines() if "going on after step" in line)
+    assert 1 <= went_on <= 3
+    assert len(folder.attempts("values")) == 1
+    first, second = folder.attempts("training")
+    assert [record["step"] for record in read_metrics(second / "metrics.jsonl")][-1] == 4
+    assert (
+        min(r["step"] for r in read_metrics(second / "metrics.jsonl") if "critic/score/mean" in r["data"])
+        == went_on + 1
+    )
+    assert max(record["step"] for record in read_metrics(first / "metrics.jsonl")) >= 2
+
+
+def test_offline_values_were_estimated_and_trained_from(quickstart, folder):
+    values = OfflineValues.read(folder.values)
+    assert len(values) == 128
+    assert values.trials_N.tolist() == [2] * 128
+    assert "offline values cover 128 of 128 prompts" in (folder.attempts("training")[0] / "train.log").read_text()
+
+
+def test_the_summary_has_numbers_that_hang_together(quickstart, folder):
+    result = folder.result()
+    spent = result["spent"]
+    assert spent["offline values"]["trajectories"] == 256
+    steps = sum("critic/score/mean" in record["data"] for record in folder.records("training"))
+    assert spent["training"]["trajectories"] == 64 * steps
+    assert steps >= 4
+    assert spent["total"]["trajectories"] == 256 + 64 * steps
+    # Sampled accuracy of verl, one response per prompt, against the exact one: four standard errors.
+    for sampled, exact in ((result["sampled"][0], "before"), (result["sampled"][-1], "after")):
+        assert abs(sampled["accuracy"] - result["held_out"][exact]) < 4 * sampled["standard_error"] + 1e-9
+    assert [point["step"] for point in result["curve"]] == [0, 1, 2, 3, 4]
+    assert result["curve"][0]["held_out"] == pytest.approx(result["held_out"]["before"])
+    assert result["curve"][-1]["train"] == pytest.approx(result["train"]["after"])
+    # Two trials per prompt of a model that is right 16 times in 100: the mean is within four standard errors.
+    offline = [prompt["successes"] / prompt["trials"] for prompt in result["tracker"]["prompts"]]
+    truth = [prompt["before"] for prompt in result["tracker"]["prompts"]]
+    noise = sum(p * (1 - p) / 2 for p in truth) ** 0.5 / len(truth)
+    assert abs(sum(offline) - sum(truth)) / len(truth) < 4 * noise
+    assert sum(prompt["visits"] for prompt in result["tracker"]["prompts"]) == 4 * 64
+    assert 2 < result["peak_bytes"] / 2**30 < 10
+
+
+def test_a_call_of_a_finished_run_shows_it_again(quickstart, folder):
+    again = quickstart[2]
+    assert again.returncode == 0
+    assert "this run is finished; --fresh starts a new one" in again.output
+    assert again.seconds < 60
+    assert len(folder.attempts("training")) == 2
+    assert folder.plot.read_bytes().startswith(b"\x89PNG")
+    for output in (quickstart[1].output, again.output):
+        assert "What it cost" in output
+        assert "What to try next" in output
+
+
+def test_the_finished_run_can_be_compared(quickstart, folder, capsys):
+    assert main(["--compare", "--folder", str(folder.path.parent)]) == 0
+    assert "spo, steps 4, trajectories 64, train prompts 128, trainer.save_freq=1" in capsys.readouterr().out
+    compared = json.loads((folder.path.parent / "compare.json").read_text())
+    assert compared["runs"][0]["trajectories"] == folder.result()["spent"]["total"]["trajectories"]

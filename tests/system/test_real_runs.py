@@ -1,0 +1,180 @@
+"""What must hold in the real trainer: SPO inside stock verl, checkpoints, a kill, a resume."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from spo_verl.tracker import Tracker, TrackerSettings
+from spo_verl.training.metrics import METRICS, PREFIX
+from tests.support.scripted_agent import fails, outcome, several_outputs
+from tests.system.harness import PROMPTS, Run, toy_keys
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
+
+RHO = 0.9
+
+
+def tail(run: Run) -> str:
+    return f"{run.name} ended with {run.returncode}:\n{run.log[-3000:]}"
+
+
+def test_grpo_runs_with_the_plugin_installed_and_knows_nothing_of_spo(grpo):
+    assert grpo.returncode == 0, tail(grpo)
+    metrics = grpo.metrics()
+    assert set(metrics) == {1, 2}
+    assert not [key for step in metrics.values() for key in step if key.startswith(PREFIX)]
+    assert "spo:" not in grpo.log
+    assert not (grpo.checkpoints / "global_step_2" / "spo").exists()
+
+
+def test_spo_goes_on_from_a_checkpoint_of_another_estimator_and_says_so(spo):
+    assert spo.returncode == 0, tail(spo)
+    assert "was saved by another estimator" in spo.log
+    assert set(spo.metrics()) == {3, 4, 5, 6}  # weights and step count continue at 2
+    assert spo.loaded() == {}
+    assert set(spo.saved()) == {4, 6}
+    assert (spo.checkpoints / "latest_checkpointed_iteration.txt").read_text() == "6"
+
+
+def test_every_metric_that_a_run_logs_is_explained_and_the_expected_ones_are_there(spo):
+    logged = {key.removeprefix(PREFIX) for step in spo.metrics().values() for key in step if key.startswith(PREFIX)}
+    named = {re.sub(r"^source/[^/]+/", "source/<name>/", name) for name in logged}
+    assert METRICS.keys() - named == {"late/carried_tokens_mean", "late/evicted_tokens_mean"}  # nothing is late in sync
+    assert named <= METRICS.keys()
+
+
+def test_quotas_hold_in_every_batch(spo):
+    for metrics in spo.metrics().values():
+        assert metrics["spo/source/toy0/drawn_share"] == 0.25
+        assert metrics["spo/source/toy1/drawn_share"] == 0.75
+
+
+def test_divergence_is_measured_on_stored_responses_of_revisited_prompts_only(spo):
+    metrics = spo.metrics()
+    first, last = metrics[3], metrics[6]
+    assert first["spo/first_visit_share"] == 1.0
+    assert "spo/divergence/mean" not in first
+    assert first["spo/rho/mean"] == pytest.approx(0.96)  # D = 0
+    # acting: nothing stored yet, no forward; updated: the new responses are scored after the update
+    assert first["spo/drift/forwards_total"] == 1.0
+    assert last["spo/drift/forwards_total"] == 3.0
+    assert last["spo/first_visit_share"] < 1.0
+    # 1e-3 is a large learning rate: the policy moved, by both readings
+    assert last["spo/divergence_acting/mean"] > 1e-3
+    assert last["spo/divergence_updated/mean"] > 1e-3
+    assert last["spo/divergence/mean"] == last["spo/divergence_acting/mean"]  # the preset's reference
+
+
+def test_rollout_and_training_engine_agree(spo):
+    for step in spo.metrics().values():
+        assert step["training/rollout_probs_diff_max"] < 1e-6
+
+
+def test_a_step_observes_its_whole_batch_once(spo):
+    for step in spo.metrics().values():
+        assert step["spo/evidence/observed_total"] == 16.0
+        assert step["spo/evidence/duplicate_total"] == 0.0
+        assert step["spo/rollouts/failed_total"] == 0.0
+        assert step["spo/open_rollouts"] == 0.0
+
+
+# ---------------------------------------------------------------------- scripted outcomes
+
+
+def rows(run: Run) -> dict[int, dict[int, set[int]]]:
+    """Step -> prompt -> sessions that came back, from verl's own dump of the rollouts."""
+    seen: dict[int, dict[int, set[int]]] = {}
+    for path in sorted(run.rollouts.glob("*.jsonl")):
+        step = seen.setdefault(int(path.stem), {})
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            if record["uid"].startswith("pad"):
+                continue
+            index = int(re.search(r"(\d+)\+1=", record["input"]).group(1))
+            step.setdefault(index, set()).add(int(record["uid"].split("_")[1]))
+    return seen
+
+
+def evidence(run: Run, step: int) -> dict[int, tuple[float, float]]:
+    """Prompt -> (alpha, beta) in the checkpoint of a step."""
+    settings = TrackerSettings(forgetting_mode="constant", rho=RHO, references=(), seed=11)
+    tracker, report = Tracker.load(run.checkpoints / f"global_step_{step}" / "spo", toy_keys(), settings)
+    assert (report.matched, report.new, report.vanished) == (PROMPTS, 0, 0)
+    alpha_P, beta_P = tracker.evidence()
+    return {index: (alpha_P[index], beta_P[index]) for index in range(PROMPTS)}
+
+
+def by_hand(seen: dict[int, dict[int, set[int]]], last: int) -> dict[int, tuple[float, float]]:
+    """The same by a loop: one discount per prompt and step, then its sessions' outcomes, mapped from [-1, 1]."""
+    state = dict.fromkeys(range(PROMPTS), (0.5, 0.5))
+    for step in range(1, last + 1):
+        for index, sessions in seen[step].items():
+            alpha, beta = state[index]
+            rewards = [(outcome(index, step, session) + 1) / 2 for session in sessions]
+            state[index] = (RHO * alpha + sum(rewards), RHO * beta + sum(1 - reward for reward in rewards))
+    return state
+
+
+def test_evidence_equals_a_loop_over_what_verl_dumped(whole):
+    assert whole.returncode == 0, tail(whole)
+    seen = rows(whole)
+    assert set(seen) == set(range(1, 11))
+    expected, found = by_hand(seen, 10), evidence(whole, 10)
+    for index in range(PROMPTS):
+        assert found[index] == pytest.approx(expected[index], rel=1e-12), f"prompt {index}"
+    assert len({index for step in seen.values() for index in step}) > 16  # more than one batch's prompts
+
+
+def test_the_scripted_run_had_all_its_odd_cases(whole):
+    seen = rows(whole)
+    drawn = {index for step in seen.values() for index in step}
+    assert any(several_outputs(index) for index in drawn)
+    assert any(fails(index, 1) and not fails(index, 0) for index in drawn)
+    metrics = whole.metrics()
+    assert sum(step["spo/rollouts/failed_total"] for step in metrics.values()) > 0
+    for number, step in metrics.items():
+        sessions = sum(len(found) for found in seen[number].values())
+        assert step["spo/evidence/observed_total"] == sessions
+        assert step["spo/rollouts/failed_total"] == 16 - len(seen[number])
+        assert "spo/drift/forwards_total" not in step  # constant retention: no forward
+        assert step["spo/rho/mean"] == pytest.approx(RHO)
+        assert 0.0 <= step["spo/reward/mean"] <= 1.0
+    # a prompt that fails twice leaves rows that do not fill a mini-batch of 8 prompts x 2: verl pads
+    assert "synthetic padding samples" in whole.log
+
+
+def test_the_killed_run_was_killed_and_its_neighbour_was_not(killed, whole):
+    assert killed.returncode == -9
+    assert whole.returncode == 0, tail(whole)
+    assert (killed.checkpoints / "global_step_4" / "spo" / "manifest.json").exists()
+
+
+def test_the_loaded_tracker_is_the_saved_one(killed, resumed):
+    assert resumed.returncode == 0, tail(resumed)
+    assert resumed.loaded() == {4: killed.saved()[4]}
+
+
+def test_draws_after_the_resume_are_those_that_the_killed_run_went_on_to_make(killed, resumed):
+    continued = {step: digest for step, digest in killed.draws().items() if step > 4}
+    assert set(continued) == {5, 6}
+    assert {step: resumed.draws()[step] for step in continued} == continued
+
+
+def test_after_the_resume_the_tracker_equals_the_uninterrupted_one_for_six_steps(whole, resumed):
+    draws = whole.draws()
+    assert {step: draws[step] for step in range(5, 11)} == resumed.draws()
+    for step in (8, 10):
+        assert evidence(resumed, step) == evidence(whole, step)  # exactly, not approximately
+    assert len(set(draws.values())) == 10
+
+
+def test_duplicate_rows_were_counted(whole):
+    assert "65 rows hold 60 distinct prompts (5 duplicates)" in whole.log
+
+
+def test_no_pickle_in_the_tracker_folder(whole):
+    for path in Path(whole.checkpoints / "global_step_10" / "spo").iterdir():
+        assert path.suffix in {".json", ".arrow"}, path.name
+        assert not path.read_bytes().startswith(b"\x80")  # the pickle opcode

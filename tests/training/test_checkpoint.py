@@ -1,0 +1,188 @@
+"""The tracker's folder beside verl's checkpoint: written before the marker, pruned like verl's, never lost silently."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from spo_verl.data.loader import PrioritizedDataLoader
+from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
+from spo_verl.tracker import TrackerSettings
+from spo_verl.tracker.service import TrackerHost
+from spo_verl.training.checkpoint import CheckpointFollower
+
+KEYS = np.arange(8 * 16, dtype=np.uint8).reshape(8, 16).view("V16").ravel()
+
+
+class LocalTracker(TrackerHost):
+    """The service's host in this process, with the verbs of its client."""
+
+    def draw(self, size: int) -> Any:
+        return self.call("draw", size)
+
+    def digest(self) -> str:
+        return self.call("digest")
+
+
+def follower(root: Path, tracker: TrackerHost, **settings: Any) -> CheckpointFollower:
+    config = OmegaConf.create({"default_local_dir": str(root), "resume_mode": "auto", **settings})
+    return CheckpointFollower(config, tracker, KEYS, TrackerSettings())
+
+
+def trained(steps: int = 1) -> LocalTracker:
+    tracker = LocalTracker()
+    tracker.create(KEYS, TrackerSettings())
+    for _ in range(steps):
+        tracker.draw(4)
+    return tracker
+
+
+def save_as_verl_does(mine: CheckpointFollower, root: Path, step: int, loader: Any = None) -> None:
+    """Our snapshot, verl's actor folder, the dataloader's state, verl's marker, our end."""
+    mine.begin_save(step)
+    (root / f"global_step_{step}" / "actor").mkdir(parents=True, exist_ok=True)
+    loader.state_dict() if loader is not None else mine.finish_write()
+    (root / "latest_checkpointed_iteration.txt").write_text(str(step))
+    mine.end_save(step)
+
+
+def test_a_save_is_loaded_again(tmp_path):
+    tracker = trained()
+    save_as_verl_does(follower(tmp_path, tracker), tmp_path, 5)
+    again = LocalTracker()
+    follower(tmp_path, again).load(5)
+    assert again.digest() == tracker.digest()
+    assert again.draw(4).slot_B.tolist() == tracker.draw(4).slot_B.tolist()
+
+
+def test_the_dataloader_waits_for_the_tracker_before_verl_writes_its_marker(tmp_path, monkeypatch):
+    tracker = trained()
+    release = threading.Event()
+    from spo_verl.tracker.snapshot import Snapshot
+
+    write = Snapshot.write
+
+    def slow(self, *args, **kwargs):
+        assert release.wait(30)
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(Snapshot, "write", slow)
+    mine = follower(tmp_path, tracker)
+    loader = PrioritizedDataLoader(list("abcdefgh"), tracker, batch_size=2, before_state_dict=mine.finish_write)
+    mine.begin_save(5)  # returns although the writer is held up
+    manifest = tmp_path / "global_step_5" / "spo" / "manifest.json"
+    assert not manifest.exists()
+    threading.Timer(0.3, release.set).start()
+    assert loader.state_dict() == {}  # verl's call just before the marker
+    assert manifest.exists()
+    mine.end_save(5)
+
+
+def test_a_failed_write_stops_verl_before_its_marker(tmp_path, monkeypatch):
+    from spo_verl.tracker.snapshot import Snapshot
+
+    def fail(self, *args, **kwargs):
+        raise SpoCheckpointError("disk full; free some space")
+
+    monkeypatch.setattr(Snapshot, "write", fail)
+    mine = follower(tmp_path, trained())
+    mine.begin_save(5)
+    with pytest.raises(SpoCheckpointError, match="disk full"):
+        mine.finish_write()
+
+
+def test_a_save_that_never_reached_the_dataloader_is_an_error(tmp_path):
+    mine = follower(tmp_path, trained())
+    mine.begin_save(5)
+    with pytest.raises(SpoCheckpointError, match="without asking the dataloader"):
+        mine.end_save(5)
+    mine.finish_write()
+
+
+@pytest.mark.parametrize("setting", [{"max_actor_ckpt_to_keep": 2}, {"remove_previous_ckpt_in_save": True}])
+def test_pruning_follows_verl(tmp_path, setting):
+    mine = follower(tmp_path, trained(), **setting)
+    earlier = tmp_path / "global_step_1" / "spo"
+    earlier.mkdir(parents=True)  # saved by an earlier process: verl does not prune those either
+    for step in (2, 3, 4):
+        save_as_verl_does(mine, tmp_path, step)
+    left = {path.parent.name for path in tmp_path.glob("global_step_*/spo")}
+    kept = {"global_step_3", "global_step_4"} if "max_actor_ckpt_to_keep" in setting else {"global_step_4"}
+    assert left == {"global_step_1", *kept}
+
+
+def test_without_a_limit_nothing_is_pruned(tmp_path):
+    mine = follower(tmp_path, trained())
+    for step in (2, 3, 4):
+        save_as_verl_does(mine, tmp_path, step)
+    assert len(list(tmp_path.glob("global_step_*/spo"))) == 3
+
+
+def test_training_from_scratch_starts_from_initial_values(tmp_path):
+    tracker = LocalTracker()
+    mine = follower(tmp_path, tracker)
+    mine.require_marked_folder()
+    mine.load(0)
+    assert set(tracker.call("values").tolist()) == {0.5}
+
+
+def test_a_checkpoint_of_another_estimator_starts_the_tracker_anew_with_a_warning(tmp_path, caplog):
+    (tmp_path / "global_step_5").mkdir()
+    tracker = LocalTracker()
+    mine = follower(tmp_path, tracker)
+    loader = PrioritizedDataLoader(list("abcdefgh"), tracker, batch_size=2, on_foreign_state=mine.note_foreign_state)
+    loader.load_state_dict({"_num_yielded": 3, "_snapshot": {}})  # what verl's own loader saves
+    with caplog.at_level("WARNING", logger="spo_verl"):
+        mine.load(5)
+    assert "saved by another estimator" in caplog.text
+    assert tracker.call("size") == 8
+
+
+def test_a_missing_folder_of_an_spo_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+    save_as_verl_does(follower(tmp_path, trained()), tmp_path, 5)
+    shutil.rmtree(tmp_path / "global_step_5" / "spo")
+    tracker = LocalTracker()
+    mine = follower(tmp_path, tracker)
+    loader = PrioritizedDataLoader(list("abcdefgh"), tracker, batch_size=2, on_foreign_state=mine.note_foreign_state)
+    loader.load_state_dict({})  # what this loader saves
+    with pytest.raises(SpoCheckpointDamagedError, match="is missing"):
+        mine.load(5)
+
+
+def test_a_folder_of_another_step_is_an_error(tmp_path):
+    save_as_verl_does(follower(tmp_path, trained()), tmp_path, 5)
+    (tmp_path / "global_step_9").mkdir()
+    shutil.copytree(tmp_path / "global_step_5" / "spo", tmp_path / "global_step_9" / "spo")
+    with pytest.raises(SpoCheckpointDamagedError, match="step 5, not of step 9"):
+        follower(tmp_path, LocalTracker()).load(9)
+
+
+def test_a_marker_without_its_folder_is_not_a_fresh_start(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    with pytest.raises(SpoCheckpointError, match=r"names step 7.*resume_mode=disable"):
+        follower(tmp_path, LocalTracker()).require_marked_folder()
+
+
+def test_a_truncated_marker_is_explained(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("")
+    with pytest.raises(SpoCheckpointError, match="instead of a step"):
+        follower(tmp_path, LocalTracker()).require_marked_folder()
+
+
+def test_a_disabled_resume_ignores_the_marker(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    follower(tmp_path, LocalTracker(), resume_mode="disable").require_marked_folder()
+
+
+def test_resume_path_names_the_folder(tmp_path):
+    save_as_verl_does(follower(tmp_path / "there", trained()), tmp_path / "there", 5)
+    tracker = LocalTracker()
+    mine = follower(
+        tmp_path / "here", tracker, resume_mode="resume_path", resume_from_path=str(tmp_path / "there/global_step_5")
+    )
+    mine.load(5)
+    assert tracker.call("counters")["drawn"] == 4

@@ -1,0 +1,88 @@
+"""Metric names survive verl's aggregator with the meaning they have here; every metric is explained."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from verl.trainer.ppo.v1.utils import MetricsAggregator
+
+from spo_verl.training.metrics import METRICS, Stopwatch, batch_metrics, divergence_metrics, prefixed
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_the_document_explains_every_metric_in_the_same_words():
+    written = DOCS.read_text()
+    for key, meaning in METRICS.items():
+        assert f"| `spo/{key}` | {meaning} |" in written
+    assert written.count("| `spo/") == len(METRICS)
+
+
+@pytest.mark.parametrize("key", METRICS)
+def test_the_aggregator_combines_each_metric_as_its_name_says(key):
+    aggregator = MetricsAggregator()
+    aggregator.add_step_metrics({f"spo/{key}": 1.0}, sample_count=1)
+    aggregator.add_step_metrics({f"spo/{key}": 4.0}, sample_count=3)
+    combined = aggregator.get_aggregated_metrics()[f"spo/{key}"]
+    if "_total" in key:
+        assert combined == 5.0
+    elif key.endswith("/max"):
+        assert combined == 4.0
+    elif key.endswith("/min"):
+        assert combined == 1.0
+    else:
+        assert combined == pytest.approx((1.0 * 1 + 4.0 * 3) / 4)  # weighted by samples
+
+
+def test_an_unexplained_metric_is_refused():
+    with pytest.raises(KeyError, match="no_such_metric"):
+        prefixed({"no_such_metric": 1.0})
+
+
+def test_batch_metrics_by_hand():
+    metrics = batch_metrics(
+        reward_S=np.array([1.0, 0.0, 1.0, 0.0]),
+        value_S=np.array([0.75, 0.25, 0.5, 0.015]),
+        lag_B=np.array([0, 2]),
+    )
+    # raw = .25, -.25, .5, -.015: mean .12125; reward variance 4 * .25 / 3 = 1/3
+    assert metrics["advantage/raw_mean"] == pytest.approx(0.12125)
+    deviations = [0.25 - 0.12125, -0.25 - 0.12125, 0.5 - 0.12125, -0.015 - 0.12125]
+    variance = sum(d * d for d in deviations) / 3
+    assert metrics["advantage/raw_variance"] == pytest.approx(variance)
+    assert metrics["advantage/variance_removed"] == pytest.approx(1 - variance * 3)
+    assert metrics["advantage/near_zero_0.02_share"] == 0.25
+    assert metrics["advantage/near_zero_1e-4_share"] == 0.0
+    # p^8 + (1-p)^8: .75 and .25 give .1001282 + .0000153 each, .5 gives 2/256, .015 gives .985^8
+    expected = (2 * (0.75**8 + 0.25**8) + 2 * 0.5**8 + 0.985**8 + 0.015**8) / 4
+    assert metrics["advantage/grpo_degenerate_share"] == pytest.approx(expected)
+    assert metrics["staleness/mean"] == 1.0
+    assert metrics["staleness/max"] == 2.0
+
+
+def test_equal_rewards_and_single_rollouts_give_numbers():
+    for reward in ([1.0, 1.0], [1.0]):
+        metrics = batch_metrics(np.array(reward), np.full(len(reward), 0.5), np.zeros(1))
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert metrics["advantage/variance_removed"] == 0.0
+
+
+def test_divergence_of_first_visits_is_left_out():
+    drift = np.array([np.nan, 0.1, 0.3])
+    assert divergence_metrics("acting", drift, used=True) == pytest.approx(
+        {"divergence_acting/mean": 0.2, "divergence/mean": 0.2, "divergence/max": 0.3}
+    )
+    assert divergence_metrics("updated", drift, used=False) == pytest.approx({"divergence_updated/mean": 0.2})
+    assert divergence_metrics("acting", np.array([np.nan]), used=True) == {}
+
+
+def test_the_stopwatch_adds_up_and_starts_anew():
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("draw"):
+            pass
+    spent = watch.drain()
+    assert set(spent) == {"seconds_total/draw"}
+    assert spent["seconds_total/draw"] > 0
+    assert watch.drain() == {}
