@@ -25,16 +25,17 @@ def wait_seconds(name: str) -> float:
 
 
 class WaitingAgentLoop(SingleTurnAgentLoop):
-    """Waits, generates, scores 0 or 1 by a coin; notes when each rollout began and ended."""
+    """Waits, generates, scores 0 or 1 by a coin; notes when each rollout began, asked the server, and ended."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         name = f"{kwargs['uid']}_{kwargs['session_id']}"
         began = time.time()
         await asyncio.sleep(wait_seconds(name))
+        asked = time.time()
         output = await super().run(sampling_params, **kwargs)
         output.reward_score = float(hashlib.blake2b(name.encode(), digest_size=1).digest()[0] % 2)
         output.extra_fields["reward_extra_info"] = {"acc": output.reward_score}
         # One write of one line: the workers share the file.
         with Path(os.environ[EVENTS]).open("a") as file:
-            file.write(json.dumps([began, time.time()]) + "\n")
+            file.write(json.dumps([began, asked, time.time()]) + "\n")
         return output

@@ -53,17 +53,26 @@ def overrides(estimator: str, args: argparse.Namespace, folder: Path) -> list[st
     ]
 
 
+def covered(begin_N: np.ndarray, end_N: np.ndarray, first: float, last: float) -> float:
+    """Seconds of [first, last] in which at least one of the intervals runs."""
+    total, reached = 0.0, first
+    for begin, end in sorted(zip(begin_N.tolist(), end_N.tolist(), strict=True)):
+        total += max(0.0, min(end, last) - max(begin, reached))
+        reached = max(reached, min(end, last))
+    return total
+
+
 def measure(run: Run, events: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Updates per hour over the steps behind the first ``args.skip``, and how many rollouts were under way."""
     ends = run.series("timing_s/step")
     steps = [step for step in sorted(ends) if step > args.skip]
     seconds = sum(ends[step] for step in steps)
-    span_N2 = np.array([json.loads(line) for line in events.read_text().splitlines()])
-    duration_N = span_N2[:, 1] - span_N2[:, 0]
+    began_N, asked_N, ended_N = np.array([json.loads(line) for line in events.read_text().splitlines()]).T
     # The measured steps are the last ones of the run.
-    last = span_N2[:, 1].max()
-    grid = np.linspace(max(span_N2[:, 0].min(), last - seconds), last, 2000)
-    active = ((span_N2[:, 0][None] <= grid[:, None]) & (grid[:, None] < span_N2[:, 1][None])).sum(axis=1)
+    last = ended_N.max()
+    first = max(began_N.min(), last - seconds)
+    grid = np.linspace(first, last, 2000)
+    active = ((began_N[None] <= grid[:, None]) & (grid[:, None] < ended_N[None])).sum(axis=1)
     limit = args.trajectories * (1 + args.surplus)
     return {
         "updates": len(steps),
@@ -72,8 +81,9 @@ def measure(run: Run, events: Path, args: argparse.Namespace) -> dict[str, Any]:
         "generation_share": sum(run.series("timing_s/gen")[step] for step in steps) / seconds,
         "active_mean": float(active.mean()),
         "idle_share": float(1 - active.mean() / limit),
-        "wait_mean": float(duration_N.mean()),
-        "rollouts": len(span_N2),
+        "server_idle_share": 1 - covered(asked_N, ended_N, first, last) / (last - first),
+        "wait_mean": float((asked_N - began_N).mean()),
+        "rollouts": len(began_N),
         "timeline": {"seconds": (grid[::10] - grid[0]).round(2).tolist(), "active": active[::10].tolist()},
     }
 
@@ -130,7 +140,16 @@ def run_real(args: argparse.Namespace) -> None:
     if args.plot:
         draw(found, args.trajectories * (1 + args.surplus), args.plot)
     print(f"\n{'':<34}{'grpo 8 x':>10}{'spo':>10}")
-    for key in ("updates", "seconds", "updates_per_hour", "generation_share", "active_mean", "idle_share", "wait_mean"):
+    for key in (
+        "updates",
+        "seconds",
+        "updates_per_hour",
+        "generation_share",
+        "active_mean",
+        "idle_share",
+        "server_idle_share",
+        "wait_mean",
+    ):
         print(f"{key.replace('_', ' '):<34}{found['grpo'][key]:>10.2f}{found['spo'][key]:>10.2f}")
     print(f"\nupdates per hour, spo / grpo, one run each: {found['ratio']:.2f}")
 
