@@ -139,15 +139,16 @@ def _in_flight(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             f"spo.late.policy={spo.late.policy}: no rollout is late in the synchronous trainer; set "
             "spo.late.policy=carry, or trainer.v1.trainer_mode=colocate_async."
         )
+    manager = select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class", None)
+    if spo.late.policy == "abort" and manager is not None:
+        yield (
+            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={manager} with spo.late.policy=abort: rollouts "
+            "are stopped by a manager of the plugin's own; set agent_loop_manager_class=null, or spo.late.policy=drop."
+        )
     if mode != "sync" and spo.oversample is not None and select(config, warmup, STOCK_WARMUP) != STOCK_WARMUP:
         yield (
             f"spo.oversample={spo.oversample} and {warmup}={select(config, warmup)} both say how many rollouts are in "
             f"flight beside a batch; leave {warmup} at verl's {STOCK_WARMUP}, or set spo.oversample=null."
-        )
-    if spo.late.policy == "abort":
-        yield (
-            "spo.late.policy=abort: verl 0.9.1 has no way to stop a rollout that its agent loop has begun; set "
-            "spo.late.policy=drop (it finishes, is evidence, and is not trained on) or carry."
         )
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import transfer_queue as tq
 
 from spo_verl.config import SpoConfig
 from spo_verl.tracker.reports import Late
@@ -104,12 +105,22 @@ class WatchedBuffer:
     spo_evicted: EvictedRollouts
     spo_config: SpoConfig
     spo_seen: dict[str, float]
+    spo_aborted: set[str]
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()  # type: ignore[misc]
+        self._forget_aborted()
         now = time.monotonic()
         terminal = self.finished_keys[TRAIN] | self.failure_keys[TRAIN]
         self.spo_seen = {uid: self.spo_seen.get(uid, now) for uid in terminal}
+
+    def _forget_aborted(self) -> None:
+        """Clear what cancelled rollouts were just writing when they were cleared."""
+        written = [key for key in self.partitions[TRAIN] if key.split("_")[0] in self.spo_aborted]
+        if written:
+            tq.kv_clear(keys=written, partition_id=TRAIN)
+            for key in written:
+                del self.partitions[TRAIN][key]
 
     def _terminal_eviction_reasons(self, global_steps: int, partition_id: str) -> tuple[set, set, set, Counter]:
         stale, filtered, failed, counts = super()._terminal_eviction_reasons(global_steps, partition_id)  # type: ignore[misc]
@@ -176,5 +187,6 @@ def watched_buffer(buffer: Any, spo: SpoConfig, evicted: EvictedRollouts) -> Any
     """Give a replay buffer, however it was built, the abilities of this module; returns it."""
     buffer_class: type = type(buffer)
     buffer.__class__ = watched_class(buffer_class)
-    buffer.spo_config, buffer.spo_evicted, buffer.spo_seen = spo, evicted, {}
+    buffer.spo_config, buffer.spo_evicted = spo, evicted
+    buffer.spo_seen, buffer.spo_aborted = {}, set()
     return buffer

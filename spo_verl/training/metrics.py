@@ -69,6 +69,9 @@ METRICS: dict[str, str] = {
     "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old to be trained on.",
     "evidence/surplus_total": "Outcomes of rollouts that finished after their batch was full and were dropped "
     "(spo.late.policy=drop).",
+    "evidence/aborted_total": "Outcomes that rollouts had delivered before they were stopped (spo.late.policy=abort): "
+    "those of sessions that had finished while others of the same prompt had not.",
+    "rollouts/aborted_total": "Prompts whose rollouts were stopped when a batch was full.",
     "rollouts/stale_total": "Rollouts that verl evicted as too old.",
     "rollouts/surplus_total": "Rollouts that were dropped as surplus.",
     "late/carried_share": "Share of the batch that was dispatched for an earlier batch.",
@@ -194,7 +197,7 @@ def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -
         rollouts[entry.kind] += len(entry.over)
         outcomes[entry.kind] += len(entry.uids)
     metrics = {"rollouts/failed_total": float(failed + rollouts["failed"])}
-    for kind in ("stale", "surplus"):
+    for kind in ("stale", "surplus", "aborted"):
         metrics[f"rollouts/{kind}_total"] = float(rollouts[kind])
         metrics[f"evidence/{kind}_total"] = float(outcomes[kind])
     if tokens:

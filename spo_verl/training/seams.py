@@ -41,8 +41,9 @@ class Seam:
 
 
 _BASE = "verl.trainer.ppo.v1.trainer_base"
-
 _BUFFER = "verl.trainer.ppo.v1.replay_buffer"
+_LOOPS = "verl.trainer.ppo.v1.agent_loop_tq"
+_CLIENT = "verl.workers.rollout.llm_server"
 
 SEAMS: tuple[Seam, ...] = (
     # trainer
@@ -88,6 +89,22 @@ SEAMS: tuple[Seam, ...] = (
         "ReplayBuffer._select_prompt_uids",
         "override",
         "(self, partition_id, sampleable_keys, batch_size)",
+    ),
+    # rollouts that are stopped
+    Seam(_BASE, "PPOTrainer.on_sample_end", "override", "(self)"),
+    Seam(_BASE, "PPOTrainer._add_prompts_to_generate", "read", "(self, num_prompts)"),
+    Seam(_BASE, "PPOTrainer.get_llm_client", "override", "(self)"),
+    Seam(_LOOPS, "AgentLoopManagerTQ.__init__", "override", "(self, *args, **kwargs)"),
+    # Without a signature: Ray's tracing adds a parameter to it.
+    Seam(_LOOPS, "AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt", "override"),
+    Seam(_CLIENT, "LLMServerClient._acquire_server", "override", "(self, request_id, **extra)"),
+    Seam(_CLIENT, "LLMServerClient._vllm_request_id", "override", "(self, request_id)"),
+    Seam(
+        _CLIENT,
+        "FullyAsyncLLMServerClient.generate",
+        "override",
+        "(self, request_id, *, prompt_ids, sampling_params, image_data=None, video_data=None, audio_data=None, "
+        "mm_processor_kwargs=None, **kwargs)",
     ),
     Seam("transfer_queue", "kv_list", "read", "(partition_id=None)"),
     Seam("verl.trainer.ppo.v1.trainer_colocate_async", "PPOTrainerColocateAsync", "override", "(config)"),

@@ -35,6 +35,7 @@ from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.training import seams
+from spo_verl.training.abort import abort_rollouts, cancellable_client, stoppable_rollouts
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import apply_oversampling, check, select
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
@@ -86,6 +87,9 @@ class SpoTrainer:
     replay_buffer: Any
     reward_loop_manager: Any
     trainer_mode: str
+    agent_loop_manager: Any
+    local_trigger_step: int
+    parameter_sync_step: int
     _restored_tq_prompt_count: int
 
     def __init__(self, config: Any) -> None:
@@ -97,6 +101,8 @@ class SpoTrainer:
         if self.spo.forgetting.mode == "drift":
             measure_movement(config)
             self._movement = MovementMeter.of(config)
+        if self.spo.late.policy == "abort":
+            stoppable_rollouts(config)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
         self._dispatched: set[str] = set()
@@ -184,7 +190,7 @@ class SpoTrainer:
         They keep their uid; the value, effective sample size and version that they are scored by are read again.
         """
         if self.trainer_mode != "sync":
-            waiting = [uid for uid, tag in _registered_prompts().items() if tag.get("status") in ("pending", "running")]
+            waiting = sorted(_under_way())
             if waiting:
                 self.tracker.redispatch(waiting, self.global_steps - 1)
                 logger.info("spo: froze the values of %d re-issued prompts anew", len(waiting))
@@ -226,6 +232,36 @@ class SpoTrainer:
         digest = hashlib.blake2b(np.ascontiguousarray(slot_B, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
         logger.info("spo: step=%d drew=%d draw_digest=%s", self.global_steps, len(uids), digest)
         return batch
+
+    # ------------------------------------------------------------------ late rollouts
+
+    def get_llm_client(self) -> Any:
+        client = super().get_llm_client()  # type: ignore[misc]
+        return cancellable_client(client) if self.spo.late.policy == "abort" else client
+
+    def on_sample_end(self) -> None:
+        # Before the last mini-batch of a version, what is under way is still wanted.
+        last = self.local_trigger_step == self.parameter_sync_step - 1
+        stopped = self._abort_late() if self.spo.late.policy == "abort" and last else 0
+        super().on_sample_end()  # type: ignore[misc]
+        if stopped:
+            self._add_prompts_to_generate(stopped)  # type: ignore[attr-defined]
+
+    def _abort_late(self) -> int:
+        """Stop what the batch did not wait for; how many prompts that were."""
+        under_way = _under_way()
+        if not under_way:
+            return 0
+        abort_rollouts(self.agent_loop_manager, under_way)
+        # Who finished before the cancellation reached it keeps its outcome and joins a later batch.
+        stopped = under_way & _under_way()
+        items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
+        trajectories = {key: tag for key, tag in items.items() if not tag.get("is_prompt", False)}
+        self._evicted.add("aborted", stopped, trajectories, TRAIN)
+        tq.kv_clear(keys=_keys_of(stopped), partition_id=TRAIN)
+        self.replay_buffer.spo_aborted = stopped
+        logger.info("spo: step=%d stopped=%d late rollouts", self.global_steps, len(stopped))
+        return len(stopped)
 
     # ------------------------------------------------------------------ one update
 
@@ -335,6 +371,11 @@ def _registered_prompts() -> dict[str, dict]:
     """Tag by uid of every prompt group in verl's training queue."""
     items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
     return {key: tag for key, tag in items.items() if tag.get("is_prompt", False)}
+
+
+def _under_way() -> set[str]:
+    """Prompts whose rollouts have not ended."""
+    return {uid for uid, tag in _registered_prompts().items() if tag.get("status") in ("pending", "running")}
 
 
 def _keys_of(uids: set[str]) -> list[str]:

@@ -15,6 +15,11 @@ def delay(index: int) -> float:
     return 8.0 if index % 4 == 0 else 0.1 * (index % 7)
 
 
+def stuck(index: int) -> bool:
+    """Prompts whose second session waits for ever."""
+    return index < 1000 and index % 4 == 0
+
+
 class SlowAgentLoop(ScriptedAgentLoop):
     """As its parent, later. Validation rows (index >= 1000) are not delayed."""
 
@@ -22,4 +27,14 @@ class SlowAgentLoop(ScriptedAgentLoop):
         index = int(kwargs["extra_info"]["index"])
         if index < 1000 and not fails(index, int(kwargs["session_id"])):
             await asyncio.sleep(delay(index))
+        return await super().run(sampling_params, **kwargs)
+
+
+class HalfStuckAgentLoop(ScriptedAgentLoop):
+    """The second session of one prompt in four does not end by itself; the first one does, at once."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
+        index, session = int(kwargs["extra_info"]["index"]), int(kwargs["session_id"])
+        if stuck(index) and session == 1 and not fails(index, session):
+            await asyncio.sleep(3600)
         return await super().run(sampling_params, **kwargs)

@@ -1,4 +1,4 @@
-"""The real runs behind the system tests: fourteen launches, two at a time, each made once per session.
+"""The real runs behind the system tests: sixteen launches, two at a time, each made once per session.
 
 | run | estimator | what it is |
 |---|---|---|
@@ -10,11 +10,13 @@
 | estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
 | estimated | spo | the same command again |
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
+| orphaned, adopted | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed; resume |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
 | gsm8k | spo=paper | two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training that is terminated, and the rest of it |
 
-Two launches run side by side on one machine all the time, and must not disturb each other.
+Two launches run side by side on one machine all the time, and must not disturb each other. Only those are made whose
+runs a collected test asks for.
 """
 
 from __future__ import annotations
@@ -62,6 +64,25 @@ ASYNC = [
     "trainer.save_freq=4",
     "trainer.test_freq=-1",
 ]
+ORPHANED = [
+    "+spo=paper",
+    "actor_rollout_ref.rollout.n=2",
+    "spo.bspo=True",
+    "spo.forgetting.mode=drift",
+    # Nothing is forgotten, so that evidence is a count; how far the policy moves is measured all the same.
+    "spo.forgetting.rho_min=1",
+    "spo.forgetting.rho_max=1",
+    "spo.oversample=0.5",
+    "spo.late.policy=abort",
+    "spo.reward.low=-1",
+    "spo.reward.high=1",
+    "trainer.v1.trainer_mode=colocate_async",
+    "trainer.v1.sampler.max_off_policy_threshold=null",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=half_stuck",
+    "trainer.total_training_steps=5",
+    "trainer.save_freq=3",
+    "trainer.test_freq=-1",
+]
 SEPARATE = [
     "+spo=paper",
     "spo.seed=3",
@@ -87,12 +108,13 @@ def workdir(tmp_path_factory) -> Path:
     (folder / "agents.yaml").write_text(
         "- name: scripted\n  _target_: tests.support.scripted_agent.ScriptedAgentLoop\n"
         "- name: slow\n  _target_: tests.support.slow_agent.SlowAgentLoop\n"
+        "- name: half_stuck\n  _target_: tests.support.slow_agent.HalfStuckAgentLoop\n"
     )
     return folder
 
 
 @pytest.fixture(scope="session")
-def launches(workdir, tmp_path_factory, pytestconfig):
+def launches(request, workdir, tmp_path_factory, pytestconfig):
     scripted = [*SCRIPTED, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
 
     def killed_then_resumed() -> tuple[Run, ...]:
@@ -137,6 +159,18 @@ def launches(workdir, tmp_path_factory, pytestconfig):
         )
         return killed, train(workdir, "async_resumed", slow, checkpoints="async")
 
+    def orphaned_then_adopted() -> tuple[Run, ...]:
+        half_stuck = [*ORPHANED, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
+        orphaned = train(
+            workdir,
+            "orphaned",
+            half_stuck,
+            checkpoints="orphaned",
+            kill_when=lambda log: re.search(r"spo: step=4 .*draw_digest", log) is not None,
+            victim="ray::TrackerHost",
+        )
+        return orphaned, train(workdir, "adopted", half_stuck, checkpoints="orphaned")
+
     def gsm8k() -> tuple[Run, ...]:
         return (train_on_gsm8k(tmp_path_factory.mktemp("gsm8k")),)
 
@@ -147,16 +181,19 @@ def launches(workdir, tmp_path_factory, pytestconfig):
         return (train(workdir, "separate", SEPARATE),)
 
     # Two workers take these in order, the longest first, the killed run beside a neighbour: five or six launches each.
-    tasks = [
+    every = [
         quickstart,
         async_killed_then_resumed,
         killed_then_resumed,
         whole,
         grpo_then_spo,
         estimating_then_estimated,
+        orphaned_then_adopted,
     ]
-    tasks += [separate]
-    tasks += [gsm8k] if THERE else []
+    every += [separate]
+    every += [gsm8k] if THERE else []
+    wanted = {name for item in request.session.items for name in item.fixturenames}
+    tasks = [task for task in every if wanted & set(task.__name__.split("_then_"))]
     begin = time.monotonic()
     with ThreadPoolExecutor(max_workers=2) as pool:
         running = {task.__name__: pool.submit(task) for task in tasks}
@@ -239,3 +276,13 @@ def separate(launches) -> Run:
 @pytest.fixture(scope="session")
 def gsm8k(launches) -> Run:
     return launches["gsm8k"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def orphaned(launches) -> Run:
+    return launches["orphaned_then_adopted"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def adopted(launches) -> Run:
+    return launches["orphaned_then_adopted"].result()[1]

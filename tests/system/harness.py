@@ -99,6 +99,7 @@ def train(
     *,
     checkpoints: str | None = None,
     kill_when: Callable[[str], bool] | None = None,
+    victim: str | None = None,
 ) -> Run:
     """Train on the toy data: ``workdir`` has ``model/``, ``train.parquet`` and ``val.parquet``."""
     command = [
@@ -106,7 +107,7 @@ def train(
         "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         *overrides,
     ]  # fmt: skip
-    return launch(workdir, name, command, checkpoints=checkpoints, kill_when=kill_when)
+    return launch(workdir, name, command, checkpoints=checkpoints, kill_when=kill_when, victim=victim)
 
 
 def estimate(
@@ -157,10 +158,13 @@ def launch(
     *,
     checkpoints: str | None = None,
     kill_when: Callable[[str], bool] | None = None,
+    victim: str | None = None,
     seconds: float = 1200.0,
 ) -> Run:
     """Run a command to its end, or SIGKILL it as soon as ``kill_when`` holds for its log.
 
+    With a ``victim`` only its process of that title (Ray names them after their actors) is killed, and the command goes
+    on by itself.
     Everything that the command started is gone when this returns.
     """
     mark = uuid.uuid4().hex
@@ -190,9 +194,12 @@ def launch(
         while process.poll() is None:
             time.sleep(0.2)
             if kill_when is not None and kill_when(log_path.read_text(errors="replace")):
-                process.kill()
-                process.wait()
-                break
+                if victim is None:
+                    process.kill()
+                    process.wait()
+                    break
+                kill_titled(process.pid, victim)
+                kill_when = None
             if time.monotonic() > begin + seconds:
                 raise TimeoutError(f"{name} ran longer than {seconds} s:\n{log_path.read_text()[-4000:]}")
     finally:
@@ -205,6 +212,12 @@ def launch(
         rollouts_of(workdir, name),
         time.monotonic() - begin,
     )
+
+
+def kill_titled(ancestor: int, title: str) -> None:
+    """SIGKILL the one descendant of a process whose title has these words."""
+    [found] = [one for one in psutil.Process(ancestor).children(recursive=True) if title in " ".join(one.cmdline())]
+    found.kill()
 
 
 def end_marked(mark: str, patience: float = 20.0) -> None:

@@ -110,6 +110,55 @@ def test_advantages_are_centred_in_the_measure_of_tokens(async_killed, async_res
         assert metrics["critic/advantages/max"] > 0.1
 
 
+# ---------------------------------------------------------------------- stopped rollouts, a killed tracker
+
+
+def test_a_killed_tracker_ends_the_run_and_says_so(orphaned):
+    assert orphaned.returncode not in (0, -9)
+    assert "the tracker service 'spo_tracker' is gone" in orphaned.log
+    assert "trainer.resume_mode=auto" in orphaned.log
+    assert (orphaned.checkpoints / "latest_checkpointed_iteration.txt").read_text() == "3"
+
+
+def test_a_resume_has_what_the_last_checkpoint_held(orphaned, adopted):
+    assert adopted.returncode == 0, adopted.log[-3000:]
+    assert adopted.loaded() == {3: orphaned.saved()[3]}
+    assert sorted(adopted.metrics()) == [4, 5]
+
+
+def test_late_rollouts_are_stopped_and_their_finished_sessions_are_evidence(orphaned, adopted):
+    """rho = 1: the evidence beyond the prior is the number of verified outcomes, in the loss or not."""
+    for run, first, last in ((orphaned, 1, 3), (adopted, 4, 5)):
+        steps = {step: metrics for step, metrics in run.metrics().items() if first <= step <= last}
+        stopped = {step: metrics["spo/rollouts/aborted_total"] for step, metrics in steps.items()}
+        assert sum(stopped.values()) > 0
+        told = {int(step): int(count) for step, count in re.findall(r"spo: step=(\d+) stopped=(\d+) late", run.log)}
+        assert {step: count for step, count in stopped.items() if count} == {
+            step: count for step, count in told.items() if count and step in steps
+        }
+        for step, metrics in steps.items():
+            outcomes = metrics["spo/evidence/observed_total"]
+            in_loss = len(trained(run, range(step, step + 1)))
+            assert outcomes == in_loss + metrics["spo/evidence/aborted_total"]
+            # Of each stopped prompt one session had ended, but for those that fail in both.
+            assert 0 <= metrics["spo/rollouts/aborted_total"] - metrics["spo/evidence/aborted_total"] <= 3
+    counts = [
+        metrics["spo/evidence/observed_total"] for run in (orphaned, adopted) for metrics in run.metrics().values()
+    ]
+    assert (evidence(adopted, 5) - 0.5).sum() == pytest.approx(sum(counts), rel=1e-9)
+
+
+def test_a_stuck_prompt_holds_no_place_for_ever(adopted):
+    """Every open rollout was dispatched for the step after the last: the others were trained on or stopped."""
+    assert {one.version for one in saved(adopted, 5).ledger.open.values()} <= {3, 4}
+
+
+def test_movement_is_measured_where_rollouts_are_asynchronous(orphaned, adopted):
+    for metrics in (*orphaned.metrics().values(), *adopted.metrics().values()):
+        assert metrics["spo/drift/movement_total"] > 0
+        assert "spo/divergence/mean" not in metrics or metrics["spo/drift/forwards_total"] == 0
+
+
 # ---------------------------------------------------------------------- processes of their own
 
 

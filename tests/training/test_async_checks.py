@@ -35,7 +35,13 @@ def test_all_three_modes_are_accepted(mode):
         (config("sync"), SpoConfig(oversample=0.5), "spo.oversample=0.5: the synchronous trainer waits"),
         (config("sync"), SpoConfig(late=LateConfig(policy="drop")), "no rollout is late in the synchronous trainer"),
         (config(warmup=2), SpoConfig(oversample=0.5), "num_warmup_batches=2 both say"),
-        (config(), SpoConfig(late=LateConfig(policy="abort")), "no way to stop a rollout"),
+        (
+            OmegaConf.merge(
+                config(), {"actor_rollout_ref": {"rollout": {"agent": {"agent_loop_manager_class": "a.B"}}}}
+            ),
+            SpoConfig(late=LateConfig(policy="abort")),
+            "agent_loop_manager_class=a.B with spo.late.policy=abort",
+        ),
         (config("someday_async"), SpoConfig(), "trainer_mode=someday_async: SPO knows sync, colocate_async"),
     ],
 )
