@@ -151,5 +151,6 @@ def cancellable_client(client: Any) -> Any:
             f"spo.late.policy=abort: {type(client).__name__} has no {', '.join(missing)}, so that requests could not "
             "be ended; set spo.late.policy=drop or carry."
         )
-    client.__class__ = cancellable_class(type(client))
+    client_class: type = type(client)
+    client.__class__ = cancellable_class(client_class)
     return client

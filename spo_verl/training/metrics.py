@@ -66,6 +66,8 @@ METRICS: dict[str, str] = {
     "evidence/duplicate_total": "Outcomes that were offered twice and changed nothing.",
     "rollouts/failed_total": "Dispatched rollouts that returned nothing in the step.",
     # rollouts that were not trained on
+    "evidence/failed_total": "Outcomes of sessions that had finished of prompts that verl evicted because others of "
+    "their sessions failed.",
     "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old to be trained on.",
     "evidence/surplus_total": "Outcomes of rollouts that finished after their batch was full and were dropped "
     "(spo.late.policy=drop).",
@@ -196,7 +198,10 @@ def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -
     for entry in late:
         rollouts[entry.kind] += len(entry.over)
         outcomes[entry.kind] += len(entry.uids)
-    metrics = {"rollouts/failed_total": float(failed + rollouts["failed"])}
+    metrics = {
+        "rollouts/failed_total": float(failed + rollouts["failed"]),
+        "evidence/failed_total": float(outcomes["failed"]),
+    }
     for kind in ("stale", "surplus", "aborted"):
         metrics[f"rollouts/{kind}_total"] = float(rollouts[kind])
         metrics[f"evidence/{kind}_total"] = float(outcomes[kind])

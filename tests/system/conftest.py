@@ -148,7 +148,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         estimating = estimate(workdir, "estimating", scripted, kill_when=lambda log: first.exists())
         return estimating, estimate(workdir, "estimated", scripted)
 
-    def async_killed_then_resumed() -> tuple[Run, ...]:
+    def async_killed_then_async_resumed() -> tuple[Run, ...]:
         slow = [*ASYNC, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
         killed = train(
             workdir,
@@ -183,7 +183,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
     # Two workers take these in order, the longest first, the killed run beside a neighbour: five or six launches each.
     every = [
         quickstart,
-        async_killed_then_resumed,
+        async_killed_then_async_resumed,
         killed_then_resumed,
         whole,
         grpo_then_spo,
@@ -260,12 +260,12 @@ def quickstart(launches) -> tuple[Call, ...]:
 
 @pytest.fixture(scope="session")
 def async_killed(launches) -> Run:
-    return launches["async_killed_then_resumed"].result()[0]
+    return launches["async_killed_then_async_resumed"].result()[0]
 
 
 @pytest.fixture(scope="session")
 def async_resumed(launches) -> Run:
-    return launches["async_killed_then_resumed"].result()[1]
+    return launches["async_killed_then_async_resumed"].result()[1]
 
 
 @pytest.fixture(scope="session")
