@@ -145,3 +145,55 @@ def test_reissued_prompts_are_frozen_anew_before_they_are_sent(monkeypatch):
 
     made.__class__ = Both
     assert made._reissue_inflight_prompts() == 2
+
+
+# ---------------------------------------------------------------------- stopping what is late
+
+
+class Evicted:
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def add(self, kind, uids, trajectories, partition) -> None:
+        self.calls.append((kind, set(uids), set(trajectories), partition))
+
+
+def test_who_finishes_before_the_cancellation_arrives_is_kept(monkeypatch):
+    items = {"a": prompt("running"), "a_0_0": {}, "b": prompt("pending"), "c": prompt("finished"), "c_0_0": {}}
+    items["d"] = prompt("running")
+    made, queue = restored(monkeypatch, items, [])
+    made.agent_loop_manager, made._evicted, made.replay_buffer = "manager", Evicted(), SimpleNamespace()
+
+    def cancel(manager, uids) -> None:
+        assert (manager, set(uids)) == ("manager", {"a", "b", "d"})
+        queue.items["d"], queue.items["d_0_0"] = prompt("finished"), {}
+
+    monkeypatch.setattr(trainer_module, "abort_rollouts", cancel)
+    assert made._abort_late() == 2
+    assert made._evicted.calls == [("aborted", {"a", "b"}, {"a_0_0", "c_0_0", "d_0_0"}, "train")]
+    assert set(queue.items) == {"c", "c_0_0", "d", "d_0_0"}
+    assert made.replay_buffer.spo_aborted == {"a", "b"}
+
+
+@pytest.mark.parametrize(("policy", "trigger", "expected"), [("abort", 1, [2, 2]), ("abort", 0, []), ("carry", 1, [])])
+def test_late_rollouts_are_stopped_behind_the_last_mini_batch_of_a_version(monkeypatch, policy, trigger, expected):
+    calls: list[int] = []
+
+    class Stock:
+        def on_sample_end(self) -> None:
+            calls.append(0)
+
+        def _add_prompts_to_generate(self, count: int) -> None:
+            assert calls[-1] == 0  # verl has paused generation, so that the new ones wait for the new weights
+            calls.append(count)
+
+    class Made(SpoTrainer, Stock):
+        def _abort_late(self) -> int:
+            calls.append(2)
+            return 2
+
+    made = object.__new__(Made)
+    made.spo = SpoConfig(late=LateConfig(policy=policy))
+    made.local_trigger_step, made.parameter_sync_step = trigger, 2
+    made.on_sample_end()
+    assert [count for count in calls if count] == expected

@@ -13,7 +13,7 @@ from verl.trainer.ppo.v1 import replay_buffer as verl_buffer
 
 from spo_verl.config import LateConfig, SpoConfig
 from spo_verl.errors import SpoRewardError
-from spo_verl.training import rewards
+from spo_verl.training import in_flight, rewards
 from spo_verl.training.in_flight import EvictedRollouts, first_to_finish, response_tokens, watched_buffer
 from spo_verl.training.sessions import read_sessions
 
@@ -48,6 +48,7 @@ class FakeQueue:
 def queue(monkeypatch) -> FakeQueue:
     fake = FakeQueue()
     monkeypatch.setattr(verl_buffer, "tq", fake)
+    monkeypatch.setattr(in_flight, "tq", fake)
     monkeypatch.setattr(rewards, "tq", fake)
     return fake
 
@@ -178,3 +179,14 @@ def test_tokens_of_all_outputs_of_a_session_count_and_padding_does_not():
     keys = ["a_0_0", "a_0_1", "b_0_0", "a_0_0"]
     tags = [{"response_len": 2}, {"response_len": 3}, {"response_len": 7}, {"response_len": 9, "is_padding": True}]
     assert response_tokens(read_sessions(keys, tags), tags).tolist() == [5, 7]
+
+
+def test_what_a_stopped_rollout_was_just_writing_is_cleared(queue):
+    buffer, _, _ = buffer_of(queue, threshold=None)
+    queue.prompt("kept", "finished", 5, reward=1.0)
+    queue.items["train"]["gone"] = {"status": "running"}  # without the mark of a prompt: written behind the clearing
+    queue.items["train"]["gone_1_0"] = {"response_len": 3, "global_steps": 5}
+    buffer.spo_aborted = {"gone"}
+    batch, _ = buffer.sample(global_steps=5, partition_id="train", batch_size=1)
+    assert uids_of(batch) == ["kept"]
+    assert not [key for key in queue.items["train"] if key.startswith("gone")]
