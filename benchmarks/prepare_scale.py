@@ -91,8 +91,8 @@ def main() -> None:
         made = pq.ParquetFile(original).metadata
         decoded = sum(made.row_group(number).total_byte_size for number in range(made.num_row_groups))
         print(
-            f"made {made.num_rows} rows in {made.num_row_groups} row groups, {original.stat().st_size / 2**20:.0f} MiB on "
-            f"disk, {decoded / 2**20:.0f} MiB before compression, in {time.perf_counter() - began:.0f} s"
+            f"made {made.num_rows} rows in {made.num_row_groups} row groups, {original.stat().st_size / 2**20:.0f} MiB "
+            f"on disk, {decoded / 2**20:.0f} MiB before compression, in {time.perf_counter() - began:.0f} s"
         )
         done = subprocess.run(
             [sys.executable, "-c", CHILD, str(original), str(prepared)], capture_output=True, text=True, check=False

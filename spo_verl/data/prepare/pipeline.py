@@ -108,8 +108,7 @@ class _Preparation:
         """Write every different pair of problem and answer that the rules keep."""
         if limit is not None:
             self.report.details["limit"] = limit
-        with file.open("wb") as sink:
-            writer = GroupWriter(sink)
+        with file.open("wb") as sink, GroupWriter(sink) as writer:
             for raw, release in self._raw_rows(limit, tell):
                 problem = self._keep(raw, release)
                 if problem is not None:
@@ -117,14 +116,13 @@ class _Preparation:
                     self.report.written += 1
                     self.report.answers_not_whole += not is_whole(problem.answer)
             self.report.conflicting_problems = len(self.conflicting)
-            writer.close({} if self.conflicts == "drop" and self.conflicting else self.report.metadata())
+            writer.finish({} if self.conflicts == "drop" and self.conflicting else self.report.metadata())
         if tell is not None:
             tell(self.report.read, self.report.written)
 
     def write_without_conflicts(self, written: Path, file: Path) -> None:
         """Copy what `write` wrote, row group by row group, without the problems that have several answers."""
-        with pq.ParquetFile(written) as before, file.open("wb") as sink:
-            writer = GroupWriter(sink)
+        with pq.ParquetFile(written) as before, file.open("wb") as sink, GroupWriter(sink) as writer:
             for group in range(before.num_row_groups):
                 for row in before.read_row_group(group).to_pylist():
                     if problem_hash(row["extra_info"]["problem"]) in self.conflicting:
@@ -133,7 +131,7 @@ class _Preparation:
                         self.report.answers_not_whole -= not is_whole(row["reward_model"]["ground_truth"])
                     else:
                         writer.add(row)
-            writer.close(self.report.metadata())
+            writer.finish(self.report.metadata())
 
     def _raw_rows(self, limit: int | None, tell: Progress | None) -> Iterator[tuple[RawRow, Release]]:
         release: Release | None = None
@@ -155,7 +153,7 @@ class _Preparation:
             self.report.release = release.name
             self.report.documented_rows = self.stream.rows if limit is None else None
         else:
-            self.report.release = f"columns of {release.hub_id}"
+            self.report.release = f"columns {release.problem} and {release.answer}"
 
     def _keep(self, raw: RawRow, release: Release) -> Problem | None:
         """The problem, if it is to be written; otherwise the report says why not."""

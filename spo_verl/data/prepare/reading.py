@@ -262,11 +262,35 @@ def values_of(table: pa.Table, path: str) -> list[Any]:
         return [None] * table.num_rows
     column = table.column(top)
     values: list[Any] = column.to_pylist()
-    if _is_json(column.type):  # `datasets` keeps fields of mixed types as JSON texts
-        values = [json.loads(value) if isinstance(value, str) else value for value in values]
+    if _holds_json(column.type):
+        values = [_parsed(value, column.type) for value in values]
     for name in inner:
         values = [value.get(name) if isinstance(value, dict) else None for value in values]
     return values
+
+
+def _parsed(value: Any, kind: pa.DataType) -> Any:
+    """Replace the JSON texts by what they say: `datasets` keeps fields of mixed types (numbers and texts) like that."""
+    if value is None:
+        return None
+    if _is_json(kind):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:  # texts of digits such as 016 stand there without quotes
+            return value
+    if pa.types.is_struct(kind):
+        return {field.name: _parsed(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_parsed(element, kind.value_type) for element in value]
+    return value
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_json(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_json(kind.value_type)
+    return _is_json(kind)
 
 
 def _is_json(kind: pa.DataType) -> bool:

@@ -20,7 +20,7 @@ class PrepareReport:
 
     Attributes:
         source: name of the source.
-        release: name of the release, for files which release's columns they have.
+        release: name of the release; for files and unknown hub ids the columns that were read.
         origin: hub id or paths.
         split: split of the written rows.
         template: name of the template.

@@ -43,10 +43,15 @@ class GroupWriter:
         if len(self._rows) >= ROWS_PER_GROUP:
             self._flush()
 
-    def close(self, metadata: Mapping[str, str]) -> None:
+    def finish(self, metadata: Mapping[str, str]) -> None:
         """Write what is left, and the file's metadata."""
         self._flush()
         self._writer.add_key_value_metadata(dict(metadata))
+
+    def __enter__(self) -> "GroupWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
 
     def _flush(self) -> None:
