@@ -23,9 +23,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ROWS_PER_BATCH = 1024
 
 _OFFLINE = (
-    "Check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT are respected). Where there is no network, load "
-    "the dataset on another machine (`hf download ID --repo-type dataset --local-dir FOLDER`), copy the folder "
-    "here, and give it with --from."
+    "Check the name, --config and --split, and the network (HF_HUB_OFFLINE and HF_ENDPOINT are respected). Where there "
+    "is no network, load the dataset on another machine (`hf download ID --repo-type dataset --local-dir FOLDER`), "
+    "copy the folder here, and give it with --from."
 )
 
 

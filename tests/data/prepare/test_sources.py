@@ -172,3 +172,50 @@ def test_a_dataset_saved_to_disk_is_told_what_to_do(tmp_path):
     datasets.Dataset.from_list([{"problem": "1?", "answer": "1"}]).save_to_disk(tmp_path / "saved")
     with pytest.raises(SpoDataError, match=r"save_to_disk: write it with to_parquet"):
         prepare("brumo_2025", tmp_path / "out.parquet", origin=[str(tmp_path / "saved")])
+
+
+HUB_IDS = [(source.name, release) for source in SOURCES.values() for release in source.releases]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What `datasets.load_dataset` was asked for; it answers with one row that has the columns of every release."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, name=None, **options):
+        asked.append((path, name, options))
+        row = {"problem": f"{name}?", "Problem": "P?", "question": "q?", "answer": "#### 1", "Answer": "1"}
+        messages = [{"content": "m?", "role": "user"}]
+        row |= {"prompt": "p?", "solution": "1"} if "Processed" in path else {"prompt": messages}
+        row |= {"answer": "1"} if "gsm8k" not in path else {}
+        row["reward_model"] = {"ground_truth": "1", "style": "rule"}
+        return datasets.Dataset.from_list([row]).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.parametrize(("name", "release"), HUB_IDS, ids=lambda one: getattr(one, "hub_id", one))
+def test_a_hub_id_is_streamed_in_the_parts_of_its_release(name, release, hub, tmp_path):
+    report = prepare(name, tmp_path / "out.parquet", origin=[release.hub_id])
+    assert [(path, config, options["split"]) for path, config, options in hub] == [
+        (release.hub_id, config, split) for config, split in release.parts
+    ]
+    assert all(options["streaming"] for _, _, options in hub)
+    assert all(("batch_size" in options) == (release.format == "parquet") for _, _, options in hub)
+    assert (report.release, report.documented_rows) == (release.name, release.documented_rows)
+    assert any(f"(its page says {release.documented_rows})" in line for line in report.lines())
+
+
+def test_the_default_is_the_first_release(hub, tmp_path):
+    prepare("aime_2025", tmp_path / "out.parquet")
+    assert hub[0][0] == SOURCES["aime_2025"].releases[0].hub_id == "yentinglin/aime_2025"
+
+
+def test_configuration_and_split_of_a_hub_id_can_be_named(hub, tmp_path):
+    report = prepare("gsm8k", tmp_path / "out.parquet", split="test")
+    assert (hub[0][1], hub[0][2]["split"], report.split, report.documented_rows) == ("main", "test", "test", None)
+    prepare("aime_2025", tmp_path / "x.parquet", origin=["someone/aime-copy"], config="part1", split="train")
+    assert (hub[1][0], hub[1][1], hub[1][2]) == ("someone/aime-copy", "part1", {"streaming": True, "split": "train"})
