@@ -166,11 +166,13 @@ def overlap_data(
 
 
 def _show_check(console: Console, report: CheckReport) -> None:
+    from spo_verl.data.prepare.report import counted
+
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     sources = ", ".join(f"{name} {count}" for name, count in sorted(report.data_sources.items()))
-    line(f"{report.file}: {report.rows} rows" + (f" ({sources})" if sources else ""))
+    line(f"{report.file}: {counted(report.rows, 'row')}" + (f" ({sources})" if sources else ""))
     if report.duplicates:
         line(f"{report.duplicates} rows repeat prompt and ground truth of an earlier one: SPO sees them as one prompt")
     if report.prepared is not None:
@@ -180,16 +182,18 @@ def _show_check(console: Console, report: CheckReport) -> None:
         line(f"  {problem}")
     if report.problem_count > len(report.problems):
         line(f"  ... and {report.problem_count - len(report.problems)} more")
-    line("no problems" if report.fine else f"{report.problem_count} problems")
+    line("no problems" if report.fine else counted(report.problem_count, "problem"))
 
 
 def _show_overlap(console: Console, report: OverlapReport) -> None:
+    from spo_verl.data.prepare.report import counted
+
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    line(f"{report.train}: {report.train_rows} rows")
+    line(f"{report.train}: {counted(report.train_rows, 'row')}")
     for one in report.files:
-        line(f"{one.file}: {len(one.shared)} of {one.problems} problems are in the training data")
+        line(f"{one.file}: {len(one.shared)} of {counted(one.problems, 'problem')} in the training data")
         for entry in one.shared[:_SHOWN]:
             rows = ", ".join(map(str, entry["train_rows"]))
             same = (

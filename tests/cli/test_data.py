@@ -42,19 +42,19 @@ def test_prepare_says_what_became_of_every_row(source, tmp_path):
         f"source      dapo_math_17k (columns prompt and reward_model.ground_truth), from {source}",
         "template    boxed; split train",
         "read        5 rows",
+        "dropped     1 repeating an earlier row",
         "dropped     1 not in English",
-        "dropped     1 repeats of an earlier row",
         "dropped     2 whose problem has several answers",
-        "written     1 rows",
-        "            the source's own instruction was removed from 5 rows read",
-        "conflicts   1 problems have several answers (drop):",
+        "written     1 row",
+        "            rows from which the source's own instruction was removed: 5",
+        "conflicts   1 problem with several answers (drop):",
         "            2 | 3: Two?",
         f"file        {out}",
     ]
     assert result.stderr == ""
     checked = run("data", "check", out)
     assert checked.exit_code == 0
-    assert f"{out}: 1 rows (dapo_math_17k 1)\nprepared from {source} with template boxed, 20" in checked.stdout
+    assert f"{out}: 1 row (dapo_math_17k 1)\nprepared from {source} with template boxed, 20" in checked.stdout
     assert checked.stdout.endswith("no problems\n")
 
 
@@ -64,7 +64,7 @@ def test_prepare_as_json(source, tmp_path):
     answer = run_json("data", "prepare", "dapo_math_17k", "--from", source, "-o", out, *options)
     assert answer["file"] == str(out)
     assert (answer["read"], answer["written"], answer["template"], answer["split"]) == (4, 2, "tool", "held")
-    assert answer["dropped"] == {"not in English": 1, "repeats of an earlier row": 1}
+    assert answer["dropped"] == {"not_english": 1, "duplicate": 1}
     checked = run_json("data", "check", out)
     assert checked["fine"]
     assert checked["prepared"]["template"] == "tool"
@@ -95,7 +95,7 @@ def test_an_invalid_row_is_an_error_with_row_and_field(tmp_path):
     assert "            row 1, field answer: 'x' is not a whole number.\n" in kept.stdout
     checked = run("data", "check", file, "--source", "aime_2025")
     assert checked.exit_code == 1
-    assert checked.stdout.endswith("  row 1, field answer: 'x' is not a whole number.\n1 problems\n")
+    assert checked.stdout.endswith("  row 1, field answer: 'x' is not a whole number.\n1 problem\n")
 
 
 def test_check_lists_the_first_problems(tmp_path):
@@ -114,11 +114,11 @@ def test_overlap_fails_when_there_is_some(source, tmp_path):
         run("data", "prepare", "brumo_2025", "--from", file, "-o", out)
     clean = run("data", "overlap", train, other)
     assert clean.exit_code == 0
-    assert clean.stdout == f"{train}: 2 rows\n{other}: 0 of 1 problems are in the training data\n"
+    assert clean.stdout == f"{train}: 2 rows\n{other}: 0 of 1 problem in the training data\n"
     result = run("data", "overlap", train, other, same)
     assert result.exit_code == 1
     assert result.stdout.endswith(
-        f"{same}: 1 of 1 problems are in the training data\n  row 0 (training rows 1, there with the answer 2): two\n"
+        f"{same}: 1 of 1 problem in the training data\n  row 0 (training rows 1, there with the answer 2): two\n"
     )
     answer = run_json("data", "overlap", train, other, same)
     assert answer["shared"] == 1

@@ -15,7 +15,7 @@ from spo_verl.data.prepare.answers import is_whole
 from spo_verl.data.prepare.errors import RowError, SpoDataError
 from spo_verl.data.prepare.problems import Problem, RawRow, raw_rows, read_problem
 from spo_verl.data.prepare.reading import Stream, find_release, open_source
-from spo_verl.data.prepare.report import LISTED, PrepareReport
+from spo_verl.data.prepare.report import CONFLICT, DUPLICATE, INVALID, LISTED, NOT_ENGLISH, PrepareReport
 from spo_verl.data.prepare.sources import Release, Source, find_source
 from spo_verl.data.prepare.templates import Template, find_template
 from spo_verl.data.prepare.texts import excerpt, is_english, problem_hash, text_hash
@@ -23,11 +23,6 @@ from spo_verl.data.prepare.writing import GroupWriter, check_target, replacing
 
 ConflictRule = Literal["drop", "first", "keep"]
 Progress = Callable[[int, int], None]
-
-DUPLICATE = "repeats of an earlier row"
-NOT_ENGLISH = "not in English"
-CONFLICT = "whose problem has several answers"
-INVALID = "invalid"
 
 
 def prepare(
@@ -77,7 +72,9 @@ def prepare(
         if conflicts == "drop" and run.conflicting:
             run.write_without_conflicts(first, stage())
         if run.report.written == 0:
-            raise SpoDataError(f"no row of {stream.label} is left ({run.report.dropped}): nothing was written.")
+            raise SpoDataError(
+                f"no row of {stream.label} is left ({', '.join(run.report.dropped_lines())}): nothing was written."
+            )
     return run.report
 
 

@@ -13,6 +13,14 @@ METADATA_KEY = "spo_verl.prepared"
 FORMAT_VERSION = 1
 LISTED = 20
 
+DUPLICATE, NOT_ENGLISH, CONFLICT, INVALID = "duplicate", "not_english", "conflict", "invalid"
+_MEANING = {
+    DUPLICATE: "repeating an earlier row",
+    NOT_ENGLISH: "not in English",
+    CONFLICT: "whose problem has several answers",
+    INVALID: "invalid",
+}
+
 
 @dataclass
 class PrepareReport:
@@ -26,7 +34,7 @@ class PrepareReport:
         template: name of the template.
         conflict_rule: what was done with problems that have several answers.
         read, written: rows.
-        dropped: reason -> rows.
+        dropped: reason (duplicate, not_english, conflict, invalid) -> rows.
         conflicting_problems: problems with several answers.
         conflicts: the first of them: problem (beginning) and answers.
         invalid: the first messages of rows that were dropped as invalid.
@@ -74,25 +82,28 @@ class PrepareReport:
         }
         return {METADATA_KEY: json.dumps(stamped, ensure_ascii=True)}
 
+    def dropped_lines(self) -> list[str]:
+        """Number and reason of the rows that were dropped."""
+        return [f"{self.dropped[reason]} {text}" for reason, text in _MEANING.items() if self.dropped.get(reason)]
+
     def lines(self) -> list[str]:
         """The report for a reader."""
         lines = [
             f"source      {self.source} ({self.release}), from {self.origin}",
             f"template    {self.template}; split {self.split}",
-            f"read        {self.read} rows{self._documented()}",
-            *(f"dropped     {count} {reason}" for reason, count in sorted(self.dropped.items()) if count),
-            f"written     {self.written} rows",
+            f"read        {counted(self.read, 'row')}{self._documented()}",
+            *(f"dropped     {line}" for line in self.dropped_lines()),
+            f"written     {counted(self.written, 'row')}",
         ]
         if self.instructions_removed:
             lines.append(
-                f"            the source's own instruction was removed from {self.instructions_removed} rows read"
+                f"            rows from which the source's own instruction was removed: {self.instructions_removed}"
             )
         if self.answers_not_whole:
-            lines.append(f"            {self.answers_not_whole} answers are not whole numbers")
+            lines.append(f"            answers that are no whole numbers: {self.answers_not_whole}")
         if self.conflicting_problems:
-            lines.append(
-                f"conflicts   {self.conflicting_problems} problems have several answers ({self.conflict_rule}):"
-            )
+            number = counted(self.conflicting_problems, "problem")
+            lines.append(f"conflicts   {number} with several answers ({self.conflict_rule}):")
             lines += [f"            {' | '.join(one['answers'])}: {one['problem']}" for one in self.conflicts[:5]]
         lines += [f"            {message}" for message in self.invalid[:5]]
         return lines
@@ -101,6 +112,11 @@ class PrepareReport:
         if self.documented_rows is None or self.documented_rows == self.read:
             return "" if self.documented_rows is None else ", as documented"
         return f" (its page says {self.documented_rows})"
+
+
+def counted(count: int, noun: str) -> str:
+    """The noun with its number, in the plural where it needs one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def stored_report(file: Path) -> dict[str, Any] | None:
