@@ -193,6 +193,16 @@ CASES = (
         ((_TWO[0], "70", ""), (_TWO[1], "336", "")),
     ),
     Case(
+        "aime_2025",
+        "MathArena",
+        lambda folder: write_parquet(
+            folder / "train.parquet",
+            _integers(MATH_ARENA.names, (1, 2), _TWO, ("70", "588"), (["Algebra"], [])),
+            MATH_ARENA,
+        ),
+        ((_TWO[0], "70", "1"), (_TWO[1], "588", "2")),  # its identifier has another name than the other releases'
+    ),
+    Case(
         "beyond_aime",
         "ByteDance-Seed",
         lambda folder: write_parquet(
