@@ -1,7 +1,7 @@
 """Where a recipe lies, and verl's configuration as its launch would compose it.
 
-A recipe is a hydra configuration ``<experiment>/<name>.yaml`` with a defaults list, on top of verl's ``ppo_trainer``. Parts
-that several recipes share lie one folder deeper and are none.
+A recipe is a hydra configuration ``<experiment>/<name>.yaml`` with a defaults list, on top of verl's ``ppo_trainer``.
+Parts that several recipes share lie one folder deeper and are none.
 """
 
 from __future__ import annotations
