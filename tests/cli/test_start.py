@@ -12,7 +12,7 @@ from tests.cli.helpers import run
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "verl", "vllm", "ray", "hydra", "omegaconf", "pydantic", "numpy", "pyarrow", "datasets", "rich")
-VERBS = ("doctor", "config", "settings", "quickstart", "values")
+VERBS = ("doctor", "config", "plan", "settings", "quickstart", "values")
 
 
 def test_the_help_lists_every_verb_and_imports_nothing_heavy():
