@@ -59,8 +59,7 @@ SYMBOLS: dict[str, str] = {
     "Y_w": "bytes of the weights on one GPU",
     "Y_o": "bytes of the optimizer state on one GPU",
     "B": "prompts per step (data.train_batch_size)",
-    "n": "rollouts per prompt (rollout.n)",
-    "R": "trajectories per step, B times n",
+    "R": "trajectories per step, B times rollout.n",
     "m": "trajectories per mini-batch",
     "epochs": "passes over a step's trajectories (ppo_epochs)",
     "s_p": "tokens of a prompt",
@@ -190,7 +189,7 @@ _TABLE: tuple[tuple[str, str, Unit], ...] = (
      "2*h*q + 2*h*k + 3*h*f + 2*h + g*2*d + b_qkv*(q + 2*k) + b_o*h + b_mlp*(2*f + h)", "parameters"),
     ("parameters", "L*P_l + e*V*h + h", "parameters"),
     ("lora_parameters", "L*lora*(2*(h + q) + 2*(h + k) + 3*(h + f))", "parameters"),
-    ("stage_parameters", "ceil(L/p)*P_l + e*V*h", "parameters"),
+    ("stage_parameters", "ceil(L/p)*P_l + e*V*h + h", "parameters"),
     # tokens of a step
     ("step_tokens", "R*(s_p + s_r)", "tokens"),
     ("updates_per_step", "epochs*ceil(R/m)", "updates"),

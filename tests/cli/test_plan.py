@@ -4,7 +4,8 @@ import pytest
 
 from tests.cli.helpers import run, run_json
 
-RECIPE = """defaults: [ppo_trainer, spo: paper, _self_]
+RECIPE = """# @package _global_
+defaults: [/ppo_trainer, /spo: paper, _self_]
 data: {train_batch_size: 2048, max_prompt_length: 2048, max_response_length: 8192}
 actor_rollout_ref:
   model: {path: Qwen/Qwen3-8B}
