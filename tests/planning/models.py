@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from spo_verl.cli.composition import compose
 from spo_verl.planning.plan import Plan, make_plan
@@ -29,6 +30,7 @@ def build(shape: ModelShape, *, device: str = "cpu", attention: str = "sdpa"):
         return Qwen3ForCausalLM(config)
 
 
+@cache
 def run_with(*overrides: str) -> Run:
     """A run with the batch of docs/howto-your-recipe.md."""
     composed = compose(
