@@ -1,0 +1,85 @@
+"""``spo-verl plan``: what a recipe will need, before it takes accelerators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SHORT_HELP = "What a recipe will need: memory, KV cache, operations."
+HELP = """Reckon from a recipe's configuration what its run will need: tokens of a step, memory per GPU, KV cache,
+memory of the tracker, checkpoints, and the operations of a step with the share of the divergence.
+
+RECIPE is <experiment>/<name> below ./recipes (or SPO_RECIPES_DIR), or the path of a YAML file; OVERRIDES as on
+main_ppo's command line. Nothing is started and nothing downloaded. Exit status 1 if something does not fit."""
+
+GIB = 2**30
+
+
+@verb
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="Hydra overrides.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: the recipe's.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the recipe's.")] = None,
+    gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU in GiB.")] = 80.0,
+    reserve: Annotated[float, typer.Option(min=0, help="GiB of it for what no formula covers.")] = 4.0,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Different prompts; default: the rows of the files, if they are there.")
+    ] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a prompt.")] = None,
+    response_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a response.")] = None,
+    mfu: Annotated[float | None, typer.Option(min=0.001, max=1, help="Share of the peak while training.")] = None,
+    gpu_tflops: Annotated[float | None, typer.Option(min=0.001, help="That peak, in TFLOP/s of one GPU.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="Generated tokens per second and rollout GPU.")
+    ] = None,
+    model_config: Annotated[
+        Path | None, typer.Option(exists=True, help="config.json of the model, or its folder.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print each formula with its numbers.")] = False,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.planning.plan import make_plan
+    from spo_verl.planning.report import show
+    from spo_verl.planning.settings import Assumptions, run_of
+    from spo_verl.planning.shapes import model_shape
+    from spo_verl.recipes.locate import compose_recipe
+
+    counts = {"trainer.n_gpus_per_node": gpus, "trainer.nnodes": nodes}
+    more = [f"{key}={count}" for key, count in counts.items() if count is not None]
+    composed = compose_recipe(recipe, [*(overrides or []), *more])
+    run = run_of(composed)
+    assumed = Assumptions(
+        gpu_memory=gpu_memory * GIB,
+        reserve=reserve * GIB,
+        prompts=_rows(composed) if prompts is None else prompts,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
+        mfu=mfu,
+        gpu_tflops=gpu_tflops,
+        tokens_per_second=tokens_per_second,
+    )
+    made = make_plan(run, model_shape(run.model_path, model_config), assumed)
+    data = {"recipe": recipe, "overrides": overrides or [], **made.as_json()}
+    return Outcome(data, lambda console: show(made, console, explain=explain), status=0 if made.fits else 1)
+
+
+def _rows(config: DictConfig) -> int | None:
+    """Rows of the training files, an upper bound of the different prompts; None unless all are Parquet files here."""
+    from omegaconf import OmegaConf
+
+    named = OmegaConf.select(config, "data.train_files")
+    files = [Path(str(file)).expanduser() for file in ([named] if isinstance(named, str) else named or [])]
+    if not files or not all(file.is_file() and file.suffix == ".parquet" for file in files):
+        return None
+    import pyarrow.parquet as pq
+
+    return sum(int(pq.read_metadata(file).num_rows) for file in files)

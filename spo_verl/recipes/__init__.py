@@ -1,0 +1,1 @@
+"""Recipes: finding and composing one, and rehearsing it on a machine without its accelerators."""

@@ -1,0 +1,122 @@
+"""Where a recipe lies, and verl's configuration as its launch would compose it.
+
+A recipe is a hydra configuration ``<experiment>/<name>.yaml`` with a defaults list, on top of verl's ``ppo_trainer``.
+Parts that several recipes share lie one folder deeper and are none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spo_verl.errors import SpoConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from spo_verl.cli.composition import Composed
+
+ROOT_VARIABLE = "SPO_RECIPES_DIR"
+ROOT_NAME = "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that is there.
+
+    Attributes:
+        root: hydra's configuration folder; recipes of other experiments are named from here.
+        name: hydra's configuration name, ``<experiment>/<name>``.
+    """
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.root / f"{self.name}.yaml"
+
+
+def default_root() -> Path:
+    """``SPO_RECIPES_DIR``, or the folder ``recipes`` of the current one."""
+    return Path(os.environ.get(ROOT_VARIABLE) or ROOT_NAME)
+
+
+def recipes_in(root: Path) -> list[str]:
+    """The names of all recipes below ``root``, sorted."""
+    found = (path for path in root.glob("*/*.yaml") if _has_defaults(path))
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in found)
+
+
+def find_recipe(recipe: str) -> Recipe:
+    """The recipe that ``<experiment>/<name>`` means below :func:`default_root`, or the file that a path names.
+
+    The root of a file is the nearest folder above it that is called ``recipes``, else the file's own folder.
+
+    Raises:
+        SpoConfigError: there is no such file.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise SpoConfigError(f"there is no recipe file {recipe}: give the path of a YAML file, or a name such as "
+                                 f"{_example()}.")  # fmt: skip
+        path = path.resolve()
+        root = next((folder for folder in path.parents if folder.name == ROOT_NAME), path.parent)
+        return Recipe(root, path.relative_to(root).with_suffix("").as_posix())
+    root = default_root().resolve()
+    if not (root / f"{recipe}.yaml").is_file():
+        known = ", ".join(recipes_in(root)) if root.is_dir() else ""
+        advice = (
+            f"there are: {known}" if known else f"name the folder of the recipes with {ROOT_VARIABLE}, or give a path"
+        )
+        raise SpoConfigError(f"there is no recipe {recipe!r} in {root}; {advice}.")
+    return Recipe(root, recipe)
+
+
+def compose(recipe: Recipe, overrides: Sequence[str] = ()) -> Composed:
+    """The configuration with where its values come from; refused overrides are listed, not raised.
+
+    Raises:
+        SpoConfigError: the recipe itself does not compose.
+    """
+    from spo_verl.cli import composition
+
+    return composition.compose(
+        [f"++recipes_dir={recipe.root}", *overrides], config_name=recipe.name, config_dir=recipe.root
+    )
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """verl's whole configuration of a recipe, as its launch with these hydra overrides composes it.
+
+    Args:
+        recipe: ``<experiment>/<name>`` below ``./recipes`` (or ``SPO_RECIPES_DIR``), or the path of a YAML file.
+        overrides: as after ``recipes/run.sh <experiment>/<name>``.
+
+    Returns:
+        The configuration without hydra's own section, interpolations not resolved.
+
+    Raises:
+        SpoConfigError: there is no such recipe, or hydra refuses it or an override; lists all refused overrides.
+    """
+    composed = compose(find_recipe(recipe), overrides)
+    if composed.problems:
+        raise SpoConfigError(f"the recipe {recipe} refuses:\n  - " + "\n  - ".join(composed.problems))
+    return composed.config
+
+
+def _has_defaults(path: Path) -> bool:
+    from omegaconf import DictConfig, OmegaConf
+
+    content = OmegaConf.load(path)
+    return isinstance(content, DictConfig) and "defaults" in content
+
+
+def _example() -> str:
+    known = recipes_in(default_root())
+    return known[0] if known else "gsm8k_qwen3_0_6b/spo"
