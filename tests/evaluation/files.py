@@ -46,7 +46,8 @@ def sampled(source: str, prompts: int, n: int, rate: float, seed: int, **more: A
 
 def five(folder: Path, n: int, rate: float, seed: int) -> Path:
     """A dump of all five benchmarks."""
-    lines = [line for source, prompts in FIVE.items() for line in sampled(source, prompts, n, rate, seed)]
+    sources = enumerate(FIVE.items())
+    lines = [line for i, (source, prompts) in sources for line in sampled(source, prompts, n, rate, 10 * seed + i)]
     write_lines(folder / "7.jsonl", lines)
     return folder
 
