@@ -1,14 +1,15 @@
 """Rows per second of the mathematical reward, answers that need no algebra and answers that do.
 
-    python benchmarks/math_reward.py [--rows 2000] [--characters 20000] [--processes 1 2]
+    python benchmarks/math_reward.py [--rows 1000] [--characters 20000] [--processes 1 2]
 
 Responses are as long as given, with thinking and a boxed answer at the end. "string" rows have whole numbers as
 answers (half of them right) and never leave the process. "math-verify" rows have roots in two forms, no two alike, so
-that nothing is remembered, and are graded by as many processes and threads as given. The start of a grading process
-is timed apart.
+that nothing is remembered, and are graded by as many processes and threads as given. CPU time is that of the grading
+processes, which other work on the machine does not change much. The start of a grading process is timed apart.
 """
 
 import argparse
+import resource
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +36,21 @@ def rows_per_second(rows: list[tuple[str, str]], processes: int) -> float:
     return len(rows) / seconds
 
 
+def warm_up(processes: int) -> None:
+    one = grader(Limits(processes=processes))
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(one.compare, ["2\\sqrt{3}"] * 4 * processes, ["\\sqrt{12}"] * 4 * processes))
+
+
+def cpu_of_children() -> float:
+    """Seconds of user and system time of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--characters", type=int, default=20_000, help="of a response")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
@@ -54,15 +67,16 @@ def main() -> None:
     print(f"string:      {rows_per_second(rows, 1):8.0f} rows/s, responses of {options.characters} characters")
     offset = 2
     for processes in options.processes:
-        warm = grader(Limits(processes=processes))
-        with ThreadPoolExecutor(processes) as pool:
-            list(pool.map(lambda _: warm.compare("2\\sqrt{3}", "\\sqrt{12}"), range(4 * processes)))
+        warm_up(processes)
         numbers = range(offset, offset + options.rows)
         offset += options.rows
         pairs = [(f"\\sqrt{{{3 * n * n + n % 2}}}", f"{n}\\sqrt{{3}}") for n in numbers]
         rows = [(response(answer, options.characters), truth) for answer, truth in pairs]
-        print(f"math-verify: {rows_per_second(rows, processes):8.0f} rows/s with {processes} process(es)")
+        before = cpu_of_children()
+        speed = rows_per_second(rows, processes)
         close_all()
+        cpu = 1000 * (cpu_of_children() - before) / len(rows)
+        print(f"math-verify: {speed:8.0f} rows/s with {processes} process(es), {cpu:.1f} ms of CPU time per row")
 
 
 if __name__ == "__main__":

@@ -248,10 +248,13 @@ def test_a_timeout_is_told_and_not_remembered():
     assert not [pair for pair in math_reward._memory._verdicts if "9^{9" in pair[1]]
 
 
-TOKENS = st.sampled_from(
-    r"\boxed{ } { \frac \sqrt 1 2 9 x ^ _ ! + - , ( ) [ ] \% \left \right = < \pi \text{ $ & \\ \{ \}".split(" ")
-    + [" ", "</think>", "<interpreter>"]
-)
+# fmt: off
+TOKENS = st.sampled_from([
+    "\\boxed{", "}", "{", "\\frac", "\\sqrt", "1", "2", "9", "x", "^", "_", "!", "+", "-", ",", "(", ")", "[",
+    "]", "\\%", "\\left", "\\right", "=", "<", "\\pi", "\\text{", "$", "&", "\\\\", "\\{", "\\}", " ",
+    "</think>", "<interpreter>",
+])
+# fmt: on
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
