@@ -52,7 +52,8 @@ def show(evaluation: Evaluation, console: Console) -> None:
     from rich.text import Text
 
     for table in tables(evaluation):
-        printed = RichTable(title=Text(table.heading, "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        console.print(Text(table.heading, "bold"))
+        printed = RichTable(box=None, padding=(0, 2, 0, 0))
         for number, name in enumerate(table.columns):
             printed.add_column(Text(name), justify="left" if number == 0 else "right", no_wrap=True)
         for row in table.rows:
