@@ -296,11 +296,6 @@ EVALUATION = [
     ("all prompts share their subsets", "np.random.default_rng([seed, position])", "np.random.default_rng([seed, 0])"),
     ("the seed is ignored", "np.random.default_rng([seed, position])", "np.random.default_rng([0, position])"),
     ("resampled sums", _RESAMPLED, "count_RP @ value_P"),
-    (
-        "half the resamples",
-        _RESAMPLED,
-        "mean_R = (count_RP[:, ::-1] @ value_P + count_RP @ value_P) / value_P.size / 2",
-    ),
     ("benchmarks weighted by their prompts", "np.mean([stratum.mean() for stratum in strata])", "value_P.mean()"),
     (
         "resampled across benchmarks",
