@@ -280,7 +280,7 @@ def build_filter(pid: int) -> bytes:
     ]
     for number in ALLOWED.values():
         lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _RET_ALLOW)]
-    own = {number: (0, (pid,), _EPERM) for number in (_KILL, _TGKILL)}
+    own: dict[int, tuple[int, tuple[int, ...], int]] = dict.fromkeys((_KILL, _TGKILL), (0, (pid,), _EPERM))
     own[_PRLIMIT] = (0, (0, pid), _EPERM)
     for number, (position, values, error) in {**_ARGUMENTS, **own}.items():
         block = [(_LOAD, 0, 0, 16 + 8 * position)]

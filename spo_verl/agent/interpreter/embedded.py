@@ -237,7 +237,7 @@ class _Server:
             try:
                 packet = self._socket.recv(1 << 16)
             except BlockingIOError:
-                return
+                return None
             except OSError:
                 packet = b""
             if not packet:

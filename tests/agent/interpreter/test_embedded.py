@@ -511,9 +511,8 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path):
 def test_a_wait_that_is_too_long_fails():
     async def crowded():
         gate = Gate(1, 0.05)
-        async with gate.place():
-            async with gate.place():
-                pass
+        async with gate.place(), gate.place():
+            pass
 
     with pytest.raises(SpoInterpreterError, match="no place for a program"):
         asyncio.run(crowded())
