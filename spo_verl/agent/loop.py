@@ -161,8 +161,8 @@ class CodeInterpreterLoop(AgentLoopBase):
             limit = min(limit, int(longest) - len(prompt_ids))
         if limit < 1:
             raise SpoAgentError(
-                f"the prompt has {len(prompt_ids)} tokens and leaves no room in actor_rollout_ref.rollout.max_model_len="
-                f"{longest}; raise it, or lower data.max_prompt_length"
+                f"the prompt has {len(prompt_ids)} tokens and leaves no room in "
+                f"actor_rollout_ref.rollout.max_model_len={longest}; raise it, or lower data.max_prompt_length"
             )
         logprobs: list[float] | None = [] if sampling_params.get("logprobs") else None
         return _Rollout(messages=list(messages), ids=list(prompt_ids), limit=limit, logprobs=logprobs)

@@ -68,7 +68,7 @@ def text_of(tokenizer, output):
 
 
 def test_native_tool_calls_give_the_conversation_of_the_chat_template(play, tokenizer):
-    output, server, interpreter = play([tool_call("print(6 * 7)"), ANSWER], style="tool")
+    output, _, interpreter = play([tool_call("print(6 * 7)"), ANSWER], style="tool")
     assert interpreter.programs == ["print(6 * 7)"]
     expected = (
         tool_call("print(6 * 7)")

@@ -237,11 +237,12 @@ class _Server:
             try:
                 packet = self._socket.recv(1 << 16)
             except BlockingIOError:
-                return None
+                return
             except OSError:
                 packet = b""
             if not packet:
-                return self._fail("the server process ended")
+                self._fail("the server process ended")
+                return
             message = json.loads(packet)
             if "hello" in message:
                 self._hello.set_result(message["hello"])
@@ -290,7 +291,7 @@ class _Server:
 
 
 class EmbeddedInterpreter:
-    """The backend: a server process, started again when it fails, and as many programs at a time as the settings say."""
+    """The backend: a server process, started again when it fails; as many programs at a time as the settings say."""
 
     def __init__(self, config: EmbeddedConfig) -> None:
         self.config = config
@@ -314,8 +315,8 @@ class EmbeddedInterpreter:
                 except _ServerGoneError as error:
                     problem = str(error)
         raise SpoInterpreterError(
-            f"the embedded interpreter failed {self.config.attempts} times, at last: {problem}; see the machine's memory "
-            "and process limits, or use interpreter.backend=sandbox_fusion"
+            f"the embedded interpreter failed {self.config.attempts} times, at last: {problem}; see the machine's "
+            "memory and process limits, or use interpreter.backend=sandbox_fusion"
         )
 
     async def start(self) -> Enforcement:

@@ -89,8 +89,8 @@ class SandboxFusion:
             raise _TryAgainError(f"HTTP {status}: {text[:200]}", _seconds(retry_after))
         if status != 200:
             raise SpoInterpreterError(
-                f"SandboxFusion at {self.url} refused the request with HTTP {status}: {text[:200]}; check interpreter.url "
-                "and that the server is SandboxFusion"
+                f"SandboxFusion at {self.url} refused the request with HTTP {status}: {text[:200]}; check "
+                "interpreter.url and that the server is SandboxFusion"
             )
         return _result(text)
 

@@ -5,8 +5,9 @@ descriptors, not programs: the code is read by the forked child, so that no prog
 in the memory that it inherits. It forks, kills what is late, and reports what ended. When its owner is gone, so is the
 socket, and it and all programs end.
 
-Messages are JSON, one per packet. In: ``{"run": id}`` with the descriptors of code, stdout and stderr; ``{"kill": id}``.
-Out: ``{"hello": ...}`` once; per program ``{"id", "status", "late", "contained", "cpu", "seconds"}`` or
+Messages are JSON, one per packet. In: ``{"run": id}`` with the descriptors of code, stdout and stderr, and
+``{"kill": id}``. Out: ``{"hello": ...}`` once, and per program
+``{"id", "status", "late", "contained", "cpu", "seconds"}`` or
 ``{"id", "error"}``.
 """
 
@@ -28,7 +29,7 @@ import traceback
 import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 PROGRAM = "<program>"
 
@@ -180,11 +181,14 @@ def _arrange_descriptors(fds: list[int], done: int) -> bytes:
     for target, fd in enumerate((empty, *high)):
         os.dup2(fd, target)
     os.closerange(4, 1 << 20)
-    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
-    # Line by line, so that what was printed before a program is stopped is not lost.
-    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 - for the program's life
+    sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
     return source
+
+
+def _text_stream(fd: int) -> TextIO:
+    """Line by line, so that what was printed before a program is stopped is not lost."""
+    return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
 
 def _first_to_go() -> None:

@@ -181,8 +181,8 @@ ESCAPES = {
     "subprocess": "import subprocess; print(subprocess.run(['/bin/echo', 'GOT THROUGH'], capture_output=True).stdout)",
     "system": "import os; print('GOT THROUGH' if os.system('true') == 0 else 'refused')",
     "posix_spawn": "import os; os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0); print('GOT THROUGH')",
-    "multiprocessing": "import multiprocessing as m\np = m.get_context('fork').Process(target=int)\np.start(); p.join(); "
-    "print('GOT THROUGH')",
+    "multiprocessing": "import multiprocessing as m\np = m.get_context('fork').Process(target=int)\n"
+    "p.start(); p.join(); print('GOT THROUGH')",
     "read a system file": "open('/etc/passwd').read(); print('GOT THROUGH')",
     "read the repository": f"open({str(REPOSITORY / 'README.md')!r}).read(); print('GOT THROUGH')",
     "list the root": "import os; os.listdir('/'); print('GOT THROUGH')",
@@ -193,7 +193,8 @@ ESCAPES = {
     "open(d + '/l').read(); print('GOT THROUGH')",
     "hard link into the folder": "import os, tempfile; d = tempfile.mkdtemp(dir=os.path.dirname(TARGET)); "
     "os.link(TARGET, d + '/l'); os.remove(d + '/l'); os.rmdir(d); print('GOT THROUGH')",
-    "rename outside": "import os; os.rename(TARGET, TARGET + '2'); os.rename(TARGET + '2', TARGET); print('GOT THROUGH')",
+    "rename outside": "import os; os.rename(TARGET, TARGET + '2'); os.rename(TARGET + '2', TARGET); "
+    "print('GOT THROUGH')",
     "truncate a path": "import os; os.truncate(TARGET, 4); print('GOT THROUGH')",
     "truncate by opening": "import os; os.open(TARGET, os.O_RDONLY | os.O_TRUNC); print('GOT THROUGH')",
     "chmod outside": "import os; os.chmod(TARGET, 0o600); print('GOT THROUGH')",
@@ -204,7 +205,8 @@ ESCAPES = {
     "print('GOT THROUGH')",
     "tcp6": "import socket; socket.socket(socket.AF_INET6); print('GOT THROUGH')",
     "unix": "import socket; s = socket.socket(socket.AF_UNIX); s.connect(SOCKET); print('GOT THROUGH')",
-    "abstract unix": "import socket; s = socket.socket(socket.AF_UNIX); s.bind('\\0spo-verl-test'); print('GOT THROUGH')",
+    "abstract unix": "import socket; s = socket.socket(socket.AF_UNIX); s.bind('\\0spo-verl-test'); "
+    "print('GOT THROUGH')",
     "raw system call": "import ctypes; c = ctypes.CDLL(None, use_errno=True)\n"
     "print('GOT THROUGH' if c.syscall(41, 2, 1, 0) >= 0 else 'refused')",
     "32-bit system call": "import ctypes; c = ctypes.CDLL(None)\n"
@@ -504,7 +506,7 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path):
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    gone, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == []
 
 

@@ -28,7 +28,7 @@ def answer(status="Success", run=None, **fields):
 
 
 class Server:
-    """Gives each of its answers once, the last one for ever. An answer is a JSON object, or a function of the request."""
+    """Gives each of its answers once, the last for ever. An answer is a JSON object or a function of the request."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
