@@ -37,12 +37,36 @@ class ForcingServer:
         )
 
 
+class StopOnTextLoop(CodeInterpreterLoop):
+    """Style ``code`` with a closing tag that an untrained model samples all the time, as it never does ``</code>``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.closing = "pri"
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
+        generate, closing, decode = self.server_manager.generate, self.closing, self._decode
+
+        class Watched:
+            """Says how the real server's tokens end."""
+
+            async def generate(self, *args: Any, **kwargs: Any) -> TokenOutput:
+                output = await generate(*args, **kwargs)
+                ids = output.token_ids
+                seen = {"inside": closing in decode(ids[:-1]), "whole": closing in decode(ids), "tokens": len(ids)}
+                print("STOPPED " + json.dumps({**seen, "logprobs": len(output.log_probs)}), flush=True)
+                return output
+
+        self.server_manager = Watched()
+        return await super().run(sampling_params, **kwargs)
+
+
 class ForcedCallsLoop(CodeInterpreterLoop):
     """Two to three calls, chosen by the row's index, before the model speaks for itself."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
         index = int(kwargs["extra_info"]["index"])
-        programs = PROGRAMS[: 2 + index % 2]
+        programs = PROGRAMS[: 2 + index // 4 % 2]
         texts = [self._call(program) for program in programs]
         self.server_manager = ForcingServer(self.server_manager, self.tokenizer, texts)
         output = await super().run(sampling_params, **kwargs)

@@ -1,7 +1,7 @@
 """One real launch of verl's trainer with the loop: real vLLM, real masks, real log-probs of the training engine.
 
-A third of the prompts makes native tool calls, a third code in running text, and a third is left to the untrained
-model, which now and then samples the token that closes a call.
+A quarter of the prompts makes native tool calls, a quarter code in running text, a quarter is left to the untrained
+model, which now and then samples the token that closes a call, and a quarter stops at a text.
 """
 
 import json
@@ -34,6 +34,10 @@ AGENTS = """
   style: tool
   reserve_tokens: 8
   interpreter: {packages: [sympy], memory_mb: 512}
+- name: text_stop
+  _target_: tests.agent.forced_calls.StopOnTextLoop
+  style: code
+  interpreter: {packages: [], memory_mb: 512}
 """
 STEPS = 2
 BATCH = 12
@@ -47,8 +51,8 @@ def run(tmp_path_factory):
     model = build_model(tokenizer, ModelShape(layers=2), seed=0)
     model.config.max_position_embeddings = 4096
     model.save_pretrained(folder / "model")
-    agents = ("forced_tool", "forced_code", "free")
-    rows = [{**row(index), "agent_name": agents[index % 3]} for index in range(STEPS * BATCH)]
+    agents = ("forced_tool", "forced_code", "free", "text_stop")
+    rows = [{**row(index), "agent_name": agents[index % 4]} for index in range(STEPS * BATCH)]
     pd.DataFrame(rows).to_parquet(folder / "train.parquet")
     pd.DataFrame(rows[:6]).to_parquet(folder / "val.parquet")
     (folder / "agents.yaml").write_text(AGENTS)
@@ -88,17 +92,26 @@ def test_the_training_engine_agrees_with_the_rollout_on_every_trained_token(run)
 def test_programs_were_run_and_their_output_is_in_the_responses(run):
     forced = [json.loads(text) for text in re.findall(r"FORCED (\{.*?\})", run.log)]
     assert {(entry["style"], entry["interpreter_turns"] >= 2) for entry in forced} == {("tool", True), ("code", True)}
-    assert all(entry["interpreter_errors"] >= entry["index"] % 2 for entry in forced)
+    assert all(entry["interpreter_errors"] >= entry["index"] // 4 % 2 for entry in forced)
     outputs = [entry["output"] for entry in dumped(run)]
     assert len(outputs) == STEPS * BATCH
     code = [text for text in outputs if text.startswith("<code>")]
     tool = [text for text in outputs if text.startswith("<tool_call>\n{")]
-    assert len(code) == len(tool) == STEPS * BATCH // 3
+    assert code
+    assert tool
     assert all("<interpreter>\n42\n</interpreter>" in text for text in code)
     assert all("<tool_response>\n42\n</tool_response>" in text for text in tool)
     assert all("{2: 3, 3: 2, 5: 1}" in text for text in code + tool)
-    assert any("ZeroDivisionError" in text for text in code)
-    assert any("ZeroDivisionError" in text for text in tool)
+    assert any("division by zero" in text for text in code)
+    assert any("division by zero" in text for text in tool)
+    assert any("A call was closed that was not opened" in text for text in outputs)  # by the model itself
+
+
+def test_the_server_halts_at_a_text_and_keeps_the_tokens_of_it(run):
+    seen = [json.loads(text) for text in re.findall(r"STOPPED (\{.*?\})", run.log)]
+    assert sum(entry["whole"] for entry in seen) >= 2
+    assert not any(entry["inside"] for entry in seen)  # nothing was generated beyond
+    assert all(entry["tokens"] == entry["logprobs"] for entry in seen)
 
 
 def test_lengths_and_turns_are_those_that_verl_reports(run):

@@ -162,6 +162,9 @@ class _Server:
             self._loop.add_reader(self._socket, self._on_message)
             try:
                 return await asyncio.wait_for(self._hello, START_SECONDS)
+            except asyncio.CancelledError:
+                self._fail("starting was cancelled")
+                raise
             except (_ServerGoneError, asyncio.TimeoutError) as error:
                 await self.stop()
                 errors.seek(0)
@@ -193,8 +196,8 @@ class _Server:
             for fd in reading:
                 self._loop.remove_reader(fd)
                 os.close(fd)
-            if program.report is None and not self.gone:
-                self._order({"kill": number})
+            if program.report is None:
+                self._kill(number)
 
     async def stop(self) -> None:
         """End the process and every program."""
@@ -232,6 +235,13 @@ class _Server:
     def _order(self, order: dict[str, Any], fds: list[int] | None = None) -> None:
         socket.send_fds(self._socket, [json.dumps(order).encode()], fds or [])
 
+    def _kill(self, number: int) -> None:
+        try:
+            if not self.gone:
+                self._order({"kill": number})
+        except OSError as error:
+            self._fail(f"a program could not be stopped: {error}")  # it ends with the server
+
     def _on_message(self) -> None:
         while not self.gone:
             try:
@@ -262,7 +272,7 @@ class _Server:
         program.chunks[stream].append(chunk[: max(0, program.limit - program.size)])
         program.size += len(chunk)
         if over and program.report is None:
-            self._order({"kill": number})
+            self._kill(number)
         if not chunk or over:
             self._loop.remove_reader(fd)
             program.open -= 1
@@ -309,7 +319,8 @@ class EmbeddedInterpreter:
         """
         async with self._gate.place():
             problem = ""
-            for _ in range(self.config.attempts):
+            for attempt in range(self.config.attempts):
+                await asyncio.sleep(0.5 * attempt)  # what the machine lacks for a moment it may have in the next
                 try:
                     return await (await self._ready()).run(code)
                 except _ServerGoneError as error:

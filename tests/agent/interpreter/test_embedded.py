@@ -5,6 +5,7 @@ What must be refused is also run uncontained, where it must succeed: a test that
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -518,3 +519,13 @@ def test_a_wait_that_is_too_long_fails():
 
     with pytest.raises(SpoInterpreterError, match="no place for a program"):
         asyncio.run(crowded())
+
+
+def test_the_machine_can_be_asked_what_it_holds(sandbox):
+    command = [sys.executable, "-m", "spo_verl.agent.interpreter"]
+    asked = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    found = json.loads(asked.stdout)
+    assert found["limits"] == sandbox.interpreter.enforcement.limits
+    assert (asked.returncode == 0) == all(found["limits"].values())
