@@ -192,6 +192,11 @@ def test_several_calls_in_one_turn_are_the_first_one(play, tokenizer):
     assert "print(2)" not in text_of(tokenizer, output)
 
 
+def test_a_tag_in_prose_does_not_spoil_the_call(play):
+    _, _, interpreter = play(["I may use <code> here. " + code_call("print(5)"), ANSWER], style="code")
+    assert interpreter.programs == ["print(5)"]
+
+
 def test_arguments_given_as_text_are_read(play):
     call = json.dumps({"name": "code_interpreter", "arguments": json.dumps({"code": "print(5)"})})
     _, _, interpreter = play([f"<tool_call>{call}</tool_call>", ANSWER], style="tool")

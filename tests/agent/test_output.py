@@ -1,5 +1,7 @@
 """What the model reads of a program."""
 
+import re
+
 import pytest
 
 from spo_verl.agent.interpreter import ProgramResult
@@ -40,6 +42,24 @@ def test_what_does_not_is_cut_to_the_limit_and_says_by_how_much(keep, text):
     assert text.endswith(tail)
     assert len(head) + len(tail) + int(number) == len(text)
     assert (len(head) > 0, len(tail) > 0) == (keep != "tail", keep != "head")
+
+
+def test_tokens_that_change_at_the_cut_are_counted_again():
+    """Here x's are one token before a y and one each elsewhere, so a cut makes more tokens than it took."""
+    vocabulary: list[str] = []
+
+    def encode(text):
+        tokens = re.findall(r"x+(?=y)|.", text, re.DOTALL)
+        vocabulary.extend(token for token in tokens if token not in vocabulary)
+        return [vocabulary.index(token) for token in tokens]
+
+    def decode(ids):
+        return "".join(vocabulary[index] for index in ids)
+
+    for limit in range(60, 70):
+        shorter, cut = clip("xxxxxxxxxy" * 500, limit, "both", encode, decode)
+        assert cut
+        assert limit - 12 <= len(encode(shorter)) <= limit
 
 
 def test_a_limit_below_the_marker_leaves_nothing():

@@ -17,6 +17,7 @@ import os
 import platform
 import resource
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -146,18 +147,42 @@ def enter_namespaces() -> bool:
     """Leave for user, mount, network, IPC, host name and (for children) process namespaces of their own.
 
     Returns:
-        False, and nothing changed, where the kernel or the container forbids it.
+        False, and nothing changed, where the kernel or the container forbids it, or forbids what they are for. It may
+        do so halfway (root without CAP_SETFCAP gets the namespace, but may not map itself into it), so a child tries.
     """
+
+    def all_of_it() -> None:
+        _enter()
+        _private_folder(1)
+
+    if not _succeeds(all_of_it):
+        return False
+    _enter()
+    return True
+
+
+def _succeeds(attempt: Callable[[], None]) -> bool:
+    """Whether a child process can do it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            attempt()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _enter() -> None:
     uid, gid = os.getuid(), os.getgid()
     own_users = _libc.unshare(CLONE_NEWUSER | _FENCES) == 0
-    if not own_users and _libc.unshare(_FENCES) != 0:
-        return False
-    if own_users:
+    if not own_users:
+        _check(_libc.unshare(_FENCES), "unshare")
+    else:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     _check(_libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "mount(MS_PRIVATE)")
-    return True
 
 
 def available(namespaces: bool) -> Fences:
@@ -167,17 +192,11 @@ def available(namespaces: bool) -> Fences:
 
 
 def _seccomp_works() -> bool:
-    if platform.machine() != "x86_64":
-        return False
-    child = os.fork()
-    if child == 0:
-        try:
-            _prctl(PR_SET_NO_NEW_PRIVS, 1)
-            _install_filter()
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+    def install() -> None:
+        _prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _install_filter()
+
+    return platform.machine() == "x86_64" and _succeeds(install)
 
 
 def contain(limits: Limits, fences: Fences) -> None:

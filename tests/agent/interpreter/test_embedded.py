@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -480,6 +481,18 @@ def test_without_namespaces_the_rest_still_holds_and_nothing_can_be_written(monk
         assert box.run("import time; time.sleep(60)").outcome == "timeout"
     finally:
         box.close()
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.geteuid() != 0, reason="needs root and setpriv to drop it")
+def test_root_without_capabilities_is_contained_as_well():
+    """As root of a container: it may make namespaces, but not map itself into them."""
+    command = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    asked = subprocess.run(
+        [*command, "-m", "spo_verl.agent.interpreter"], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert all(json.loads(asked.stdout)["limits"].values())
 
 
 def test_nothing_is_left_when_the_owner_is_killed(tmp_path):
