@@ -1,1 +1,1 @@
-"""Tool-integrated reasoning: agent loop, code interpreter, rewards."""
+"""Rewards and agent loops for verl: what a run names in its configuration, whatever its estimator."""
