@@ -1,0 +1,126 @@
+"""A small model of Qwen3's architecture in the place of a recipe's own, with a tokenizer made from the rows at hand.
+
+The tokenizer has the special tokens of Qwen3 that a chat with tools and thinking needs, each one token, and a chat
+template that lays out the same parts: system text with the tools' schemas, user turns, the assistant's thinking and tool
+calls, and what a tool returned as a user turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spo_verl.quickstart.model import ModelShape, build_model, save
+
+END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = (
+    END_OF_TEXT,
+    START,
+    END,
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+VOCABULARY = 1024
+SHAPE = ModelShape(layers=2)
+"""About 0.2 million parameters: the start of verl and vLLM takes the time, whatever the model."""
+
+CHAT_TEMPLATE = (
+    "{%- set says = namespace(system='') %}"
+    "{%- if messages[0].role == 'system' %}{% set says.system = messages[0].content %}{% endif %}"
+    "{%- if tools or says.system %}{{ '<|im_start|>system\\n' + says.system }}"
+    "{%- if tools %}{{ '\\n# Tools\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}"
+    "{{ 'Call one as <tool_call>{\"name\": ..., \"arguments\": {...}}</tool_call>.' }}{% endif %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{%- for message in messages %}"
+    "{%- if message.role == 'user' %}{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- elif message.role == 'tool' %}"
+    "{{ '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}"
+    "{%- elif message.role == 'assistant' %}{{ '<|im_start|>assistant\\n' + (message.content or '') }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{ '\\n<tool_call>\\n' + ((call.function or call) | tojson) + '\\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A stand-in that lies in ``folder``; ``longest_prompt`` is in tokens, the chat template included."""
+
+    folder: Path
+    parameters: int
+    longest_prompt: int
+
+
+def build_tokenizer(texts: Iterable[str]) -> Any:
+    """Byte-level byte-pair encoding trained on ``texts``; no text is out of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=END_OF_TEXT,
+        eos_token=END,
+        # Marks of thinking and tool calls are text to a parser, so decoding must not skip them: they are no "special" tokens.
+        additional_special_tokens=[START],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build(
+    folder: Path,
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    *,
+    response_tokens: int,
+    template: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+) -> StandIn:
+    """Write model and tokenizer into ``folder``; the same prompts and seed give the same files.
+
+    Args:
+        prompts: chat messages of every row that it will be asked.
+        response_tokens: room behind the longest prompt.
+        template: further arguments of the chat template (``data.apply_chat_template_kwargs``).
+        tools: schemas that stand in front of every prompt.
+    """
+    tokenizer = build_tokenizer(message["content"] for prompt in prompts for message in prompt)
+    longest = max(
+        len(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in prompt],
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                **(template or {}),
+            )
+        )
+        for prompt in prompts
+    )
+    model = build_model(tokenizer, SHAPE, seed=seed)
+    model.config.max_position_embeddings = longest + response_tokens
+    save(model, tokenizer, folder)
+    return StandIn(folder, sum(parameter.numel() for parameter in model.parameters()), longest)
