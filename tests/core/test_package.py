@@ -28,6 +28,12 @@ SIGNATURES = {
     "normalize_advantages": "(advantage_B, token_count_B=None, *, measure='trajectory', eps=1e-08)",
     "divergence": "(log_prob_then_BT, log_prob_now_BT, mask_BT)",
     "WeightIndex": "(weight_P, *, block=64)",
+    "average_at_k": "(correct_PN)",
+    "pass_at_k": "(responses_P, correct_P, k)",
+    "majority_at_k": "(answers_PN, correct_PN, k, *, subsets=1000, seed=0)",
+    "bootstrap_interval": "(value_P, *, level=0.95, resamples=10000, seed=0)",
+    "bootstrap_difference": "(value_P, other_P, *, level=0.95, resamples=10000, seed=0)",
+    "Interval": "(mean, low, high, level, prompts)",
 }
 
 

@@ -23,6 +23,7 @@ TESTS_OF_FILE = {
     ),
     "advantage.py": ("test_advantage.py",),
     "divergence.py": ("test_divergence.py",),
+    "evaluation.py": ("test_evaluation.py",),
 }
 """The test files of ``tests/core`` that must catch a mistake in a file, the quick ones first."""
 
@@ -264,6 +265,49 @@ DIVERGENCE = [
     ("torch: sums in half precision", _PROMOTE, "torch.promote_types(then_BT.dtype, now_BT.dtype)"),
 ]
 
+_FACTOR = "np.prod(wrong_Pk / (n_P[..., None] - taken), axis=-1)"
+_WRONG = "wrong_Pk = n_P[..., None] - c_P[..., None] - taken"
+_MODAL = "modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1)"
+_RESAMPLED = "mean_R = count_RP @ value_P / value_P.size"
+_BOUNDS = "[(1 - level) / 2, (1 + level) / 2]"
+
+EVALUATION = [
+    ("pass@k with replacement", _FACTOR, "np.prod((1 - c_P / n_P)[..., None] + 0 * taken, axis=-1)"),
+    ("pass@k of the wrong ones", _WRONG, "wrong_Pk = c_P[..., None] - taken"),
+    ("the numerator stands still", _WRONG, _WRONG.replace(" - taken", " - 0 * taken")),
+    ("one response too few", "taken = np.arange(k,", "taken = np.arange(max(k - 1, 1),"),
+    ("probability that all k are wrong", "np.asarray(1.0 - np.prod", "np.asarray(np.prod"),
+    ("more right ones than responses", "(c_P >= 0) & (c_P <= n_P)", "(c_P >= 0)"),
+    ("k beyond n gives a number", "(n_P >= k)", "(n_P >= 1)"),
+    ("average over prompts", "_graded(correct_PN).mean(axis=1)", "_graded(correct_PN).mean(axis=0)"),
+    ("missing answers vote", "if answer != MISSING]", "if answer is not None]"),
+    ("the first of tied answers wins", _MODAL, "right_A[modal_SA.argmax(axis=1)] if right_A.size else most_S"),
+    ("a tie goes to the right answer", _MODAL, "(modal_SA * right_A).max(axis=1, initial=0.0)"),
+    ("a tie counts each answer whole", _MODAL, "modal_SA @ right_A"),
+    ("votes do not count", "(count_SA == most_S[:, None]) & (count_SA > 0)", "count_SA > 0"),
+    ("the rarest answer wins", "count_SA.max(axis=1, initial=0.0)", "count_SA.min(axis=1, initial=9e9)"),
+    (
+        "one right response makes an answer right",
+        "vote_AN @ graded_N / np.maximum(vote_AN.sum(axis=1), 1.0)",
+        "(vote_AN @ graded_N > 0) * 1.0",
+    ),
+    ("subsets of one response too many", "(order_SN < k)", "(order_SN <= k)"),
+    ("the first k responses instead of subsets", "(order_SN < k)", "(np.arange(n) < k + 0 * order_SN)"),
+    ("all prompts share their subsets", "np.random.default_rng([seed, position])", "np.random.default_rng([seed, 0])"),
+    ("the seed is ignored", "np.random.default_rng([seed, position])", "np.random.default_rng([0, position])"),
+    ("resampled sums", _RESAMPLED, "mean_R = count_RP @ value_P"),
+    (
+        "half the resamples",
+        _RESAMPLED,
+        "mean_R = (count_RP[:, ::-1] @ value_P + count_RP @ value_P) / value_P.size / 2",
+    ),
+    ("one-sided interval", _BOUNDS, "[1 - level, level]"),
+    ("bounds swapped", _BOUNDS, "[(1 + level) / 2, (1 - level) / 2]"),
+    ("the interval's seed is ignored", "rng = np.random.default_rng(seed)", "rng = np.random.default_rng(0)"),
+    ("the difference is turned round", "value_P - other_P, level", "other_P - value_P, level"),
+    ("the sum instead of the difference", "value_P - other_P, level", "value_P + other_P, level"),
+]
+
 CHECKS = [
     (
         "single precision",
@@ -283,6 +327,7 @@ MUTATIONS = tuple(
         ("sampling.py", SAMPLING),
         ("advantage.py", ADVANTAGE),
         ("divergence.py", DIVERGENCE),
+        ("evaluation.py", EVALUATION),
         ("_checks.py", CHECKS),
     )
     for name, old, new in rows

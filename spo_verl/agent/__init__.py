@@ -1,0 +1,1 @@
+"""Tool-integrated reasoning: agent loop, code interpreter, rewards."""

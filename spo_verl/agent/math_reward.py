@@ -1,0 +1,228 @@
+r"""Outcome rewards for mathematics: 1 for a right boxed answer, 0 for anything else.
+
+A reward function for verl::
+
+    reward.custom_reward_function.path=pkg://spo_verl.agent.math_reward
+    reward.custom_reward_function.name=compute_score
+
+The answer is the last ``\boxed{...}`` of the model's final text: no tool output, no code, after the thinking
+(`spo_verl.agent.grading.response`). Most answers are settled by their canonical form; the others are compared by
+math-verify in processes that are bounded in time and memory. ``docs/howto-rewards.md`` says it for users.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from spo_verl.agent.grading.canonical import MAX_EXPRESSION, canonical, quick_verdict, tidy
+from spo_verl.agent.grading.conditions import all_met, chosen
+from spo_verl.agent.grading.processes import GradingError, Limits, Verdict, close_all, grader
+from spo_verl.agent.grading.response import MAX_CHARACTERS, after_hashes, final_text, last_boxed
+from spo_verl.errors import SpoConfigError, SpoRewardError
+
+__all__ = ["GradingError", "close_all", "compute_score", "require_math_verify"]
+
+VERIFIERS = ("math_verify", "math_dapo")
+HASHES_OF = ("gsm8k", "openai/gsm8k")
+"""Data sources in which an answer after ``####`` counts where there is no box, as in the dataset's own solutions."""
+
+REMEMBERED = 8192
+FROM_VERL = {"reward_router_address", "reward_model_tokenizer"}
+"""What verl passes besides, when a reward model is configured."""
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    verifier: str = "math_verify",
+    conditions: str | Iterable[str] | None = None,
+    strict_box: bool = False,
+    seconds: float = 5.0,
+    memory_mb: int = 2048,
+    processes: int = 2,
+    **other: Any,
+) -> dict[str, Any]:
+    """Grade one response.
+
+    Args:
+        data_source: Name of the dataset; returned, so that verl's validation dumps tell it.
+        solution_str: The response as verl decodes it, tool output included.
+        ground_truth: The right answer, in LaTeX or plain; a list where several are right.
+        extra_info: Not used.
+        verifier: ``math_verify``, or ``math_dapo`` for verl's own string comparison.
+        conditions: Names of conditions on the form of a response (`spo_verl.agent.grading.conditions`), or
+            ``reference`` for those of the reference recipe. A response that does not meet all of them is wrong.
+        strict_box: With ``math_dapo``: the box must stand in the last 100 characters and equal the ground truth
+            character by character.
+        seconds: Time limit of one symbolic comparison, > 0. Waiting for a free process does not count.
+        memory_mb: Address space of a grading process in MiB.
+        processes: How many grading processes this process starts at most, >= 1.
+
+    Returns:
+        ``score`` and ``acc``: 1.0 or 0.0. ``pred``: the answer in canonical form, that of the ground truth for a right
+        one, "" without an answer; equal strings vote together. ``grading_timeout``: 1.0 where the comparison was given
+        up, which counts as wrong. ``data_source``. With conditions also ``format_ok``.
+
+    Raises:
+        SpoConfigError: Unknown or impossible settings, or math-verify is not installed.
+        SpoRewardError: There is no usable ground truth.
+        GradingError: The grader itself does not work.
+    """
+    names = _checked(verifier, _hashable(conditions), seconds, memory_mb, processes, tuple(sorted(other)))
+    truths = _truths(ground_truth, data_source)
+    # A lone surrogate cannot be written to a file or sent to a process.
+    response = solution_str[-MAX_CHARACTERS:].encode("utf-8", "replace").decode("utf-8")
+    outcome: dict[str, Any] = {"score": 0.0, "acc": 0.0, "pred": "", "grading_timeout": 0.0, "data_source": data_source}
+    if names:
+        outcome["format_ok"] = float(all_met(response, names))
+        if not outcome["format_ok"]:
+            return outcome
+    if verifier == "math_dapo":
+        right, outcome["pred"] = _math_dapo(final_text(response), truths, strict_box)
+    else:
+        text = final_text(response)
+        answer = last_boxed(text)
+        if answer is None and data_source in HASHES_OF:
+            answer = after_hashes(text)
+        verdict, outcome["pred"] = _math_verify(answer or "", truths, Limits(seconds, memory_mb, processes))
+        right, outcome["grading_timeout"] = verdict == "equal", float(verdict == "unanswered")
+    outcome["score"] = outcome["acc"] = float(right)
+    return outcome
+
+
+def require_math_verify() -> None:
+    """Raise SpoConfigError, with what to type, unless math-verify is installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise SpoConfigError(
+            "verifier=math_verify needs the package math-verify: pip install 'spo-verl[math]' "
+            "(or grade by string comparison with reward_kwargs.verifier=math_dapo)"
+        )
+
+
+def _math_verify(answer: str, truths: Sequence[str], limits: Limits) -> tuple[Verdict, str]:
+    """The verdict of the first ground truth that is equal, else of the last one that got none; and the vote."""
+    answer = answer.strip()
+    if len(answer) > MAX_EXPRESSION:
+        return ("equal" if answer in truths else "different"), answer[:MAX_EXPRESSION]
+    if not (vote := canonical(answer)):
+        return "different", ""
+    result: Verdict = "different"
+    for truth in truths:
+        verdict = _compared(answer, truth, limits)
+        if verdict == "equal":
+            return "equal", canonical(truth)
+        result = verdict if verdict == "unanswered" else result
+    return result, vote
+
+
+def _compared(answer: str, truth: str, limits: Limits) -> Verdict:
+    quick = quick_verdict(answer, truth)
+    if quick is not None:
+        return "equal" if quick else "different"
+    if len(truth) > MAX_EXPRESSION:
+        return "different"
+    pair = (tidy(truth).rstrip("%"), tidy(answer).rstrip("%"))
+    if (known := _memory.get(pair)) is not None:
+        return known
+    verdict = grader(limits).compare(*pair)
+    if verdict != "unanswered":  # a crowded machine may be to blame, so it may be asked again
+        _memory.put(pair, verdict)
+    return verdict
+
+
+def _math_dapo(text: str, truths: Sequence[str], strict_box: bool) -> tuple[bool, str]:
+    from verl.utils.reward_score.math_dapo import compute_score as dapo
+
+    found = [dapo(text, truth, strict_box_verify=strict_box) for truth in truths]
+    right = [truth for truth, one in zip(truths, found, strict=True) if one["score"] > 0]
+    pred = found[0]["pred"]
+    pred = "" if pred is None or pred == "[INVALID]" else str(pred)
+    return bool(right), canonical(right[0] if right else pred[:MAX_EXPRESSION])
+
+
+class _Memory:
+    """The verdicts of the last pairs: the responses to one prompt repeat each other's answers."""
+
+    def __init__(self) -> None:
+        self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, pair: tuple[str, str]) -> Verdict | None:
+        with self._lock:
+            verdict = self._verdicts.get(pair)
+            if verdict is not None:
+                self._verdicts.move_to_end(pair)
+            return verdict
+
+    def put(self, pair: tuple[str, str], verdict: Verdict) -> None:
+        with self._lock:
+            self._verdicts[pair] = verdict
+            if len(self._verdicts) > REMEMBERED:
+                self._verdicts.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._verdicts.clear()
+
+
+_memory = _Memory()
+
+
+def _hashable(conditions: str | Iterable[str] | None) -> str | tuple[str, ...] | None:
+    return conditions if conditions is None or isinstance(conditions, str) else tuple(map(str, conditions))
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(
+    verifier: str,
+    conditions: str | tuple[str, ...] | None,
+    seconds: float,
+    memory_mb: int,
+    processes: int,
+    other: tuple[str, ...],
+) -> tuple[str, ...]:
+    """The names of the conditions, after every setting was checked; all problems in one message."""
+    problems = []
+    if verifier not in VERIFIERS:
+        problems.append(f"verifier={verifier}: choose from {', '.join(VERIFIERS)}")
+    if unknown := [name for name in other if name not in FROM_VERL]:
+        known = "verifier, conditions, strict_box, seconds, memory_mb, processes"
+        problems.append(f"there is no setting {', '.join(unknown)}; there are {known}")
+    for name, value, least in (("seconds", seconds, 1e-3), ("memory_mb", memory_mb, 256), ("processes", processes, 1)):
+        if not value >= least:
+            problems.append(f"{name}={value}: it must be at least {least:g}")
+    if problems:
+        raise SpoConfigError("reward.custom_reward_function.reward_kwargs: " + "; ".join(problems))
+    names = chosen(conditions)
+    if verifier == "math_verify":
+        require_math_verify()
+    return names
+
+
+def _truths(ground_truth: Any, data_source: str) -> list[str]:
+    """The right answers as texts; a solution in GSM8K's form is cut down to what stands after ``####``."""
+    given = ground_truth.tolist() if hasattr(ground_truth, "tolist") else ground_truth
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    found = []
+    for one in several:
+        if isinstance(one, bool) or not isinstance(one, (str, int, float)):
+            raise SpoRewardError(
+                f"the ground truth of a row of {data_source} is {one!r}, not a text or a number: "
+                "look at reward_model.ground_truth in the data"
+            )
+        text = str(one).strip()
+        boxed = last_boxed(text)
+        found.append((after_hashes(text) or text if boxed is None else boxed).strip())
+    if not found or not all(found):
+        raise SpoRewardError(
+            f"a row of {data_source} has an empty ground truth: look at reward_model.ground_truth in the data"
+        )
+    return found

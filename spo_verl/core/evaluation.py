@@ -1,0 +1,228 @@
+r"""Metrics of several graded responses per prompt: avg@k, pass@k, maj@k, and how sure they are.
+
+| symbol | name here | meaning |
+|---|---|---|
+| P | suffix ``_P`` | prompt |
+| n | ``responses_P`` or the second axis of ``correct_PN`` | responses of a prompt, >= 1 |
+| c | ``correct_P`` | right ones among them, 0 <= c <= n |
+| k | ``k`` | responses that a metric looks at, 1 <= k <= n |
+
+Every metric is one number per prompt in [0, 1], the *expectation over the subsets of k responses*, so that n > k
+responses lower its noise and never change what it estimates. The metric of a benchmark is the mean over its
+prompts. All prompts of one array have n responses; prompts with other n come in another call. Nothing here holds state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spo_verl.core._checks import FloatArray, as_float64, require, require_number, require_same_shape
+from spo_verl.errors import SpoArgumentError
+
+MISSING = ""
+"""The answer of a response without an answer."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with its bootstrap percentile interval.
+
+    Attributes:
+        mean: the estimate.
+        low, high: bounds; equal to the mean for a single prompt, which says nothing about others.
+        level: confidence, in (0, 1).
+        prompts: how many prompts there are.
+    """
+
+    mean: float
+    low: float
+    high: float
+    level: float
+    prompts: int
+
+
+def average_at_k(correct_PN: npt.ArrayLike) -> FloatArray:
+    """avg@k: share of right responses of each prompt.
+
+    Its expectation is the same for every k, so all n responses are used whatever k is.
+
+    Args:
+        correct_PN: 1 for a right response, 0 for a wrong one; or partial credit in [0, 1].
+
+    Returns:
+        One number per prompt, in [0, 1].
+
+    Raises:
+        SpoArgumentError: Not two axes, no response, or a value outside [0, 1].
+    """
+    return _graded(correct_PN).mean(axis=1)
+
+
+def pass_at_k(responses_P: npt.ArrayLike, correct_P: npt.ArrayLike, k: int) -> FloatArray:
+    """pass@k: probability that at least one of k responses is right, without bias.
+
+    ``1 - C(n - c, k) / C(n, k)``, the share of the subsets of k responses that hold a right one (Chen et al. 2021,
+    https://arxiv.org/abs/2107.03374). It is computed as ``1 - prod_{i<k} (n - c - i) / (n - i)``: no binomial
+    coefficient is formed, so nothing overflows, and c = 0 gives exactly 0.
+
+    Args:
+        responses_P: n of each prompt, whole numbers >= k.
+        correct_P: c of each prompt, whole numbers, 0 <= c <= n.
+        k: Responses looked at, >= 1.
+
+    Returns:
+        One number per prompt, in [0, 1].
+
+    Raises:
+        SpoArgumentError: Shapes differ, or a number is outside its range.
+    """
+    n_P, c_P = as_float64("responses_P", responses_P), as_float64("correct_P", correct_P)
+    require_same_shape(responses_P=n_P, correct_P=c_P)
+    require_number(_whole(k) and k >= 1, "k", k, "it must be a whole number >= 1")
+    require((n_P == np.floor(n_P)) & (n_P >= k), "responses_P", n_P, f"pass@{k} needs a whole number of at least {k}")
+    require((c_P == np.floor(c_P)) & (c_P >= 0) & (c_P <= n_P), "correct_P", c_P, "it counts right ones among n")
+    taken = np.arange(k, dtype=np.float64)
+    # Where the wrong responses run out one factor is exactly 0, and with it the product.
+    wrong_Pk = n_P[..., None] - c_P[..., None] - taken
+    return np.asarray(1.0 - np.prod(wrong_Pk / (n_P[..., None] - taken), axis=-1))
+
+
+def majority_at_k(
+    answers_PN: Sequence[Sequence[str]],
+    correct_PN: npt.ArrayLike,
+    k: int,
+    *,
+    subsets: int = 1000,
+    seed: int = 0,
+) -> FloatArray:
+    """maj@k: correctness of the answer that most of k responses give.
+
+    Ties share the credit equally: the result is the expected correctness of an answer drawn uniformly from the modal
+    ones, so neither the order of responses nor that of the answers has a say. Responses without an answer (``""``)
+    never win: the mode is taken over those that have one, and without any the result is 0. An answer's correctness is
+    the mean of its responses', which is 0 or 1 when equal answers are graded alike.
+
+    With k = n this is exact. With k < n it is the mean over ``subsets`` random subsets of k responses without
+    replacement, one generator for each prompt from (seed, position of the prompt).
+
+    Args:
+        answers_PN: Answers in canonical form; equal strings vote together.
+        correct_PN: As in `average_at_k`.
+        k: Responses looked at, 1 <= k <= n.
+        subsets: Random subsets per prompt where k < n, >= 1.
+        seed: >= 0.
+
+    Returns:
+        One number per prompt, in [0, 1].
+
+    Raises:
+        SpoArgumentError: Shapes differ, or a number is outside its range.
+    """
+    graded_PN = _graded(correct_PN)
+    prompts, n = graded_PN.shape
+    lengths = {len(answers) for answers in answers_PN}
+    require_number(len(answers_PN) == prompts and lengths <= {n}, "answers_PN", (len(answers_PN), sorted(lengths)),
+                   f"it must have the shape of correct_PN, ({prompts}, {n})")  # fmt: skip
+    require_number(_whole(k) and 1 <= k <= n, "k", k, f"it must be a whole number from 1 to n = {n}")
+    require_number(_whole(subsets) and subsets >= 1, "subsets", subsets, "it must be a whole number >= 1")
+    require_number(_whole(seed) and seed >= 0, "seed", seed, "it must be a whole number >= 0")
+    result_P = np.empty(prompts)
+    for position, answers in enumerate(answers_PN):
+        vote_AN, right_A = _votes(answers, graded_PN[position])
+        if k == n:
+            chosen_SN = np.ones((1, n))
+        else:
+            rng = np.random.default_rng([seed, position])
+            order_SN = np.argsort(rng.random((subsets, n)), axis=1)
+            chosen_SN = (order_SN < k).astype(np.float64)
+        result_P[position] = _modal_credit(chosen_SN @ vote_AN.T, right_A).mean()
+    return result_P
+
+
+def bootstrap_interval(
+    value_P: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean over prompts with a percentile interval from resampling *prompts* with replacement.
+
+    It says how much the mean would differ on other prompts of the same kind. The noise of the responses of each prompt
+    is part of the spread between prompts. Responses are not resampled.
+
+    Args:
+        value_P: One metric per prompt, finite.
+        level: Confidence, in (0, 1).
+        resamples: >= 1.
+        seed: >= 0; the same seed and number of prompts give the same resamples.
+
+    Raises:
+        SpoArgumentError: No prompt, values that are not finite, or a number outside its range.
+    """
+    value_P = as_float64("value_P", value_P)
+    require_number(value_P.ndim == 1 and value_P.size > 0, "value_P", value_P.shape, "it needs one axis and a prompt")
+    require(np.isfinite(value_P), "value_P", value_P, "it must be finite")
+    require_number(0 < level < 1, "level", level, "it must be in (0, 1)")
+    require_number(_whole(resamples) and resamples >= 1, "resamples", resamples, "it must be a whole number >= 1")
+    require_number(_whole(seed) and seed >= 0, "seed", seed, "it must be a whole number >= 0")
+    rng = np.random.default_rng(seed)
+    # How often each prompt is drawn is multinomial, which needs no index array.
+    count_RP = rng.multinomial(value_P.size, np.full(value_P.size, 1.0 / value_P.size), size=resamples)
+    mean_R = count_RP @ value_P / value_P.size
+    low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value_P.mean()), float(low), float(high), float(level), int(value_P.size))
+
+
+def bootstrap_difference(
+    value_P: npt.ArrayLike,
+    other_P: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of ``value_P - other_P``, paired: both runs are resampled on the same prompts.
+
+    What makes prompts easy or hard is common to both and drops out, so the interval is narrower than two separate ones.
+
+    Args:
+        value_P, other_P: The metric of two runs on the same prompts in the same order.
+        level, resamples, seed: As in `bootstrap_interval`.
+
+    Raises:
+        SpoArgumentError: Shapes differ; else as `bootstrap_interval`.
+    """
+    value_P, other_P = as_float64("value_P", value_P), as_float64("other_P", other_P)
+    require_same_shape(value_P=value_P, other_P=other_P)
+    return bootstrap_interval(value_P - other_P, level=level, resamples=resamples, seed=seed)
+
+
+def _graded(correct_PN: npt.ArrayLike) -> FloatArray:
+    graded_PN = as_float64("correct_PN", correct_PN)
+    if graded_PN.ndim != 2 or graded_PN.shape[1] == 0:
+        raise SpoArgumentError(
+            f"correct_PN has shape {graded_PN.shape}; pass a row per prompt and a column per response"
+        )
+    require((graded_PN >= 0) & (graded_PN <= 1), "correct_PN", graded_PN, "it must be in [0, 1]")
+    return graded_PN
+
+
+def _votes(answers: Sequence[str], graded_N: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Who gave which answer, ``vote_AN``, and each answer's correctness, ``right_A``; missing answers have no row."""
+    different = [answer for answer in Counter(answers) if answer != MISSING]
+    vote_AN = np.array([[answer == one for answer in answers] for one in different], dtype=np.float64)
+    vote_AN = vote_AN.reshape(len(different), len(answers))
+    return vote_AN, vote_AN @ graded_N / np.maximum(vote_AN.sum(axis=1), 1.0)
+
+
+def _modal_credit(count_SA: FloatArray, right_A: FloatArray) -> FloatArray:
+    """Mean correctness of the answers with the most votes in each subset; 0 where nobody answered."""
+    most_S = count_SA.max(axis=1, initial=0.0)
+    modal_SA = (count_SA == most_S[:, None]) & (count_SA > 0)
+    return modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1)
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
