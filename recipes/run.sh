@@ -10,4 +10,6 @@ if [[ $# -lt 1 || ! -f "$here/$1.yaml" ]]; then
 fi
 recipe="$1"
 shift
-exec "${PYTHON:-python}" -m verl.trainer.main_ppo --config-dir "$here" --config-name "$recipe" "recipes_dir=$here" "$@"
+# The search path is where recipes of other experiments are found, on which some build.
+exec "${PYTHON:-python}" -m verl.trainer.main_ppo --config-dir "$here/${recipe%/*}" --config-name "${recipe##*/}" \
+    "hydra.searchpath=['file://$here']" "recipes_dir=$here" "$@"

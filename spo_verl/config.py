@@ -229,8 +229,8 @@ def _ranges(config: SpoConfig) -> Iterator[str]:
         )
     if config.advantage.baseline == "initial" and config.initial.values is None and config.initial.tracker is None:
         yield (
-            "spo.advantage.baseline=initial subtracts the value that each prompt had before training, and none is given: "
-            "set spo.initial.values to a file of offline values, or spo.advantage.baseline=value or none."
+            "spo.advantage.baseline=initial subtracts the value that each prompt had before training, and none is "
+            "given: set spo.initial.values to a file of offline values, or spo.advantage.baseline=value or none."
         )
     if config.forgetting.rho_min > config.forgetting.rho_max:
         yield (

@@ -1,7 +1,7 @@
 """Start ``python -m verl.trainer.main_ppo``, by default on a CPU, and report how it went.
 
-:func:`run_main_ppo` is what the quickstart and rehearsals of recipes use: its own Ray cluster in a directory of its own,
-a time limit, a silence limit, verl's metrics as a list, and no process left behind.
+:func:`run_main_ppo` is what the quickstart and rehearsals of recipes use: its own Ray cluster in a directory of its
+own, a time limit, a silence limit, verl's metrics as a list, and no process left behind.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def run_main_ppo(
 ) -> Run:
     """Run verl's trainer with ``overrides`` in ``folder`` (made if need be) and wait for it, within the limits.
 
-    Added to ``overrides``, which come last and therefore win: with ``cpu`` the platform group, a Ray cluster of the run's
-    own, verl's file logger, and the place of hydra's and the trainer's output. ``configuration`` is as for
+    Added to ``overrides``, which come last and therefore win: with ``cpu`` the platform group, a Ray cluster of the
+    run's own, verl's file logger, and the place of hydra's and the trainer's output. ``configuration`` is as for
     :func:`main_ppo_command`. ``folder`` receives ``train.log``,
     ``metrics.jsonl``, ``command.txt`` and ``checkpoints``; after a failure also Ray's own logs.
     """

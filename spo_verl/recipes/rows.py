@@ -47,8 +47,8 @@ def take_rows(files: Sequence[Path], *, train: int, held_out: int) -> Rows:
         if len(found) == train + held_out:
             return Rows(found[:train], found[train:], tuple(files))
     raise SpoConfigError(
-        f"a rehearsal of this recipe needs {train + held_out} different prompts, and "
-        f"{', '.join(map(str, files))} {'has' if len(files) == 1 else 'have'} {len(found)}; name further files with --data."
+        f"a rehearsal of this recipe needs {train + held_out} different prompts; {len(found)} are in "
+        f"{', '.join(map(str, files))}. Name further files with --data."
     )
 
 
@@ -68,7 +68,9 @@ def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
         try:
             table = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
-            raise SpoConfigError(f"{file} is no Parquet file ({error}): make it with `spo-verl data prepare`.") from error
+            raise SpoConfigError(
+                f"{file} is no Parquet file ({error}): make it with `spo-verl data prepare`."
+            ) from error
         absent = [name for name in NEEDED if name not in table.schema_arrow.names]
         if absent:
             raise SpoConfigError(

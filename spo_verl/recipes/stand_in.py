@@ -1,8 +1,8 @@
 """A small model of Qwen3's architecture in the place of a recipe's own, with a tokenizer made from the rows at hand.
 
 The tokenizer has the special tokens of Qwen3 that a chat with tools and thinking needs, each one token, and a chat
-template that lays out the same parts: system text with the tools' schemas, user turns, the assistant's thinking and tool
-calls, and what a tool returned as a user turn.
+template that lays out the same parts: system text with the tools' schemas, user turns, the assistant's thinking and
+tool calls, and what a tool returned as a user turn.
 """
 
 from __future__ import annotations
@@ -30,12 +30,28 @@ VOCABULARY = 1024
 SHAPE = ModelShape(layers=2)
 """About 0.2 million parameters: the start of verl and vLLM takes the time, whatever the model."""
 
+TOOLS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "code_interpreter",
+            "description": "Runs Python code and returns what it prints. " * 8,
+            "parameters": {
+                "type": "object",
+                "properties": {"code": {"type": "string", "description": "The code to be run."}},
+                "required": ["code"],
+            },
+        },
+    },
+)
+"""As long as the schema of a tool that an agent loop puts in front of a prompt, for measuring prompts."""
+
 CHAT_TEMPLATE = (
     "{%- set says = namespace(system='') %}"
     "{%- if messages[0].role == 'system' %}{% set says.system = messages[0].content %}{% endif %}"
     "{%- if tools or says.system %}{{ '<|im_start|>system\\n' + says.system }}"
     "{%- if tools %}{{ '\\n# Tools\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}"
-    "{{ 'Call one as <tool_call>{\"name\": ..., \"arguments\": {...}}</tool_call>.' }}{% endif %}"
+    '{{ \'Call one as <tool_call>{"name": ..., "arguments": {...}}</tool_call>.\' }}{% endif %}'
     "{{ '<|im_end|>\\n' }}{% endif %}"
     "{%- for message in messages %}"
     "{%- if message.role == 'user' %}{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}"
@@ -80,7 +96,7 @@ def build_tokenizer(texts: Iterable[str]) -> Any:
         tokenizer_object=tokenizer,
         pad_token=END_OF_TEXT,
         eos_token=END,
-        # Marks of thinking and tool calls are text to a parser, so decoding must not skip them: they are no "special" tokens.
+        # Parsers read the marks of thinking and tool calls, so decoding must not skip them as "special" tokens.
         additional_special_tokens=[START],
         padding_side="left",
         clean_up_tokenization_spaces=False,

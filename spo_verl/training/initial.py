@@ -42,8 +42,8 @@ def initial_evidence(spo: SpoConfig, key_P: np.ndarray) -> tuple[np.ndarray, np.
 def static_values(spo: SpoConfig, evidence: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray | None:
     """Baseline of every prompt under ``spo.advantage.baseline=initial``: its value before training, float64 (P,).
 
-    It is no state: the file that ``spo.initial`` names is read at every start, so a resumed run has the same baseline as
-    long as it names the same file. None where the baseline is another one.
+    It is no state: the file that ``spo.initial`` names is read at every start, so a resumed run has the same baseline
+    as long as it names the same file. None where the baseline is another one.
     """
     if spo.advantage.baseline != "initial" or evidence is None:
         return None
