@@ -60,7 +60,7 @@ def average_at_k(correct_PN: npt.ArrayLike) -> FloatArray:
     Raises:
         SpoArgumentError: Not two axes, no response, or a value outside [0, 1].
     """
-    return _graded(correct_PN).mean(axis=1)
+    return np.asarray(_graded(correct_PN).mean(axis=1))
 
 
 def pass_at_k(responses_P: npt.ArrayLike, correct_P: npt.ArrayLike, k: int) -> FloatArray:
@@ -145,7 +145,12 @@ def majority_at_k(
 
 
 def bootstrap_interval(
-    value_P: npt.ArrayLike, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    value_P: npt.ArrayLike,
+    stratum_P: Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """Mean over prompts with a percentile interval from resampling *prompts* with replacement.
 
@@ -154,6 +159,8 @@ def bootstrap_interval(
 
     Args:
         value_P: One metric per prompt, finite.
+        stratum_P: The benchmark of each prompt. The mean is then that of the benchmarks' means, each with the same
+            weight, and prompts are resampled within their benchmark.
         level: Confidence, in (0, 1).
         resamples: >= 1.
         seed: >= 0; the same seed and number of prompts give the same resamples.
@@ -167,17 +174,18 @@ def bootstrap_interval(
     require_number(0 < level < 1, "level", level, "it must be in (0, 1)")
     require_number(_whole(resamples) and resamples >= 1, "resamples", resamples, "it must be a whole number >= 1")
     require_number(_whole(seed) and seed >= 0, "seed", seed, "it must be a whole number >= 0")
+    strata = _strata(value_P, stratum_P)
     rng = np.random.default_rng(seed)
-    # How often each prompt is drawn is multinomial, which needs no index array.
-    count_RP = rng.multinomial(value_P.size, np.full(value_P.size, 1.0 / value_P.size), size=resamples)
-    mean_R = count_RP @ value_P / value_P.size
+    mean_R = np.mean([_resampled_means(stratum, resamples, rng) for stratum in strata], axis=0)
     low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value_P.mean()), float(low), float(high), float(level), int(value_P.size))
+    mean = np.mean([stratum.mean() for stratum in strata])
+    return Interval(float(mean), float(low), float(high), float(level), int(value_P.size))
 
 
 def bootstrap_difference(
     value_P: npt.ArrayLike,
     other_P: npt.ArrayLike,
+    stratum_P: Sequence[str] | None = None,
     *,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -189,14 +197,28 @@ def bootstrap_difference(
 
     Args:
         value_P, other_P: The metric of two runs on the same prompts in the same order.
-        level, resamples, seed: As in `bootstrap_interval`.
+        stratum_P, level, resamples, seed: As in `bootstrap_interval`.
 
     Raises:
         SpoArgumentError: Shapes differ; else as `bootstrap_interval`.
     """
     value_P, other_P = as_float64("value_P", value_P), as_float64("other_P", other_P)
     require_same_shape(value_P=value_P, other_P=other_P)
-    return bootstrap_interval(value_P - other_P, level=level, resamples=resamples, seed=seed)
+    return bootstrap_interval(value_P - other_P, stratum_P, level=level, resamples=resamples, seed=seed)
+
+
+def _strata(value_P: FloatArray, stratum_P: Sequence[str] | None) -> list[FloatArray]:
+    if stratum_P is None:
+        return [value_P]
+    names_P = np.asarray(stratum_P)
+    require_number(names_P.shape == value_P.shape, "stratum_P", names_P.shape, f"it must be {value_P.shape}")
+    return [value_P[names_P == name] for name in np.unique(names_P)]
+
+
+def _resampled_means(value_P: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+    # How often each prompt is drawn is multinomial, which needs no index array.
+    count_RP = rng.multinomial(value_P.size, np.full(value_P.size, 1.0 / value_P.size), size=resamples)
+    return np.asarray(count_RP @ value_P / value_P.size)
 
 
 def _graded(correct_PN: npt.ArrayLike) -> FloatArray:
@@ -221,7 +243,7 @@ def _modal_credit(count_SA: FloatArray, right_A: FloatArray) -> FloatArray:
     """Mean correctness of the answers with the most votes in each subset; 0 where nobody answered."""
     most_S = count_SA.max(axis=1, initial=0.0)
     modal_SA = (count_SA == most_S[:, None]) & (count_SA > 0)
-    return modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1)
+    return np.asarray(modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1))
 
 
 def _whole(number: object) -> bool:

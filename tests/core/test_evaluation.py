@@ -204,6 +204,17 @@ def test_a_difference_is_paired():
     assert bootstrap_difference(hard_P, better_P).mean == -found.mean
 
 
+def test_benchmarks_weigh_the_same_and_are_resampled_apart():
+    """Two benchmarks that are constant in themselves leave nothing to chance, whatever their sizes."""
+    value_P, stratum_P = [1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"]
+    found = bootstrap_interval(value_P, stratum_P)
+    assert (found.mean, found.low, found.high, found.prompts) == (0.5, 0.5, 0.5, 4)
+    assert bootstrap_interval(value_P).low < 0.25 == bootstrap_interval(value_P).mean
+    assert bootstrap_difference(value_P, [0.0] * 4, stratum_P).low == 0.5
+    with pytest.raises(SpoArgumentError):
+        bootstrap_interval(value_P, ["a"])
+
+
 @pytest.mark.parametrize(
     ("values", "more"),
     [

@@ -31,8 +31,8 @@ SIGNATURES = {
     "average_at_k": "(correct_PN)",
     "pass_at_k": "(responses_P, correct_P, k)",
     "majority_at_k": "(answers_PN, correct_PN, k, *, subsets=1000, seed=0)",
-    "bootstrap_interval": "(value_P, *, level=0.95, resamples=10000, seed=0)",
-    "bootstrap_difference": "(value_P, other_P, *, level=0.95, resamples=10000, seed=0)",
+    "bootstrap_interval": "(value_P, stratum_P=None, *, level=0.95, resamples=10000, seed=0)",
+    "bootstrap_difference": "(value_P, other_P, stratum_P=None, *, level=0.95, resamples=10000, seed=0)",
     "Interval": "(mean, low, high, level, prompts)",
 }
 

@@ -268,7 +268,7 @@ DIVERGENCE = [
 _FACTOR = "np.prod(wrong_Pk / (n_P[..., None] - taken), axis=-1)"
 _WRONG = "wrong_Pk = n_P[..., None] - c_P[..., None] - taken"
 _MODAL = "modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1)"
-_RESAMPLED = "mean_R = count_RP @ value_P / value_P.size"
+_RESAMPLED = "count_RP @ value_P / value_P.size"
 _BOUNDS = "[(1 - level) / 2, (1 + level) / 2]"
 
 EVALUATION = [
@@ -295,17 +295,23 @@ EVALUATION = [
     ("the first k responses instead of subsets", "(order_SN < k)", "(np.arange(n) < k + 0 * order_SN)"),
     ("all prompts share their subsets", "np.random.default_rng([seed, position])", "np.random.default_rng([seed, 0])"),
     ("the seed is ignored", "np.random.default_rng([seed, position])", "np.random.default_rng([0, position])"),
-    ("resampled sums", _RESAMPLED, "mean_R = count_RP @ value_P"),
+    ("resampled sums", _RESAMPLED, "count_RP @ value_P"),
     (
         "half the resamples",
         _RESAMPLED,
         "mean_R = (count_RP[:, ::-1] @ value_P + count_RP @ value_P) / value_P.size / 2",
     ),
+    ("benchmarks weighted by their prompts", "np.mean([stratum.mean() for stratum in strata])", "value_P.mean()"),
+    (
+        "resampled across benchmarks",
+        "return [value_P[names_P == name] for name in np.unique(names_P)]",
+        "return [value_P]",
+    ),
     ("one-sided interval", _BOUNDS, "[1 - level, level]"),
     ("bounds swapped", _BOUNDS, "[(1 + level) / 2, (1 - level) / 2]"),
     ("the interval's seed is ignored", "rng = np.random.default_rng(seed)", "rng = np.random.default_rng(0)"),
-    ("the difference is turned round", "value_P - other_P, level", "other_P - value_P, level"),
-    ("the sum instead of the difference", "value_P - other_P, level", "value_P + other_P, level"),
+    ("the difference is turned round", "value_P - other_P, stratum", "other_P - value_P, stratum"),
+    ("the sum instead of the difference", "value_P - other_P, stratum", "value_P + other_P, stratum"),
 ]
 
 CHECKS = [

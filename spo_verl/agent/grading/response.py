@@ -17,6 +17,7 @@ CODE = ("code", "tool_call")
 THINK, END_OF_THINKING = "<think>", "</think>"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_SHORT = re.compile(r"-?\w+")  # \boxed 5
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 
 
@@ -60,15 +61,13 @@ def last_boxed(text: str) -> str | None:
     Only the last one counts: one that is not closed, as in a response that was cut off, is no answer, whatever stood
     in a box before.
     """
-    found = None
-    for found in _BOX.finditer(text):
-        pass
-    if found is None:
+    ends = [found.end() for found in _BOX.finditer(text)]
+    if not ends:
         return None
-    if not text.startswith("{", found.end()):
-        short = re.match(r"-?\w+", text[found.end() :])  # \boxed 5
+    if not text.startswith("{", ends[-1]):
+        short = _SHORT.match(text, ends[-1])
         return short[0] if short else None
-    return _braced(text, found.end())
+    return _braced(text, ends[-1])
 
 
 def boxes(text: str) -> int:

@@ -87,9 +87,9 @@ def from_validation_dump(
     sums: defaultdict[int, float] = defaultdict(float)
     trials: Counter[int] = Counter()
     unmatched, shared = [], []
-    candidates = _by_ground_truth(texts)
+    candidates = by_ground_truth(texts)
     for (truth, rendered), count in found.counts.items():
-        slots = _matching(squeeze(rendered), candidates.get(truth, ()), texts)
+        slots = matching_slots(squeeze(rendered), candidates.get(truth, ()), texts)
         if not slots:
             unmatched.append(rendered)
         elif len(slots) > 1:
@@ -132,9 +132,9 @@ def _listed(steps: Mapping[Any, int]) -> str:
 def _collect(files: Sequence[Path], reward: RewardConfig) -> _Trials:
     found = _Trials()
     for file in files:
-        for number, line in _lines(file):
+        for number, line in dump_lines(file):
             where = f"{file}, line {number}"
-            if (session := _session(line)) is not None:
+            if (session := session_of(line)) is not None:
                 if session in found.sessions:
                     found.repeated += 1
                     continue
@@ -149,34 +149,45 @@ def _collect(files: Sequence[Path], reward: RewardConfig) -> _Trials:
     return found
 
 
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def dump_lines(file: Path, *, only_dumps: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a dump with their line numbers, from 1.
+
+    Args:
+        file: With one JSON object per line.
+        only_dumps: Refuse objects without a text under ``input``.
+
+    Raises:
+        SpoValuesError: Names file and line.
+    """
     try:
         with file.open(encoding="utf-8") as text:
             for number, line in enumerate(text, 1):
                 if line.strip():
-                    yield number, _parsed(line, f"{file}, line {number}")
+                    yield number, _parsed(line, f"{file}, line {number}", only_dumps)
     except OSError as error:
         raise SpoValuesError(f"{file} cannot be read ({error}): name the .jsonl files themselves") from error
 
 
-def _parsed(line: str, where: str) -> dict[str, Any]:
+def _parsed(line: str, where: str, only_dumps: bool) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except ValueError as error:
         raise SpoValuesError(f"{where}: not readable JSON ({error}); was verl stopped while it wrote?") from error
-    if not isinstance(content, dict) or not isinstance(content.get("input"), str):
+    if not isinstance(content, dict):
+        raise SpoValuesError(f"{where}: not a JSON object, so this is no file of generations")
+    if only_dumps and not isinstance(content.get("input"), str):
         raise SpoValuesError(f"{where}: no text under 'input', so this is not one of verl's validation dumps")
     return content
 
 
-def _session(line: Mapping[str, Any]) -> tuple[str, ...] | None:
+def session_of(line: Mapping[str, Any]) -> tuple[str, ...] | None:
     """uid and session of ``{uid}_{session}_{index}``; None where the dump tells neither (verl before 0.9)."""
     uid = line.get("uid")
     parts = uid.rsplit("_", 2) if isinstance(uid, str) else []
     return (parts[0], parts[1]) if len(parts) == 3 else None
 
 
-def _by_ground_truth(texts: Sequence[PromptText]) -> dict[bytes, list[int]]:
+def by_ground_truth(texts: Sequence[PromptText]) -> dict[bytes, list[int]]:
     """Ground truth -> its slots, those with the longest texts first; prompts without any text cannot be found."""
     slots: defaultdict[bytes, list[int]] = defaultdict(list)
     for slot, text in enumerate(texts):
@@ -191,7 +202,7 @@ def _length(text: PromptText) -> int:
     return sum(map(len, text.pieces))
 
 
-def _matching(rendered: str, slots: Sequence[int], texts: Sequence[PromptText]) -> list[int]:
+def matching_slots(rendered: str, slots: Sequence[int], texts: Sequence[PromptText]) -> list[int]:
     """The slots of the longest texts that stand in a rendered prompt; none when two different ones tie."""
     found: list[int] = []
     for slot in slots:

@@ -1,0 +1,105 @@
+"""``spo-verl evaluate``: metrics of generated responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spo_verl.evaluation.generations import Regrade
+
+SHORT_HELP = "avg@k, pass@k and maj@k of generations, beside the paper's."
+HELP = """Compute avg@k, unbiased pass@k and maj@k of each benchmark from generations, with bootstrap intervals, and
+show them beside Table 1 of the paper.
+
+RUN is a folder of verl's validation dumps (trainer.validation_data_dir) or a file, with a name before it where there
+are several: spo=FOLDER grpo=FOLDER. The first run is compared with each of the others, prompt by prompt.
+
+What is incomplete (prompts missing, too few or uneven responses) is listed, and the exit status is then 1."""
+
+
+@verb
+def evaluate(
+    runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders or files, see above.")],
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Responses looked at; default: all there are.")] = None,
+    step: Annotated[int | None, typer.Option(help="Which step of a folder of dumps; default: the last.")] = None,
+    source: Annotated[str | None, typer.Option(help="Benchmark of lines without data_source.")] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="The data of the prompts: tells benchmarks and sizes; repeatable."),
+    ] = None,
+    grade_key: Annotated[str | None, typer.Option(help="Field of the grade; default: acc, else score.")] = None,
+    regrade: Annotated[bool, typer.Option("--regrade", help="Grade every response again.")] = False,
+    verifier: Annotated[Literal["math_verify", "math_dapo"], typer.Option(help="Of --regrade.")] = "math_verify",
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
+    subsets: Annotated[int, typer.Option(min=1, help="Subsets per prompt of maj@k where n > k.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of resamples and subsets.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k.")] = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.evaluation import tables
+    from spo_verl.evaluation.generations import DataSources, EvaluationError, read_generations
+    from spo_verl.evaluation.metrics import Settings
+    from spo_verl.evaluation.metrics import evaluate as compute
+
+    sources = None
+    if data:
+        from spo_verl.cli.data_files import DataFiles
+
+        sources = DataSources(DataFiles(data))
+    grade = _regrading(verifier) if regrade else None
+    read = [
+        read_generations(path, name, step=step, source=source, data=sources, grade_key=grade_key, regrade=grade)
+        for name, path in map(named, runs)
+    ]
+    found = compute(read, Settings(k, level, resamples, seed, subsets))
+    written: dict[str, str] = {}
+    if markdown is not None:
+        try:
+            markdown.write_text(tables.markdown(found), encoding="utf-8")
+        except OSError as error:
+            raise EvaluationError(
+                f"{markdown} cannot be written ({error}): name a file in a folder that exists"
+            ) from error
+        written["markdown"] = str(markdown)
+    if plot is not None:
+        from spo_verl.evaluation.plots import plot as draw
+
+        draw(found, plot)
+        written["plot"] = str(plot)
+
+    def show(console: Console) -> None:
+        tables.show(found, console)
+        for kind, path in written.items():
+            console.print(f"{kind}: {path}", markup=False, soft_wrap=True)
+
+    return Outcome({**found.as_json(), "written": written}, show, status=1 if found.problems else 0)
+
+
+def named(text: str) -> tuple[str, Path]:
+    """Name and path of ``NAME=PATH``; a path that exists is none with a name, and is called after its last part."""
+    name, sign, path = text.partition("=")
+    if sign and name and "/" not in name and not Path(text).exists():
+        return name, Path(path)
+    return Path(text).stem or text, Path(text)
+
+
+def _regrading(verifier: str) -> Regrade:
+    from spo_verl.agent.math_reward import compute_score, require_math_verify
+
+    if verifier == "math_verify":
+        require_math_verify()
+
+    def grade(source: str, response: str, truth: Any) -> dict[str, Any]:
+        return compute_score(source, response, truth, verifier=verifier)
+
+    return grade

@@ -1,0 +1,54 @@
+"""pass@k over k, one panel per benchmark and one line per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spo_verl.evaluation.benchmarks import in_order, title
+from spo_verl.evaluation.generations import EvaluationError
+from spo_verl.evaluation.metrics import Evaluation
+
+COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0", "#b0913f", "#5b6770")
+COLUMNS = 3
+
+
+def plot(evaluation: Evaluation, path: Path) -> None:
+    """Draw pass@k into a PNG file.
+
+    Raises:
+        EvaluationError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EvaluationError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
+    sources = in_order({source for run in evaluation.runs for source in run.benchmarks})
+    columns = min(COLUMNS, len(sources))
+    rows = -(-len(sources) // columns)
+    # Without pyplot: no global state, and no display is looked for.
+    figure = Figure(figsize=(3.6 * columns + 0.6, 3.0 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, source in zip(axes, sources, strict=False):
+        ticks: set[int] = set()
+        for run, colour in zip(evaluation.runs, COLOURS * len(evaluation.runs), strict=False):
+            if source in run.benchmarks:
+                curve = run.benchmarks[source].pass_curve
+                ticks |= set(curve)
+                axis.plot(list(curve), [100 * y for y in curve.values()], "o-", ms=3.5, color=colour, label=run.name)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+        axis.minorticks_off()
+        axis.set_title(title(source), fontsize=10)
+        axis.set_xlabel("k")
+        axis.set_ylabel("pass@k, percent")
+        axis.grid(color="#e3e7eb", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.legend(fontsize=8, frameon=False)
+    for axis in list(figure.axes)[len(sources) :]:
+        axis.set_visible(False)
+    try:
+        figure.savefig(path, dpi=130, format="png")
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
