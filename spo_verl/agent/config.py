@@ -1,0 +1,166 @@
+"""The settings of :class:`~spo_verl.agent.loop.CodeInterpreterLoop`: the keys of its YAML entry, checked at once.
+
+They stand beside ``_target_`` in the file that ``actor_rollout_ref.rollout.agent.agent_loop_config_path`` names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from spo_verl.errors import SpoConfigError
+
+_CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+Limit = Literal["cpu_time", "memory", "processes", "no_network", "private_files", "no_signals"]
+"""What the embedded backend must hold a program to, besides wall time and output, which need nothing of the kernel."""
+
+LIMITS: tuple[Limit, ...] = ("cpu_time", "memory", "processes", "no_network", "private_files", "no_signals")
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class EmbeddedConfig:
+    """Programs run on the machine of the agent loop worker, each in a contained process of its own."""
+
+    backend: Literal["embedded"] = "embedded"
+    """Selects this backend."""
+    packages: tuple[str, ...] = ("numpy", "sympy")
+    """Imported once and shared by all programs, so that none waits for them; others import as in any program."""
+    cpu_seconds: Annotated[int, Field(ge=1)] = 10
+    """CPU time of one program."""
+    wall_seconds: Seconds = 20.0
+    """Time from start to end of one program."""
+    memory_mb: Count = 1024
+    """Address space of one program beyond that of the interpreter with its packages, MiB."""
+    disk_mb: Annotated[int, Field(ge=0)] = 64
+    """Size of a program's private folder, which lives in memory, MiB; 0: a program cannot write files."""
+    output_bytes: Annotated[int, Field(ge=256)] = 1 << 20
+    """A program that writes more than this to stdout and stderr together is stopped."""
+    max_running: Count = 4
+    """Programs that run at the same time, per agent loop worker."""
+    max_wait_seconds: Seconds = 600.0
+    """Longest wait for a free place; beyond it the rollout fails."""
+    attempts: Count = 3
+    """How often a program is started when the backend itself fails (never when the program does)."""
+    allow_unenforced: tuple[Limit, ...] = ()
+    """Limits that may be missing on this machine. Every other limit that does not hold refuses the backend."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class SandboxFusionConfig:
+    """Programs run in SandboxFusion, a server reached over HTTP."""
+
+    url: str
+    """Address of the server, ``http://host:port``; a path other than ``/run_code`` may be given."""
+    backend: Literal["sandbox_fusion"] = "sandbox_fusion"
+    """Selects this backend."""
+    run_seconds: Seconds = 10.0
+    """Time limit of one program, kept by the server (``run_timeout``)."""
+    compile_seconds: Seconds = 10.0
+    """``compile_timeout`` of the request."""
+    memory_mb: Annotated[int, Field(ge=-1)] = 1024
+    """``memory_limit_MB`` of the request; -1: none."""
+    request_seconds: Seconds = 60.0
+    """Longest wait for an answer of the server to one request, queueing there included."""
+    max_running: Count = 32
+    """Requests in flight at the same time, per agent loop worker."""
+    max_wait_seconds: Seconds = 600.0
+    """Longest wait for a free place; beyond it the rollout fails."""
+    attempts: Count = 5
+    """Requests per program when the server does not answer, or answers 429, 5xx or nonsense."""
+    backoff_seconds: Seconds = 0.5
+    """Wait before the second attempt; it doubles with each further one, less a random part of up to half."""
+    max_backoff_seconds: Seconds = 30.0
+    """Longest wait between two attempts; a server's ``Retry-After`` is kept up to this."""
+
+
+InterpreterConfig = Annotated[EmbeddedConfig | SandboxFusionConfig, Field(discriminator="backend")]
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class LoopConfig:
+    """All settings of the loop."""
+
+    style: Literal["tool", "code"] = "tool"
+    """``tool``: native tool calls, ``<tool_call>{json}</tool_call>``, answered by a message of role ``tool``; ``code``:
+    ``<code>...</code>`` in running text, answered by ``<interpreter>...</interpreter>`` in the same message."""
+    max_turns: Count = 8
+    """Interpreter turns; a further call ends the rollout. Answers to malformed calls count."""
+    max_output_tokens: Annotated[int, Field(ge=32)] = 1024
+    """Tokens of one program's output, marker included; more is cut."""
+    keep: Literal["head", "tail", "both"] = "both"
+    """Which part of an output that is too long stays; ``both``: half of it from each end."""
+    reserve_tokens: Count = 64
+    """Tokens that must be left to the model after an output: outputs are cut to leave them, and where that leaves
+    less than 32 tokens of the output, the rollout ends at the call."""
+    tool_name: Annotated[str, Field(min_length=1)] = "code_interpreter"
+    """Name of the tool in ``style=tool``; its one parameter is ``code``."""
+    interpreter: InterpreterConfig = field(default_factory=EmbeddedConfig)
+    """Where programs run."""
+
+
+def parse(section: Mapping[str, Any]) -> LoopConfig:
+    """Build the settings from plain mappings.
+
+    Raises:
+        SpoConfigError: lists every problem, each with its fix.
+    """
+    section = dict(section)
+    if isinstance(section.get("interpreter"), Mapping):
+        section["interpreter"] = {"backend": "embedded", **section["interpreter"]}
+    try:
+        config: LoopConfig = TypeAdapter(LoopConfig).validate_python(section)
+    except ValidationError as error:
+        _refuse([_describe(dict(item)) for item in error.errors()])
+        raise AssertionError from error  # _refuse raised
+    _refuse(list(_relations(config)))
+    return config
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise SpoConfigError(f"{len(problems)} {noun} in the settings of the code interpreter loop:\n{lines}")
+
+
+def _relations(config: LoopConfig) -> Iterator[str]:
+    interpreter = config.interpreter
+    if isinstance(interpreter, SandboxFusionConfig):
+        address = urlsplit(interpreter.url)
+        if address.scheme not in ("http", "https") or not address.netloc:
+            yield f"interpreter.url={interpreter.url!r} is no address of a server; write it as http://host:8080."
+        if interpreter.request_seconds <= interpreter.run_seconds:
+            yield (
+                f"interpreter.request_seconds={interpreter.request_seconds} is over before a program's own time limit, "
+                f"interpreter.run_seconds={interpreter.run_seconds}; set it well above."
+            )
+        if interpreter.max_backoff_seconds < interpreter.backoff_seconds:
+            yield (
+                f"interpreter.max_backoff_seconds={interpreter.max_backoff_seconds} is below "
+                f"interpreter.backoff_seconds={interpreter.backoff_seconds}; raise it."
+            )
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    backend = next((part for part in location if part in ("embedded", "sandbox_fusion")), None)
+    key = ".".join(part for part in location if part != backend)
+    if error["type"] == "unexpected_keyword_argument":
+        classes: dict[str | None, type] = {"embedded": EmbeddedConfig, "sandbox_fusion": SandboxFusionConfig}
+        known = [entry.name for entry in fields(classes.get(backend, LoopConfig))]
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else f"the known keys are {', '.join(known)}."
+        return f"{key}: there is no such setting; {hint}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing; set it."
+    return f"{key}={error['input']!r}: {error['msg']}; set {key} accordingly."
