@@ -8,6 +8,7 @@
 | ``config`` with ``composition`` | the configuration of a run before it is started |
 | ``settings`` with ``settings_table`` | every setting, read from the dataclasses |
 | ``values`` and ``estimate`` | offline values: import, merge, show, estimate |
+| ``data`` | training and evaluation data: list, prepare, check, overlap |
 | ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
 
 Modules import typer and the standard library only; what is heavy is imported inside the verb that needs it.

@@ -1,0 +1,229 @@
+"""``spo-verl data``: prepare, check and compare training and evaluation data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spo_verl.data.prepare import CheckReport, OverlapReport
+
+SHORT_HELP = "Training and evaluation data: list, prepare, check, overlap."
+HELP = "Problems from public sources as files in verl's columns: list, prepare, check, overlap."
+
+LIST_HELP = "The sources that can be prepared: where they lie, how many rows they have, their licences."
+PREPARE_HELP = """Bring a source into verl's columns and write one Parquet file.
+
+NAME is one of `spo-verl data list`. Rows are streamed from the Hugging Face hub, or from the folder or the files
+given with --from. Every row is counted: written, or dropped and why."""
+CHECK_HELP = """Check the rows of FILE: each problem names the row and the field.
+
+FILE has verl's columns (data_source, prompt, reward_model, ...). With --source NAME it is a file, a folder or a hub id
+with rows as that source publishes them, and is checked as `prepare` would."""
+OVERLAP_HELP = """Which problems of the EVAL files stand in TRAIN, typesetting aside.
+
+Exit status 1 if there are any."""
+
+_SHOWN = 20
+
+Template = Literal["boxed", "code", "tool", "none"]
+Conflicts = Literal["drop", "first", "keep"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+ConfigName = Annotated[str | None, typer.Option("--config", help="Configuration on the hub; default: the release's.")]
+Split = Annotated[str | None, typer.Option(help="Split on the hub or in the folder; for files a name for their rows.")]
+
+
+@app.command("list", help=LIST_HELP, short_help="The sources that can be prepared.")
+@verb
+def list_sources(json_output: Json = False, debug: Debug = False) -> Outcome:
+    from spo_verl.data.prepare import SOURCES, TEMPLATES
+
+    answer = {
+        "sources": [asdict(source) for source in SOURCES.values()],
+        "templates": [asdict(template) for template in TEMPLATES.values()],
+    }
+
+    def show(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("name", "use", "release", "hub id (configuration, split)", "rows", "licence"):
+            table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
+        for source in answer["sources"]:
+            for number, release in enumerate(source["releases"]):
+                where = ", ".join(f"({config or 'default'}, {split})" for config, split in release["parts"])
+                first = (source["name"], source["use"]) if number == 0 else ("", "")
+                rows = "?" if release["documented_rows"] is None else f"{release['documented_rows']:,}"
+                table.add_row(*first, release["name"], f"{release['hub_id']} {where}", rows, release["licence"])
+        console.print(table)
+        console.print(
+            "The first release of a source is the default. Rows and licences: as their pages say, docs/data.md."
+        )
+
+    return Outcome(answer, show)
+
+
+@app.command("prepare", help=PREPARE_HELP, short_help="Bring a source into verl's columns.")
+@verb
+def prepare_source(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A source of `spo-verl data list`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")],
+    origin: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="SOURCE", help="Hub id, local folder, or files; files are repeatable."),
+    ] = None,
+    config: ConfigName = None,
+    split: Split = None,
+    template: Annotated[Template, typer.Option(help="The instruction behind each problem.")] = "boxed",
+    conflicts: Annotated[
+        Conflicts, typer.Option(help="A problem with several answers: drop it, keep the first answer, or keep all.")
+    ] = "drop",
+    drop_invalid: Annotated[
+        bool,
+        typer.Option("--drop-invalid", help="Drop rows that are not as published, instead of refusing the source."),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read so many rows at most.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.data.prepare import prepare
+
+    _quiet_libraries()
+    with _progress(name) as progress:
+        report = prepare(
+            name,
+            output,
+            origin=origin or [],
+            config=config,
+            split=split,
+            template=template,
+            conflicts=conflicts,
+            drop_invalid=drop_invalid,
+            limit=limit,
+            force=force,
+            progress=progress,
+        )
+
+    def show(console: Console) -> None:
+        for line in (*report.lines(), f"file        {output}"):
+            console.print(line, markup=False, soft_wrap=True)
+
+    return Outcome({"file": str(output), **report.as_json()}, show)
+
+
+@app.command("check", help=CHECK_HELP, short_help="Check the rows of a file.")
+@verb
+def check_data(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file; with --source also a folder or a hub id.")],
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="Check as rows of this source.")] = None,
+    config: ConfigName = None,
+    split: Split = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.data.prepare import check_file, check_source, find_source
+
+    _quiet_libraries()
+    if source is None:
+        report = check_file(Path(file))
+    else:
+        report = check_source(find_source(source), [file], config=config, split=split)
+    return Outcome(
+        {**asdict(report), "fine": report.fine}, lambda console: _show_check(console, report), not report.fine
+    )
+
+
+@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that stand in training and evaluation data.")
+@verb
+def overlap_data(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training file in verl's columns.")],
+    evaluation: Annotated[list[Path], typer.Argument(metavar="EVAL...", help="Evaluation files in verl's columns.")],
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.data.prepare import overlap
+
+    _quiet_libraries()
+    report = overlap(train, evaluation)
+    return Outcome(
+        {**asdict(report), "shared": report.shared},
+        lambda console: _show_overlap(console, report),
+        int(report.shared > 0),
+    )
+
+
+def _show_check(console: Console, report: CheckReport) -> None:
+    def line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    sources = ", ".join(f"{name} {count}" for name, count in sorted(report.data_sources.items()))
+    line(f"{report.file}: {report.rows} rows" + (f" ({sources})" if sources else ""))
+    if report.duplicates:
+        line(f"{report.duplicates} rows repeat prompt and ground truth of an earlier one: SPO sees them as one prompt")
+    if report.prepared is not None:
+        made = report.prepared
+        line(f"prepared from {made.get('origin')} with template {made.get('template')}, {made.get('date')}")
+    for problem in report.problems:
+        line(f"  {problem}")
+    if report.problem_count > len(report.problems):
+        line(f"  ... and {report.problem_count - len(report.problems)} more")
+    line("no problems" if report.fine else f"{report.problem_count} problems")
+
+
+def _show_overlap(console: Console, report: OverlapReport) -> None:
+    def line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    line(f"{report.train}: {report.train_rows} rows")
+    for one in report.files:
+        line(f"{one.file}: {len(one.shared)} of {one.problems} problems are in the training data")
+        for entry in one.shared[:_SHOWN]:
+            rows = ", ".join(map(str, entry["train_rows"]))
+            same = (
+                "" if entry["answer"] == entry["train_answer"] else f", there with the answer {entry['train_answer']}"
+            )
+            line(f"  row {entry['row']} (training rows {rows}{same}): {entry['problem']}")
+        if len(one.shared) > _SHOWN:
+            line(f"  ... and {len(one.shared) - _SHOWN} more (all with --json)")
+
+
+def _quiet_libraries() -> None:
+    """`datasets` has progress bars of its own, and logs a reason that the error repeats."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int | None], Callable[[int, int], None]]]:
+    """A bar on stderr while rows are read; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} rows read, {task.fields[kept]:,} kept"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+
+        def begin(rows: int | None) -> Callable[[int, int], None]:
+            task = bar.add_task(name, total=rows, kept=0)
+            return lambda read, kept: bar.update(task, completed=read, kept=kept)
+
+        yield begin

@@ -1,0 +1,222 @@
+"""Preparing a source: read, check, drop what repeats, render, write.
+
+Memory does not grow with the rows that are read but with those that differ: 16-byte hashes of each different row and
+problem, the rows of one batch, and those of one row group.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from spo_verl.data.prepare.answers import is_whole
+from spo_verl.data.prepare.errors import RowError, SpoDataError
+from spo_verl.data.prepare.problems import Problem, RawRow, raw_rows, read_problem
+from spo_verl.data.prepare.reading import Stream, find_release, open_source
+from spo_verl.data.prepare.report import LISTED, PrepareReport
+from spo_verl.data.prepare.sources import Release, Source, find_source
+from spo_verl.data.prepare.templates import Template, find_template
+from spo_verl.data.prepare.texts import excerpt, is_english, problem_hash, text_hash
+from spo_verl.data.prepare.writing import GroupWriter, check_target, replacing
+
+ConflictRule = Literal["drop", "first", "keep"]
+Progress = Callable[[int, int], None]
+
+DUPLICATE = "repeats of an earlier row"
+NOT_ENGLISH = "not in English"
+CONFLICT = "whose problem has several answers"
+INVALID = "invalid"
+
+
+def prepare(
+    name: str,
+    output: Path,
+    *,
+    origin: Sequence[str] = (),
+    config: str | None = None,
+    split: str | None = None,
+    template: str = "boxed",
+    conflicts: ConflictRule = "drop",
+    drop_invalid: bool = False,
+    limit: int | None = None,
+    force: bool = False,
+    progress: Callable[[int | None], Progress] | None = None,
+) -> PrepareReport:
+    """Bring a source into verl's columns and write them as Parquet.
+
+    Args:
+        name: of the source, see `spo_verl.data.prepare.sources`.
+        output: the Parquet file.
+        origin, config, split: where the source lies, see `spo_verl.data.prepare.reading.open_source`.
+        template: name of the instruction behind each problem.
+        conflicts: what becomes of a problem with several answers: all of its rows are dropped, the first answer
+            is kept, or each answer is kept as a row of its own.
+        drop_invalid: drop and count rows that are not what the source promises, instead of refusing the file.
+        limit: read so many rows at most.
+        force: replace an existing file.
+        progress: called with the number of rows, where it is known; returns what is called with the rows read and
+            kept so far after each batch.
+
+    Returns:
+        The report that the file holds, too.
+
+    Raises:
+        RowError: a row is wrong; names row and field.
+        SpoDataError: an unknown name, a source that cannot be read, a target that may not be written, or no row left.
+    """
+    source, rendered = find_source(name), find_template(template)
+    check_target(output, force=force)
+    stream = open_source(source, origin, config=config, split=split)
+    run = _Preparation(source, rendered, stream, conflicts, drop_invalid, split)
+    tell = progress(stream.rows if limit is None else limit) if progress is not None else None
+    with replacing(output) as stage:
+        first = stage()
+        run.write(first, limit, tell)
+        if conflicts == "drop" and run.conflicting:
+            run.write_without_conflicts(first, stage())
+        if run.report.written == 0:
+            raise SpoDataError(f"no row of {stream.label} is left ({run.report.dropped}): nothing was written.")
+    return run.report
+
+
+class _Preparation:
+    """One run of `prepare`: what was seen so far, and the report."""
+
+    def __init__(
+        self,
+        source: Source,
+        template: Template,
+        stream: Stream,
+        conflicts: ConflictRule,
+        drop_invalid: bool,
+        split: str | None,
+    ) -> None:
+        self.source, self.template, self.stream = source, template, stream
+        self.conflicts, self.drop_invalid = conflicts, drop_invalid
+        shown = "test" if source.use == "evaluation" else (split or stream.split)
+        self.report = PrepareReport(source.name, "", stream.label, shown, template.name, conflicts)
+        self.report.details = dict(stream.details)
+        self.conflicting: dict[bytes, list[str]] = {}
+        self._answer_of_problem: dict[bytes, str] = {}
+        # Why repeats of a row are dropped, and whether it held an instruction; they need not be read again.
+        self._end_of_row: dict[bytes, tuple[str, bool]] = {}
+        self._shared: dict[tuple[str, bool], tuple[str, bool]] = {}
+
+    def write(self, file: Path, limit: int | None, tell: Progress | None) -> None:
+        """Write every different pair of problem and answer that the rules keep."""
+        if limit is not None:
+            self.report.details["limit"] = limit
+        with file.open("wb") as sink, GroupWriter(sink) as writer:
+            for raw, release in self._raw_rows(limit, tell):
+                problem = self._keep(raw, release)
+                if problem is not None:
+                    writer.add(self._row(problem))
+                    self.report.written += 1
+                    self.report.answers_not_whole += not is_whole(problem.answer)
+            self.report.conflicting_problems = len(self.conflicting)
+            writer.finish({} if self.conflicts == "drop" and self.conflicting else self.report.metadata())
+        if tell is not None:
+            tell(self.report.read, self.report.written)
+
+    def write_without_conflicts(self, written: Path, file: Path) -> None:
+        """Copy what `write` wrote, row group by row group, without the problems that have several answers."""
+        with pq.ParquetFile(written) as before, file.open("wb") as sink, GroupWriter(sink) as writer:
+            for group in range(before.num_row_groups):
+                for row in before.read_row_group(group).to_pylist():
+                    if problem_hash(row["extra_info"]["problem"]) in self.conflicting:
+                        self.report.written -= 1
+                        self.report.drop(CONFLICT)
+                        self.report.answers_not_whole -= not is_whole(row["reward_model"]["ground_truth"])
+                    else:
+                        writer.add(row)
+            writer.finish(self.report.metadata())
+
+    def _raw_rows(self, limit: int | None, tell: Progress | None) -> Iterator[tuple[RawRow, Release]]:
+        release: Release | None = None
+        for table in self.stream.batches():
+            if release is None:
+                release = find_release(self.source, table.schema, self.stream.release)
+                self._found(release, limit)
+            left = None if limit is None else limit - self.report.read
+            for raw in itertools.islice(raw_rows(table, release, self.report.read), left):
+                self.report.read += 1
+                yield raw, release
+            if tell is not None:
+                tell(self.report.read, self.report.written)
+            if limit is not None and self.report.read >= limit:
+                return
+
+    def _found(self, release: Release, limit: int | None) -> None:
+        if release is self.stream.release:
+            self.report.release = release.name
+            self.report.documented_rows = self.stream.rows if limit is None else None
+        else:
+            self.report.release = f"columns {release.problem} and {release.answer}"
+
+    def _keep(self, raw: RawRow, release: Release) -> Problem | None:
+        """The problem, if it is to be written; otherwise the report says why not."""
+        content = text_hash(f"{raw.problem!r}\0{raw.answer!r}")
+        if content in self._end_of_row:
+            end = self._end_of_row[content]
+            self.report.drop(end[0])
+            self.report.instructions_removed += end[1]
+            return None
+        try:
+            problem = read_problem(raw, self.source, release)
+        except RowError as error:
+            self._refuse_or_drop(error)
+            return None
+        reason = self._reason_to_drop(problem)
+        end = (reason or DUPLICATE, problem.had_instruction)
+        self._end_of_row[content] = self._shared.setdefault(end, end)
+        self.report.instructions_removed += problem.had_instruction
+        if reason is not None:
+            self.report.drop(reason)
+            return None
+        return problem
+
+    def _refuse_or_drop(self, error: RowError) -> None:
+        if not self.drop_invalid:
+            raise RowError(
+                f"{self.stream.label}: {error} Mend the row, or drop such rows with --drop-invalid."
+            ) from error
+        if len(self.report.invalid) < LISTED:
+            self.report.invalid.append(str(error))
+        self.report.drop(INVALID)
+
+    def _reason_to_drop(self, problem: Problem) -> str | None:
+        """Why a problem is not written; None where it is."""
+        if self.source.english_only and not is_english(problem.text):
+            return NOT_ENGLISH
+        key = problem_hash(problem.text)
+        if key not in self._answer_of_problem:
+            self._answer_of_problem[key] = problem.answer
+            return None
+        answers = self.conflicting.get(key, [self._answer_of_problem[key]])
+        if problem.answer in answers:
+            return DUPLICATE
+        self._note_conflict(key, answers, problem)
+        return None if self.conflicts == "keep" else CONFLICT
+
+    def _note_conflict(self, key: bytes, answers: list[str], problem: Problem) -> None:
+        answers.append(problem.answer)
+        if key not in self.conflicting:
+            self.conflicting[key] = answers
+            if len(self.report.conflicts) < LISTED:
+                self.report.conflicts.append({"problem": excerpt(problem.text), "answers": answers})
+
+    def _row(self, problem: Problem) -> dict[str, Any]:
+        return {
+            "data_source": self.source.name,
+            "prompt": self.template.messages(problem.text),
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "extra_info": {
+                "index": problem.row,
+                "split": self.report.split,
+                "source_id": problem.source_id,
+                "problem": problem.text,
+            },
+        }

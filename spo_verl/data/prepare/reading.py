@@ -1,0 +1,297 @@
+"""Rows from the hub, from a local folder or from files: streamed through `datasets.load_dataset`, in small batches.
+
+No source is ever held whole: `datasets` decodes Parquet one row group at a time and JSON in chunks of some megabytes,
+and of these only a thousand rows and the columns that are asked for become Python objects.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.data.prepare.sources import Release, Source
+
+_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ROWS_PER_BATCH = 1024
+
+_OFFLINE = (
+    "Check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT are respected). Where there is no network, load "
+    "the dataset on another machine (`hf download ID --repo-type dataset --local-dir FOLDER`), copy the folder "
+    "here, and give it with --from."
+)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where rows come from, opened but not read.
+
+    Attributes:
+        label: hub id or paths, as the user would write them.
+        parts: what is read, one after the other: how messages call it, and an iterable dataset of `datasets`.
+        rows: number of rows, where it is known before reading.
+        release: the release that a hub id stands for; None for files, whose release their columns tell.
+        split: name of the split that was asked for or found.
+    """
+
+    label: str
+    parts: tuple[tuple[str, Any], ...]
+    rows: int | None = None
+    release: Release | None = None
+    split: str = "train"
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def batches(self) -> Iterator[pa.Table]:
+        """The rows of all parts, as Arrow tables of up to a thousand.
+
+        Raises:
+            SpoDataError: something cannot be read or decoded.
+        """
+        for label, part in self.parts:
+            with _told(label):
+                yield from part.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH)
+
+
+def open_files(files: Sequence[Path], split: str | None = None) -> Stream:
+    """Open Parquet or JSON files as one stream of rows.
+
+    Raises:
+        SpoDataError: a file is not there, has another ending, or the files are of different kinds.
+    """
+    kinds = {_BUILDERS.get(file.suffix) for file in files}
+    for file in files:
+        if not file.is_file():
+            raise SpoDataError(f"there is no file {file.absolute()}: check the path.")
+        if file.suffix not in _BUILDERS:
+            raise SpoDataError(f"{file}: files end with {', '.join(_BUILDERS)}; convert this one.")
+    if len(kinds) != 1:
+        raise SpoDataError("the files are of different kinds: give Parquet files or JSON files, one after the other.")
+    label = ", ".join(map(str, files))
+    with _told(label):
+        parts = ((label, _stream(str(kinds.pop()), data_files=[str(file) for file in files], split="train")),)
+        counted = all(file.suffix == ".parquet" for file in files)
+        rows = sum(pq.read_metadata(file).num_rows for file in files) if counted else None
+    return Stream(label, parts, rows, split=split or _split_of_name(files[0]))
+
+
+def open_source(
+    source: Source, origin: Sequence[str] = (), *, config: str | None = None, split: str | None = None
+) -> Stream:
+    """Open a source where the user says that it lies.
+
+    Args:
+        source: what it is.
+        origin: nothing for the default release on the hub; one hub id; one local folder (a clone of the hub's
+            repository, or any folder that `datasets.load_dataset` reads); or files.
+        config: configuration on the hub or in the folder; default: the release's.
+        split: split on the hub or in the folder; default: the release's. For files only a name for their rows; default:
+            what their names begin with, or "train".
+
+    Raises:
+        SpoDataError: nothing is there, or it cannot be reached; says what to do instead.
+    """
+    if not origin:
+        return _open_hub(source, source.releases[0].hub_id, config, split)
+    paths = [Path(one).expanduser() for one in origin]
+    if len(origin) == 1 and paths[0].is_dir():
+        return _open_folder(source, paths[0], config, split)
+    if len(origin) == 1 and not paths[0].exists() and paths[0].suffix not in _BUILDERS and _HUB_ID.fullmatch(origin[0]):
+        return _open_hub(source, origin[0], config, split)
+    if any(path.is_dir() for path in paths):
+        raise SpoDataError("--from takes one folder, or files, or one hub id: give the folders one by one.")
+    return open_files(paths, split)
+
+
+def _open_hub(source: Source, hub_id: str, config: str | None, split: str | None) -> Stream:
+    release = next((one for one in source.releases if one.hub_id == hub_id), None)
+    wanted = _parts(release, config, split) if release is not None else ((config, split or "train"),)
+    options = {"batch_size": _ROWS_PER_BATCH} if release is not None and release.format == "parquet" else {}
+    parts = []
+    for name, of_split in wanted:
+        label = f"{hub_id} on the hub ({name or 'default'}, {of_split})"
+        with _told(label, _OFFLINE):
+            parts.append((label, _stream(hub_id, name, split=of_split, **options)))
+    stock = release is not None and config is None and split in (None, release.parts[0][1])
+    rows = release.documented_rows if release is not None and stock else None
+    return Stream(hub_id, tuple(parts), rows, release, wanted[0][1], {"parts": [list(part) for part in wanted]})
+
+
+def _open_folder(source: Source, folder: Path, config: str | None, split: str | None) -> Stream:
+    import datasets
+
+    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+        raise SpoDataError(
+            f"{folder} was written by datasets.save_to_disk: write it with to_parquet(...) and give that file."
+        )
+    with _told(str(folder)):
+        configs = datasets.get_dataset_config_names(str(folder))
+        release = next((one for one in source.releases if _names(one) and _names(one) <= set(configs)), None)
+        if config is None and release is not None:
+            wanted = _parts(release, None, split)
+        else:
+            splits = datasets.get_dataset_split_names(str(folder), config)
+            wanted = ((config, _choose_split(source, folder, splits, split)),)
+        options = {"batch_size": _ROWS_PER_BATCH} if _holds_parquet(folder) else {}
+        parts = [(f"{folder} ({one}, {of})", _stream(str(folder), one, split=of, **options)) for one, of in wanted]
+    return Stream(str(folder), tuple(parts), split=wanted[0][1], details={"parts": [list(part) for part in wanted]})
+
+
+def _holds_parquet(folder: Path) -> bool:
+    """Whether the data of a folder are Parquet; only then `datasets` takes the size of a batch."""
+    return any(folder.rglob("*.parquet")) and not any(
+        any(folder.rglob(f"*{end}")) for end in (".json", ".jsonl", ".csv")
+    )
+
+
+def _split_of_name(file: Path) -> str:
+    """The split that a file's name begins with, as on the hub; "train" where it begins with none."""
+    return next((split for split in ("train", "test", "validation") if file.stem.startswith(split)), "train")
+
+
+def _names(release: Release) -> set[str]:
+    return {config for config, _ in release.parts if config is not None}
+
+
+def _parts(release: Release, config: str | None, split: str | None) -> tuple[tuple[str | None, str], ...]:
+    if config is not None:
+        return ((config, split or release.parts[0][1]),)
+    return tuple((name, split or of_split) for name, of_split in release.parts)
+
+
+def _choose_split(source: Source, folder: Path, splits: Sequence[str], asked: str | None) -> str:
+    usual = [one for release in source.releases for _, one in release.parts]
+    for split in [asked] if asked is not None else usual:
+        if split in splits:
+            return split
+    if asked is None and len(splits) == 1:
+        return splits[0]
+    raise SpoDataError(
+        f"{folder} has the splits {', '.join(splits) or '(none)'}: name one of them with --split"
+        + (f" instead of {asked}." if asked else ".")
+    )
+
+
+def _stream(path: str, name: str | None = None, **options: Any) -> Any:
+    import datasets
+
+    if path == "parquet":
+        options["batch_size"] = _ROWS_PER_BATCH
+    return datasets.load_dataset(path, name, streaming=True, **options)
+
+
+@contextmanager
+def _told(label: str, advice: str = "Restore it, or convert it again.") -> Iterator[None]:
+    """Turn what `datasets` raises into one message that says what could not be read."""
+    import datasets
+
+    known: list[type[Exception]] = [
+        OSError,
+        ValueError,
+        TypeError,
+        pa.ArrowException,
+        datasets.exceptions.DatasetsError,
+    ]
+    with suppress(ImportError):  # the hub's client uses it since version 1
+        import httpx
+
+        known.append(httpx.HTTPError)
+    try:
+        yield
+    except SpoDataError:
+        raise
+    except tuple(known) as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise SpoDataError(f"{label} cannot be read ({reason}). {advice}") from error
+
+
+def find_release(source: Source, schema: pa.Schema, expected: Release | None = None) -> Release:
+    """The release whose columns a table has: the expected one, if it has those.
+
+    Raises:
+        SpoDataError: none has; lists the columns that are there and those of each release.
+    """
+    if expected is not None and _has(schema, expected):
+        return expected
+    found = [release for release in source.releases if _has(schema, release)]
+    for release in found:  # releases may differ in the name of the identifier alone
+        if release.source_id is not None and _kind_of(schema, release.source_id) is not None:
+            return release
+    if found:
+        return found[0]
+    known = "; ".join(f"{one.name}: {one.problem} and {one.answer}" for one in source.releases)
+    raise SpoDataError(
+        f"the columns ({', '.join(schema.names)}) are not those of {source.title}. Known releases and their columns "
+        f"for problem and answer: {known}. Rename the columns, or prepare it under the name of its own source."
+    )
+
+
+def _has(schema: pa.Schema, release: Release) -> bool:
+    kind = _kind_of(schema, release.problem)
+    if kind is None or _kind_of(schema, release.answer) is None:
+        return False
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list) == release.messages
+
+
+def _kind_of(schema: pa.Schema, path: str) -> pa.DataType | None:
+    """The type of a column or a member of it; None where there is none. A JSON column may hold any member."""
+    top, *inner = path.split(".")
+    if top not in schema.names:
+        return None
+    kind = schema.field(top).type
+    for name in inner:
+        if _is_json(kind):
+            return kind
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
+
+
+def values_of(table: pa.Table, path: str) -> list[Any]:
+    """The values of a column, or of a member of a struct, as Python objects; None for each where it is not there."""
+    top, *inner = path.split(".")
+    if top not in table.column_names:
+        return [None] * table.num_rows
+    column = table.column(top)
+    values: list[Any] = column.to_pylist()
+    if _holds_json(column.type):
+        values = [_parsed(value, column.type) for value in values]
+    for name in inner:
+        values = [value.get(name) if isinstance(value, dict) else None for value in values]
+    return values
+
+
+def _parsed(value: Any, kind: pa.DataType) -> Any:
+    """Replace the JSON texts by what they say: `datasets` keeps fields of mixed types (numbers and texts) like that."""
+    if value is None:
+        return None
+    if _is_json(kind):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:  # texts of digits such as 016 stand there without quotes
+            return value
+    if pa.types.is_struct(kind):
+        return {field.name: _parsed(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_parsed(element, kind.value_type) for element in value]
+    return value
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_json(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_json(kind.value_type)
+    return _is_json(kind)
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    return getattr(kind, "extension_name", None) == "arrow.json"
