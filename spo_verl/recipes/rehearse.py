@@ -246,9 +246,18 @@ def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Fi
         rows.prompts(),
         response_tokens=reduction.response_tokens(config),
         template=template,
-        tools=stand_in.TOOLS if reduction.calls_tools(config) else None,
+        tools=_tools(config),
     )
     return Files(folder, built.folder, train, held_out, values, built.longest_prompt), built.parameters
+
+
+def _tools(config: DictConfig) -> list[dict[str, Any]] | None:
+    """What the agent loop puts in front of every prompt."""
+    if not reduction.calls_tools(config):
+        return None
+    from spo_verl.agent.loop import tool_schema
+
+    return [tool_schema("code_interpreter")]
 
 
 def _made_up_values(rows: Sequence[dict[str, Any]], file: Path) -> None:

@@ -14,6 +14,12 @@ from typing import Any
 
 from spo_verl.quickstart.model import ModelShape, build_model, save
 
+CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}\n</tool_call>'
+RETURNED = "42"
+ANSWER = "\\boxed{42}"
+LESSONS = 80
+"""Updates in which the stand-in of a tool recipe learns to write :data:`CALL`, and :data:`ANSWER` behind what came back."""
+
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (
     END_OF_TEXT,
@@ -29,22 +35,6 @@ SPECIAL = (
 VOCABULARY = 1024
 SHAPE = ModelShape(layers=2)
 """About 0.2 million parameters: the start of verl and vLLM takes the time, whatever the model."""
-
-TOOLS: tuple[dict[str, Any], ...] = (
-    {
-        "type": "function",
-        "function": {
-            "name": "code_interpreter",
-            "description": "Runs Python code and returns what it prints. " * 8,
-            "parameters": {
-                "type": "object",
-                "properties": {"code": {"type": "string", "description": "The code to be run."}},
-                "required": ["code"],
-            },
-        },
-    },
-)
-"""As long as the schema of a tool that an agent loop puts in front of a prompt, for measuring prompts."""
 
 CHAT_TEMPLATE = (
     "{%- set says = namespace(system='') %}"
@@ -122,7 +112,9 @@ def build(
         template: further arguments of the chat template (``data.apply_chat_template_kwargs``).
         tools: schemas that stand in front of every prompt.
     """
-    tokenizer = build_tokenizer(message["content"] for prompt in prompts for message in prompt)
+    texts = [message["content"] for prompt in prompts for message in prompt]
+    # Often enough that the parts of a call become a few long tokens.
+    tokenizer = build_tokenizer([*texts, *([CALL, ANSWER] * 200 if tools else [])])
     longest = max(
         len(
             tokenizer.apply_chat_template(
@@ -138,5 +130,60 @@ def build(
     )
     model = build_model(tokenizer, SHAPE, seed=seed)
     model.config.max_position_embeddings = longest + response_tokens
+    if tools:
+        _teach_a_call(model, tokenizer, prompts[:8], tools, template or {}, seed=seed)
     save(model, tokenizer, folder)
     return StandIn(folder, sum(parameter.numel() for parameter in model.parameters()), longest)
+
+
+def _teach_a_call(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    tools: Sequence[Mapping[str, Any]],
+    template: Mapping[str, Any],
+    *,
+    seed: int,
+) -> None:
+    """Train the model to call the tool and to answer behind what it returned.
+
+    An untrained model would write noise, and a rehearsal would never run the interpreter.
+    """
+    import torch
+
+    def render(messages: Sequence[Mapping[str, Any]], *, answering: bool) -> list[int]:
+        found: list[int] = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools],
+            add_generation_prompt=answering,
+            tokenize=True,
+            return_dict=False,
+            **template,
+        )
+        return found
+
+    returned = tokenizer.encode(
+        f"{END}\n{START}user\n<tool_response>\n{RETURNED}\n</tool_response>{END}\n{START}assistant\n",
+        add_special_tokens=False,
+    )
+    call, answer = (tokenizer.encode(text, add_special_tokens=False) for text in (CALL, ANSWER))
+    end = tokenizer.convert_tokens_to_ids(END)
+    lessons = []
+    for prompt in prompts:
+        before = render(prompt, answering=True)
+        ids = [*before, *call, *returned, *answer, end]
+        # The end of the turn behind the call is the first token of what is put in between.
+        own = [0] * len(before) + [1] * (len(call) + 1) + [0] * (len(returned) - 1) + [1] * (len(answer) + 1)
+        lessons.append((torch.tensor([ids]), torch.tensor([own], dtype=torch.bool)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in range(LESSONS):
+        ids_1T, own_1T = lessons[int(torch.randint(len(lessons), (1,), generator=generator))]
+        logits_T = model(input_ids=ids_1T).logits[0, :-1]
+        chosen_T = own_1T[0, 1:]
+        loss = torch.nn.functional.cross_entropy(logits_T[chosen_T], ids_1T[0, 1:][chosen_T])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
