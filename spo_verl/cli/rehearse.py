@@ -65,16 +65,16 @@ def _new_folder(name: str) -> Path:
 
 
 def _show(console: Console, found: Rehearsal) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     if found.changes:
         console.print("Different from the recipe:")
-        changes = Table("key", "recipe", "rehearsal", "why", box=box.SIMPLE_HEAD)
+    for why in dict.fromkeys(change.why for change in found.changes):
+        console.print(Text(f"  {why}"), soft_wrap=True)
         for change in found.changes:
-            changes.add_row(change.key, Text(_short(change.recipe)), Text(_short(change.rehearsal)), Text(change.why))
-        console.print(changes)
+            if change.why == why:
+                line = f"    {change.key}   {_short(change.recipe)} -> {_short(change.rehearsal)}"
+                console.print(Text(line), soft_wrap=True)
     for check in found.checks:
         console.print(Text(f"  {'ok  ' if check.ok else 'FAIL'}  {check.name:<18}{check.found}"), soft_wrap=True)
     console.print(Text(verdict(found)), soft_wrap=True)
@@ -96,4 +96,4 @@ def verdict(found: Rehearsal) -> str:
 
 def _short(value: Any) -> str:
     text = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
-    return text if len(text) <= 44 else f"...{text[-41:]}"
+    return text if len(text) <= 60 else f"...{text[-57:]}"

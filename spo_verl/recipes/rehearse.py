@@ -9,9 +9,12 @@ its results are judged.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +128,9 @@ def problems_of(composed: Composed) -> list[str]:
     from spo_verl.cli.composition import ESTIMATOR, examine, verl_problem
 
     ours = examine(composed).problems if composed.config.algorithm.adv_estimator == ESTIMATOR else composed.problems
-    theirs = verl_problem(composed.config)
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
+        warnings.simplefilter("ignore")
+        theirs = verl_problem(composed.config)
     return [*ours, *([] if theirs is None else [theirs])]
 
 
@@ -223,7 +228,14 @@ def _launch(
         (int(change.rehearsal) for change in found.changes if change.key.endswith("val_kwargs.n")),
         int(config.actor_rollout_ref.rollout.val_kwargs.n),
     )
-    found.checks = judge(run, files, found.kind, spo=_is_spo(config), validation_n=validation_n)
+    found.checks = judge(
+        run,
+        files,
+        found.kind,
+        spo=_is_spo(config),
+        tools=reduction.calls_tools(config),
+        validation_n=validation_n,
+    )
 
 
 def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Files, int]:

@@ -18,7 +18,7 @@ CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(6
 RETURNED = "42"
 ANSWER = "\\boxed{42}"
 LESSONS = 80
-"""Updates in which the stand-in of a tool recipe learns to write :data:`CALL`, and :data:`ANSWER` behind what came back."""
+"""Updates in which a tool recipe's stand-in learns to write :data:`CALL`, and :data:`ANSWER` behind what came back."""
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (

@@ -26,15 +26,17 @@ class Check:
     found: str
 
 
-def judge(run: Run, files: Files, kind: Kind, *, spo: bool, validation_n: int) -> list[Check]:
+def judge(run: Run, files: Files, kind: Kind, *, spo: bool, tools: bool, validation_n: int) -> list[Check]:
     """All checks of a launch that ended by itself.
 
     Args:
         spo: whether the estimator is SPO's.
+        tools: whether the agent loop calls tools.
         validation_n: responses per held-out prompt.
     """
     if kind == "training":
-        return [*_training(run, spo=spo), *_checkpoint(files.folder / "checkpoints", spo=spo)]
+        called = [_called(run)] if tools else []
+        return [*_training(run, spo=spo), *called, *_checkpoint(files.folder / "checkpoints", spo=spo)]
     if kind == "offline values":
         return [_estimated(files)]
     return [_validated(run, step=0), _dumped(files.dumps, HELD_OUT * validation_n)]
@@ -61,6 +63,12 @@ def _validated(run: Run, *, step: int) -> Check:
         name for record in run.metrics if record["step"] == step for name in record["data"] if name.startswith("val-")
     ]
     return Check("validation", bool(found), f"{len(found)} metrics at step {step}")
+
+
+def _called(run: Run) -> Check:
+    """A rollout without a call has two turns: the prompt and the answer."""
+    turns = max(run.series("num_turns/max").values(), default=0.0)
+    return Check("tool calls", turns > 2, f"at most {turns:.0f} turns in a rollout")
 
 
 def _checkpoint(folder: Path, *, spo: bool) -> Iterator[Check]:
