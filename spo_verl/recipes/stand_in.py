@@ -1,6 +1,6 @@
 """A small model of Qwen3's architecture in the place of a recipe's own, with a tokenizer made from the rows at hand.
 
-The tokenizer has the special tokens of Qwen3 that a chat with tools and thinking needs, each one token, and a chat
+The tokenizer has the marks of Qwen3 that a chat with tools and thinking needs, each one token, and a chat
 template that lays out the same parts: system text with the tools' schemas, user turns, the assistant's thinking and
 tool calls, and what a tool returned as a user turn.
 """
@@ -21,17 +21,9 @@ LESSONS = 80
 """Updates in which a tool recipe's stand-in learns to write :data:`CALL`, and :data:`ANSWER` behind what came back."""
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL = (
-    END_OF_TEXT,
-    START,
-    END,
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-)
+SPECIAL = (END_OF_TEXT, START, END)
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+"""One token each, but none that decoding skips: parsers read them."""
 VOCABULARY = 1024
 SHAPE = ModelShape(layers=2)
 """About 0.2 million parameters: the start of verl and vLLM takes the time, whatever the model."""
@@ -69,7 +61,7 @@ class StandIn:
 
 def build_tokenizer(texts: Iterable[str]) -> Any:
     """Byte-level byte-pair encoding trained on ``texts``; no text is out of its vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -82,11 +74,11 @@ def build_tokenizer(texts: Iterable[str]) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in MARKS])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=END_OF_TEXT,
         eos_token=END,
-        # Parsers read the marks of thinking and tool calls, so decoding must not skip them as "special" tokens.
         additional_special_tokens=[START],
         padding_side="left",
         clean_up_tokenization_spaces=False,

@@ -13,7 +13,7 @@ from spo_verl.quickstart.launch import Run
 from spo_verl.recipes.reduction import HELD_OUT, STEPS, Files, Kind
 
 LOSS = "actor/pg_loss"
-OURS = ("spo/reward/mean", "spo/value/batch_mean", "spo/advantage/raw_variance", "spo/coverage", "spo/rho/mean")
+OURS = ("spo/reward/mean", "spo/value/batch_mean", "spo/advantage/raw_variance", "spo/coverage")
 """Metrics that every SPO run has from its first step on."""
 
 
