@@ -159,7 +159,7 @@ def engine_obstacle(config: DictConfig, device: Device) -> str | None:
     if not _importable("megatron.core"):
         return "megatron-core is not installed, which verl's Megatron engine is built on"
     if device == "cpu":
-        return "verl registers its Megatron engine for accelerators only (cuda, npu), and this is a CPU"
+        return "verl registers its Megatron engine for CUDA devices only, and this is a CPU"
     return None
 
 

@@ -34,7 +34,7 @@ def test_megatron_says_how_far_it_got_and_why_it_stops(tmp_path, data, never_lau
     monkeypatch.setattr(module, "_importable", lambda name: there if name == "megatron.core" else known(name))
     found = rehearse(DEFAULT, ["model_engine=megatron"], data=data, folder=tmp_path / "out")
     assert [stage.name for stage in found.stages] == ["composed", "validated", "data and stand-in", "reduced"]
-    assert ("for accelerators only" if there else "megatron-core is not installed") in found.stopped
+    assert ("for CUDA devices only" if there else "megatron-core is not installed") in found.stopped
     assert not found.passed
     saved = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert saved["stopped"] == found.stopped
