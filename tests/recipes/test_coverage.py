@@ -1,4 +1,4 @@
-"""docs/coverage.md has every recipe and engine, with cells that mean something; the rest of its claims is tested elsewhere."""
+"""docs/coverage.md has every recipe and engine, with cells that mean something; other tests hold what they say."""
 
 import re
 
