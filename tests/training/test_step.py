@@ -11,7 +11,6 @@ from spo_verl.training import step as step_module
 from spo_verl.training.sessions import read_sessions
 from spo_verl.training.step import StepRecord
 
-
 STATIC_P = np.array([9.0, 9.0, 9.0, 0.5, 9.0, 9.0, 9.0, 0.125])  # by slot; only 7 and 3 are in the batch
 
 
