@@ -107,8 +107,9 @@ class DriftConfig:
 class AdvantageConfig:
     """From rewards to advantages, equations (8) and (9)."""
 
-    baseline: Literal["value", "none"] = "value"
-    """What is subtracted from the reward: the tracker's value, or nothing (ablation)."""
+    baseline: Literal["value", "initial", "none"] = "value"
+    """What is subtracted from the reward: the tracker's value; or, as ablations, the prompt's value before training
+    (``spo.initial``), which is never updated; or nothing."""
     measure: Literal["trajectory", "token"] = "trajectory"
     """What a rollout weighs in the normalisation: itself, or its generated tokens (SPO++)."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
@@ -225,6 +226,11 @@ def _ranges(config: SpoConfig) -> Iterator[str]:
         yield (
             f"spo.initial.values={config.initial.values!r} and spo.initial.tracker={config.initial.tracker!r} both say "
             "where a prompt's value begins; set one of them to null."
+        )
+    if config.advantage.baseline == "initial" and config.initial.values is None and config.initial.tracker is None:
+        yield (
+            "spo.advantage.baseline=initial subtracts the value that each prompt had before training, and none is "
+            "given: set spo.initial.values to a file of offline values, or spo.advantage.baseline=value or none."
         )
     if config.forgetting.rho_min > config.forgetting.rho_max:
         yield (

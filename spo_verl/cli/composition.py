@@ -59,19 +59,22 @@ class Examined:
     warnings: list[str]
 
 
-def compose(overrides: Sequence[str], *, config_name: str, config_dir: Path | None = None) -> Composed:
+def compose(
+    overrides: Sequence[str], *, config_name: str, config_dir: Path | None = None, search: Sequence[Path] = ()
+) -> Composed:
     """Compose verl's stock configuration with command-line overrides.
 
     Args:
         overrides: as after ``python -m verl.trainer.main_ppo``.
         config_name: as hydra's ``--config-name``.
         config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
+        search: folders that follow on hydra's search path; only with ``config_dir``.
 
     Raises:
         SpoConfigError: there is no such configuration, or it does not compose even without the overrides.
     """
     stock = _verl_config_folder()
-    folder, more = _where(stock, config_name, config_dir)
+    folder, more = _where(stock, config_name, config_dir, search)
     whole = _try(folder, config_name, [*more, *overrides])
     if isinstance(whole, DictConfig):
         return _composed(whole, overrides, [])
@@ -184,8 +187,8 @@ def _verl_config_folder() -> Path:
     return Path(verl.__file__).parent / "trainer" / "config"
 
 
-def _where(stock: Path, config_name: str, config_dir: Path | None) -> tuple[Path, list[str]]:
-    """The folder of the configuration itself, and the override that makes the other folder known to hydra.
+def _where(stock: Path, config_name: str, config_dir: Path | None, search: Sequence[Path]) -> tuple[Path, list[str]]:
+    """The folder of the configuration itself, and the override that makes the other folders known to hydra.
 
     Folders that an override adds serve the defaults of a configuration, not the configuration itself.
     """
@@ -194,7 +197,8 @@ def _where(stock: Path, config_name: str, config_dir: Path | None) -> tuple[Path
     own = config_dir.resolve()
     is_own = (own / f"{config_name.removesuffix('.yaml')}.yaml").is_file()
     first, second = (own, stock) if is_own else (stock, own)
-    return first, [f"hydra.searchpath=['file://{second}']"]
+    others = ", ".join(f"'file://{folder.resolve()}'" for folder in (second, *search))
+    return first, [f"hydra.searchpath=[{others}]"]
 
 
 def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:

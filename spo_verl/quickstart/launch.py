@@ -1,7 +1,7 @@
-"""Start ``python -m verl.trainer.main_ppo`` on a CPU and report how it went.
+"""Start ``python -m verl.trainer.main_ppo``, by default on a CPU, and report how it went.
 
-:func:`run_main_ppo` is what the quickstart and the system tests use: its own Ray cluster in a directory of its own,
-a time limit, a silence limit, verl's metrics as a list, and no process left behind.
+:func:`run_main_ppo` is what the quickstart and rehearsals of recipes use: its own Ray cluster in a directory of its
+own, a time limit, a silence limit, verl's metrics as a list, and no process left behind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _RAY_PATH_LIMIT = 40
 """Ray puts sockets about 65 characters below its directory, and Linux allows 107 in all."""
 
 ENVIRONMENT: dict[str, str] = {
-    "VERL_PLATFORM": "cpu",
     "HYDRA_FULL_ERROR": "1",
     "PYTHONUNBUFFERED": "1",
     "HF_HUB_OFFLINE": "1",
@@ -35,6 +34,9 @@ ENVIRONMENT: dict[str, str] = {
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_COLOR_PREFIX": "0",
+}
+CPU_ENVIRONMENT: dict[str, str] = {
+    "VERL_PLATFORM": "cpu",
     # More threads than idle cores make OpenMP wait in a spin, which slows a model of this size down twentyfold.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -80,9 +82,15 @@ def hydra_value(value: object) -> str:
     return f"'{escaped}'"
 
 
-def main_ppo_command(overrides: Sequence[str], *, python: str = sys.executable) -> list[str]:
-    """The stock command with hydra overrides."""
-    return [python, "-m", "verl.trainer.main_ppo", *overrides]
+def main_ppo_command(
+    overrides: Sequence[str], *, configuration: Sequence[str] = (), python: str = sys.executable
+) -> list[str]:
+    """The stock command with hydra overrides.
+
+    Args:
+        configuration: hydra's options that choose another configuration, such as ``--config-name``.
+    """
+    return [python, "-m", "verl.trainer.main_ppo", *configuration, *overrides]
 
 
 def ray_directory() -> Path:
@@ -93,7 +101,7 @@ def ray_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="spo-", dir=base))
 
 
-def child_environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment(folder: Path, extra: Mapping[str, str] | None = None, *, cpu: bool = True) -> dict[str, str]:
     """This process's environment with what a run of its own needs.
 
     Another cluster that RAY_ADDRESS names is never joined, and Ray's token is made for this run: two first runs
@@ -105,13 +113,15 @@ def child_environment(folder: Path, extra: Mapping[str, str] | None = None) -> d
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
-    return {**inherited, **ENVIRONMENT, **own, **(extra or {})}
+    return {**inherited, **ENVIRONMENT, **(CPU_ENVIRONMENT if cpu else {}), **own, **(extra or {})}
 
 
 def run_main_ppo(
     overrides: Sequence[str],
     folder: Path,
     *,
+    configuration: Sequence[str] = (),
+    cpu: bool = True,
     env: Mapping[str, str] | None = None,
     time_limit_s: float = 1200.0,
     silence_limit_s: float = 300.0,
@@ -121,8 +131,9 @@ def run_main_ppo(
 ) -> Run:
     """Run verl's trainer with ``overrides`` in ``folder`` (made if need be) and wait for it, within the limits.
 
-    Added to ``overrides``, which come last and therefore win: the platform group, a Ray cluster of the run's own,
-    verl's file logger, and the place of hydra's and the trainer's output. ``folder`` receives ``train.log``,
+    Added to ``overrides``, which come last and therefore win: with ``cpu`` the platform group, a Ray cluster of the
+    run's own, verl's file logger, and the place of hydra's and the trainer's output. ``configuration`` is as for
+    :func:`main_ppo_command`. ``folder`` receives ``train.log``,
     ``metrics.jsonl``, ``command.txt`` and ``checkpoints``; after a failure also Ray's own logs.
     """
     folder = folder.resolve()
@@ -131,12 +142,15 @@ def run_main_ppo(
     try:
         # A group can be chosen only once, and comes before the values that override it.
         given = [override for override in overrides if override != "+platform=cpu"]
-        command = main_ppo_command(["+platform=cpu", *_run_overrides(folder, ray), *given], python=python)
+        platform = ["+platform=cpu"] if cpu else []
+        command = main_ppo_command(
+            [*platform, *_run_overrides(folder, ray), *given], configuration=configuration, python=python
+        )
         (folder / COMMAND_NAME).write_text("\n".join(command) + "\n")
         outcome = supervise(
             command,
             log_path=folder / LOG_NAME,
-            env=child_environment(folder, env),
+            env=child_environment(folder, env, cpu=cpu),
             cwd=folder,
             time_limit_s=time_limit_s,
             silence_limit_s=silence_limit_s,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.quickstart.launch import hydra_value
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,8 +29,8 @@ class Recipe:
     """A recipe that is there.
 
     Attributes:
-        root: hydra's configuration folder; recipes of other experiments are named from here.
-        name: hydra's configuration name, ``<experiment>/<name>``.
+        root: where recipes of other experiments are found, on which some build; on hydra's search path.
+        name: ``<experiment>/<name>``, the file below the root.
     """
 
     root: Path
@@ -37,8 +38,16 @@ class Recipe:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file; its folder is hydra's configuration folder, its stem the configuration's name."""
         return self.root / f"{self.name}.yaml"
+
+    def options(self) -> list[str]:
+        """What chooses this recipe behind ``python -m verl.trainer.main_ppo``, as recipes/run.sh does."""
+        return ["--config-dir", str(self.path.parent), "--config-name", self.path.stem]
+
+    def base_overrides(self) -> list[str]:
+        """Overrides that belong to every launch of it, before those of the user."""
+        return [f"hydra.searchpath=['file://{self.root}']", f"++recipes_dir={hydra_value(str(self.root))}"]
 
 
 def default_root() -> Path:
@@ -86,8 +95,9 @@ def compose(recipe: Recipe, overrides: Sequence[str] = ()) -> Composed:
     """
     from spo_verl.cli import composition
 
+    own = f"++recipes_dir={hydra_value(str(recipe.root))}"
     return composition.compose(
-        [f"++recipes_dir={recipe.root}", *overrides], config_name=recipe.name, config_dir=recipe.root
+        [own, *overrides], config_name=recipe.path.stem, config_dir=recipe.path.parent, search=[recipe.root]
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from spo_verl.config import SpoConfig
+from spo_verl.core import value
 from spo_verl.data.values import OfflineValues, initial_evidence_for, initial_evidence_from_tracker
 
 logger = logging.getLogger(__name__)
@@ -36,3 +37,14 @@ def initial_evidence(spo: SpoConfig, key_P: np.ndarray) -> tuple[np.ndarray, np.
         return None
     logger.info("spo: %s", coverage)
     return alpha_P, beta_P
+
+
+def static_values(spo: SpoConfig, evidence: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray | None:
+    """Baseline of every prompt under ``spo.advantage.baseline=initial``: its value before training, float64 (P,).
+
+    It is no state: the file that ``spo.initial`` names is read at every start, so a resumed run has the same baseline
+    as long as it names the same file. None where the baseline is another one.
+    """
+    if spo.advantage.baseline != "initial" or evidence is None:
+        return None
+    return value(*evidence)

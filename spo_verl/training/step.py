@@ -42,10 +42,16 @@ class StepRecord:
         outputs: list[Output],
         batch: Any,
         version: int,
+        static_value_P: np.ndarray | None = None,
     ) -> None:
+        """
+        Args:
+            static_value_P: with ``spo.advantage.baseline=initial`` the value of every slot before training.
+        """
         self.spo = spo
         self.sessions = sessions
         self.frozen = recalled.frozen
+        self._value_B = self.frozen.value_B if static_value_P is None else static_value_P[self.frozen.slot_B]
         self.stored: StoredResponses = recalled.stored
         self.version = version
         self.token_count_S: np.ndarray | None = None
@@ -68,7 +74,9 @@ class StepRecord:
         self._tokens = 0
 
     @classmethod
-    def recall(cls, spo: SpoConfig, tracker: Any, batch: Any, *, version: int) -> StepRecord:
+    def recall(
+        cls, spo: SpoConfig, tracker: Any, batch: Any, *, version: int, static_value_P: np.ndarray | None = None
+    ) -> StepRecord:
         """Fetch what was frozen at dispatch, and where forgetting needs it the stored responses and the new ones.
 
         Args:
@@ -76,13 +84,14 @@ class StepRecord:
             tracker: the tracker or its client.
             batch: verl's batch; its ``old_log_probs`` have been computed.
             version: the policy version that is being updated.
+            static_value_P: see the constructor.
         """
         sessions = read_sessions(batch.keys, batch.tags)
         recalled = tracker.recall(list(sessions.uid_B))
         outputs = []
         if spo.remembers_responses:
             outputs = read_outputs([batch.keys[row] for row in sessions.first_row_B()], batch.partition_id)
-        return cls(spo, sessions, recalled, outputs, batch, version)
+        return cls(spo, sessions, recalled, outputs, batch, version, static_value_P)
 
     def attach_scorer(self, worker_group: Any, rollout: Any) -> None:
         """Give access to the training engine of the actor."""
@@ -149,9 +158,9 @@ class StepRecord:
     # ------------------------------------------------------------------ rewards and evidence
 
     def read_rewards(self, batch: Any, describe: Callable[[str], str]) -> None:
-        """Read the outcomes and form the raw advantages, reward minus frozen value, equation (8)."""
+        """Read the outcomes and form the raw advantages, reward minus baseline, equation (8)."""
         self.reward_S = session_rewards(batch.keys, batch.partition_id, self.sessions, self.spo.reward, describe)
-        baseline_S = self.frozen.value_B[self.sessions.prompt_S]
+        baseline_S = self._value_B[self.sessions.prompt_S]
         if self.spo.advantage.baseline == "none":
             baseline_S = np.zeros_like(baseline_S)
         self.raw_S = self.reward_S - baseline_S
@@ -177,7 +186,7 @@ class StepRecord:
         assert self.token_count_S is not None
         metrics = batch_metrics(
             self.reward_S,
-            self.frozen.value_B[self.sessions.prompt_S],
+            self._value_B[self.sessions.prompt_S],
             self.version - self.frozen.version_B,
         )
         carried_B = self.frozen.version_B < self.version

@@ -40,7 +40,7 @@ from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import apply_oversampling, check, select
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import TRAIN, EvictedRollouts, watched_buffer
-from spo_verl.training.initial import initial_evidence
+from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
     VALUE_BINS,
@@ -122,12 +122,14 @@ class SpoTrainer:
         self._source_record = None if sources is None else SourceRecord(sources)
         # A namespace of its own: several runs may share one Ray cluster.
         self.tracker: TrackerClient = start_service("spo_tracker", f"spo-{uuid.uuid4().hex[:12]}")
+        evidence = initial_evidence(self.spo, keys.key_P)
+        self._static_value_P = static_values(self.spo, evidence)
         self._checkpoint = CheckpointFollower(
             self.config.trainer,
             self.tracker,
             keys.key_P,
             tracker_settings(self.spo),
-            initial_evidence=initial_evidence(self.spo, keys.key_P),
+            initial_evidence=evidence,
             sources=sources,
         )
         self.train_dataloader = PrioritizedDataLoader(
@@ -311,7 +313,9 @@ class SpoTrainer:
 
     def _after_old_log_prob(self, batch: KVBatchMeta) -> None:
         with self._stopwatch("recall"):
-            record = StepRecord.recall(self.spo, self.tracker, batch, version=self.global_steps - 1)
+            record = StepRecord.recall(
+                self.spo, self.tracker, batch, version=self.global_steps - 1, static_value_P=self._static_value_P
+            )
         record.attach_scorer(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
         record.before_update(self._stopwatch)
         self._step_record = record

@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
 PAGES += [*sorted(DOCS.glob("*.md")), *sorted((REPOSITORY / "patches").glob("*.md"))]
+PAGES += sorted((REPOSITORY / "recipes").rglob("README.md"))
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL

@@ -291,6 +291,8 @@ def test_bypass_mode_goes_with_references_that_the_training_engine_computes():
         ({"late": {"length_bound": 0}}, "spo.late.length_bound=0"),
         ({"late": {"length_bound": 1.5}}, "spo.late.length_bound=1.5"),
         ({"advantage": {"eps": float("nan")}}, "spo.advantage.eps"),
+        ({"advantage": {"baseline": "initial"}}, "set spo.initial.values to a file of offline values"),
+        ({"advantage": {"baseline": "critic"}}, "'value', 'initial' or 'none'"),
         ({"drift": {"max_tokens": 0}}, "spo.drift.max_tokens"),
         ({"sampling": {"mode": "sorted"}}, "'prioritized' or 'uniform'"),
         ({"sampling": {"quota": {"math": 0.0}}}, "spo.sampling.quota of 'math': 0.0: "),

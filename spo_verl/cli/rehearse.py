@@ -1,0 +1,99 @@
+"""``spo-verl rehearse``: a recipe run for two real steps, small, before it takes accelerators."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spo_verl.recipes.rehearse import Rehearsal
+
+SHORT_HELP = "Run a recipe for two small real steps."
+HELP = """Run RECIPE (<experiment>/<name> below ./recipes, or a YAML file) for two real steps of verl with a small
+stand-in model on rows of its own data, and judge what came of it. OVERRIDES belong to the recipe's launch, such as
+model_engine=megatron. Every key that differs from the recipe is printed with the reason."""
+
+
+@verb
+def rehearse(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="hydra's overrides.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", metavar="FILE", help="Prepared rows; default: the recipe's files.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="New folder; default runs/rehearsals/...")
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "gpu"], typer.Option("--device", help="Where it runs; gpu was never tried.")
+    ] = "cpu",
+    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds that verl may take.")] = 400.0,
+    memory_limit: Annotated[float, typer.Option("--memory-limit", min=1, help="GiB that verl may take.")] = 12.0,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.recipes.locate import find_recipe
+    from spo_verl.recipes.rehearse import Limits
+    from spo_verl.recipes.rehearse import rehearse as run
+
+    folder = output or _new_folder(find_recipe(recipe).name)
+    found = run(
+        recipe,
+        overrides or [],
+        data=data or [],
+        folder=folder,
+        device=device,
+        limits=Limits(seconds=time_limit, memory_gib=memory_limit),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return Outcome(found.as_json(), lambda console: _show(console, found), status=0 if found.passed else 1)
+
+
+def _new_folder(name: str) -> Path:
+    base = Path("runs") / "rehearsals" / name
+    number = 1
+    while (base / str(number)).exists():
+        number += 1
+    return base / str(number)
+
+
+def _show(console: Console, found: Rehearsal) -> None:
+    from rich.text import Text
+
+    if found.changes:
+        console.print("Different from the recipe:")
+    for why in dict.fromkeys(change.why for change in found.changes):
+        console.print(Text(f"  {why}"), soft_wrap=True)
+        for change in found.changes:
+            if change.why == why:
+                line = f"    {change.key}   {_short(change.recipe)} -> {_short(change.rehearsal)}"
+                console.print(Text(line), soft_wrap=True)
+    for check in found.checks:
+        console.print(Text(f"  {'ok  ' if check.ok else 'FAIL'}  {check.name:<18}{check.found}"), soft_wrap=True)
+    console.print(Text(verdict(found)), soft_wrap=True)
+    console.print(Text(f"everything lies in {found.folder}"), soft_wrap=True)
+
+
+def verdict(found: Rehearsal) -> str:
+    """The last sentence."""
+    what = f"{found.recipe} ({found.engine}, {found.mode}, {found.kind})"
+    if found.stopped is not None:
+        reached = ", ".join(stage.name for stage in found.stages)
+        return f"NOT REHEARSED: {what} got as far as: {reached}. Why it stops: {found.stopped}"
+    cost = f"{found.seconds:.0f} s, at most {found.peak_gib or 0.0:.1f} GiB"
+    if found.passed:
+        return f"REHEARSED: {what} in {cost}"
+    failed = ", ".join(check.name for check in found.checks if not check.ok)
+    return f"FAILED: {what} in {cost}: {failed}"
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"...{text[-57:]}"

@@ -1,0 +1,296 @@
+"""Running a recipe for two real steps, small: the same configuration through the same command, with what
+:mod:`spo_verl.recipes.reduction` lists exchanged.
+
+The stages, in order; a rehearsal stops at the first that fails and says so: the recipe composes, verl's check and ours
+accept it, rows and stand-in are made, the reduced configuration is accepted too, the engine is there, verl runs, and
+its results are judged.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spo_verl.errors import SpoConfigError
+from spo_verl.recipes import reduction
+from spo_verl.recipes.locate import Recipe, compose, find_recipe
+from spo_verl.recipes.reduction import Change, Device, Files, Kind
+from spo_verl.recipes.verdict import Check, judge
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from spo_verl.cli.composition import Composed
+
+RESULT_NAME = "rehearsal.json"
+
+
+class _Stop(Exception):
+    """Why a rehearsal goes no further; it becomes part of the result."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the launch may use."""
+
+    seconds: float = 400.0
+    silence_s: float = 200.0
+    memory_gib: float = 12.0
+
+
+@dataclass
+class Rehearsal:
+    """What came of a rehearsal. ``stages`` are those that were passed; ``stopped`` says why there are not more."""
+
+    recipe: str
+    kind: Kind
+    engine: str
+    mode: str
+    device: Device
+    folder: str
+    changes: list[Change] = field(default_factory=list)
+    stages: list[Check] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    stopped: str | None = None
+    seconds: float = 0.0
+    launch_seconds: float | None = None
+    peak_gib: float | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run was made and everything that it should leave is there."""
+        return self.stopped is None and bool(self.checks) and all(check.ok for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, with the verdict."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+def rehearse(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    data: Sequence[Path] = (),
+    folder: Path,
+    device: Device = "cpu",
+    limits: Limits | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Rehearsal:
+    """Rehearse a recipe in ``folder``, which must be new or empty.
+
+    Args:
+        recipe: as for :func:`spo_verl.recipes.locate.compose_recipe`.
+        overrides: hydra overrides that belong to the recipe's launch; what a rehearsal reduces wins over them.
+        data: prepared Parquet files; empty takes the recipe's own.
+        say: called with a line for each stage.
+
+    Raises:
+        SpoConfigError: no such recipe, overrides that hydra refuses, no rows, or a folder that is in use.
+    """
+    started = time.monotonic()
+    limits = limits or Limits()
+    if folder.exists() and any(folder.iterdir()):
+        raise SpoConfigError(f"{folder} is not empty: name another folder with --output, or remove it.")
+    where = find_recipe(recipe)
+    composed = compose(where, overrides)
+    if composed.problems:
+        raise SpoConfigError(f"the recipe {recipe} refuses:\n  - " + "\n  - ".join(composed.problems))
+    config = composed.config
+    found = Rehearsal(
+        recipe=where.name,
+        kind=reduction.kind_of(config),
+        engine=str(config.actor_rollout_ref.actor.strategy),
+        mode=str(config.trainer.v1.trainer_mode),
+        device=device,
+        folder=str(folder.resolve()),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _stages(found, where, composed, list(overrides), data, limits, say)
+    except _Stop as why:
+        found.stopped = str(why)
+    found.seconds = time.monotonic() - started
+    (folder / RESULT_NAME).write_text(json.dumps(found.as_json(), indent=2, default=str) + "\n")
+    return found
+
+
+def problems_of(composed: Composed) -> list[str]:
+    """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
+    from spo_verl.cli.composition import ESTIMATOR, examine, verl_problem
+
+    ours = examine(composed).problems if composed.config.algorithm.adv_estimator == ESTIMATOR else composed.problems
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
+        warnings.simplefilter("ignore")
+        theirs = verl_problem(composed.config)
+    return [*ours, *([] if theirs is None else [theirs])]
+
+
+def absent_modules(config: DictConfig) -> list[str]:
+    """Modules that the recipe names and Python does not find: reward function and agent loops."""
+    from omegaconf import OmegaConf
+
+    named = []
+    reward = str(config.reward.custom_reward_function.path or "")
+    if reward.startswith("pkg://"):
+        named.append(reward.removeprefix("pkg://").replace("/", "."))
+    elif reward and not Path(reward).is_file():
+        return [f"{reward} (reward.custom_reward_function.path)"]
+    loops = config.actor_rollout_ref.rollout.agent.agent_loop_config_path
+    if loops and not Path(loops).is_file():
+        return [f"{loops} (actor_rollout_ref.rollout.agent.agent_loop_config_path)"]
+    listed: Any = OmegaConf.to_container(OmegaConf.load(loops)) if loops else []
+    named += [str(loop["_target_"]).rpartition(".")[0] for loop in listed]
+    return [name for name in named if not _importable(name)]
+
+
+def engine_obstacle(config: DictConfig, device: Device) -> str | None:
+    """Why the training engine of the recipe cannot start on this machine; None where nothing is known against it."""
+    if str(config.actor_rollout_ref.actor.strategy) != "megatron":
+        return None
+    if not _importable("megatron.core"):
+        return "megatron-core is not installed, which verl's Megatron engine is built on"
+    if device == "cpu":
+        return "verl registers its Megatron engine for CUDA devices only, and this is a CPU"
+    return None
+
+
+def _stages(
+    found: Rehearsal,
+    recipe: Recipe,
+    composed: Composed,
+    overrides: list[str],
+    data: Sequence[Path],
+    limits: Limits,
+    say: Callable[[str], None],
+) -> None:
+    config, device, folder = composed.config, found.device, Path(found.folder)
+
+    def passed(name: str, text: str) -> None:
+        found.stages.append(Check(name, True, text))
+        say(f"{name}: {text}")
+
+    passed("composed", f"{recipe.name} with {found.engine}, {found.mode}: {found.kind}")
+    if problems := problems_of(composed):
+        raise _Stop("the recipe is not accepted: " + " ".join(problems))
+    passed("validated", "verl's check" + (" and SPO's" if _is_spo(config) else ""))
+    if absent := absent_modules(config):
+        raise _Stop(f"not there: {', '.join(absent)}; install what the recipe names, or override the key.")
+    files, parameters = _prepare(config, folder, data)
+    passed("data and stand-in", f"{files.train.name}, {files.held_out.name}, {parameters:,} parameters")
+    found.changes = reduction.changes(config, files, device=device)
+    reduced = compose(recipe, [*overrides, *reduction.overrides(found.changes)])
+    if problems := problems_of(reduced):
+        raise _Stop("the reduced recipe is not accepted: " + " ".join(problems))
+    passed("reduced", f"{len(found.changes)} keys differ from the recipe")
+    if obstacle := engine_obstacle(config, device):
+        raise _Stop(f"{obstacle}; nothing was started")
+    _launch(found, recipe, config, overrides, files, limits, say)
+
+
+def _launch(
+    found: Rehearsal,
+    recipe: Recipe,
+    config: DictConfig,
+    overrides: list[str],
+    files: Files,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> None:
+    from spo_verl.quickstart.launch import relevant_tail, run_main_ppo
+
+    say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
+    run = run_main_ppo(
+        [*recipe.base_overrides(), *overrides, *reduction.overrides(found.changes)],
+        files.folder,
+        configuration=recipe.options(),
+        cpu=found.device == "cpu",
+        time_limit_s=limits.seconds,
+        silence_limit_s=limits.silence_s,
+        memory_limit_bytes=limits.memory_gib * 2**30,
+    )
+    found.launch_seconds, found.peak_gib = run.outcome.seconds, run.outcome.peak_bytes / 2**30
+    found.files = {
+        name: str(files.folder / name) for name in ("command.txt", "train.log", "metrics.jsonl", "checkpoints")
+    }
+    if not run.ok:
+        raise _Stop(f"verl's run ended: {run.outcome.status}. The end of {run.log_path}:\n{relevant_tail(run.log())}")
+    found.stages.append(Check("ran", True, f"{run.outcome.seconds:.0f} s, at most {found.peak_gib:.1f} GiB"))
+    validation_n = next(
+        (int(change.rehearsal) for change in found.changes if change.key.endswith("val_kwargs.n")),
+        int(config.actor_rollout_ref.rollout.val_kwargs.n),
+    )
+    found.checks = judge(
+        run,
+        files,
+        found.kind,
+        spo=_is_spo(config),
+        tools=reduction.calls_tools(config),
+        validation_n=validation_n,
+    )
+
+
+def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Files, int]:
+    """Write rows, made-up values and the stand-in; returns them with the stand-in's parameters."""
+    from omegaconf import OmegaConf
+
+    from spo_verl.recipes import stand_in
+    from spo_verl.recipes.rows import take_rows, write_rows
+
+    sources = list(data) or [Path(file) for file in config.data.train_files]
+    rows = take_rows(sources, train=reduction.train_prompts(config), held_out=reduction.HELD_OUT)
+    train, held_out = folder / "train.parquet", folder / "held_out.parquet"
+    write_rows(rows.train, train)
+    write_rows(rows.held_out, held_out)
+    values = folder / "values.parquet"
+    _made_up_values(rows.train, values)
+    template: Any = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
+    built = stand_in.build(
+        folder / "model",
+        rows.prompts(),
+        response_tokens=reduction.response_tokens(config),
+        template=template,
+        tools=_tools(config),
+    )
+    return Files(folder, built.folder, train, held_out, values, built.longest_prompt), built.parameters
+
+
+def _tools(config: DictConfig) -> list[dict[str, Any]] | None:
+    """What the agent loop puts in front of every prompt."""
+    if not reduction.calls_tools(config):
+        return None
+    from spo_verl.agent.loop import tool_schema
+
+    return [tool_schema("code_interpreter")]
+
+
+def _made_up_values(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Eighths by row number: no estimate of anything, but a file as an estimation writes it."""
+    import numpy as np
+
+    from spo_verl.data.identity import prompt_key
+    from spo_verl.data.values import OfflineValues, provenance
+
+    key_P = np.frombuffer(b"".join(prompt_key(row) for row in rows), dtype="V16")
+    successes = np.array([number * 5 % 9 for number in range(len(rows))], dtype=np.float64)
+    trials = np.full(len(rows), 8, dtype=np.int64)
+    OfflineValues(key_P, successes, trials, (provenance("rehearsal", policy="made up"),)).write(file)
+
+
+def _is_spo(config: DictConfig) -> bool:
+    return str(config.algorithm.adv_estimator) == "spo"
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
