@@ -9,6 +9,9 @@
 | ``settings`` with ``settings_table`` | every setting, read from the dataclasses |
 | ``values`` and ``estimate`` | offline values: import, merge, show, estimate |
 | ``data`` | training and evaluation data: list, prepare, check, overlap |
+| ``plan`` | what a recipe needs, from :mod:`spo_verl.planning` |
+| ``rehearse`` | a recipe run for two small steps, by :mod:`spo_verl.recipes` |
+| ``evaluate`` | metrics of generations, by :mod:`spo_verl.evaluation` |
 | ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
 
 Modules import typer and the standard library only; what is heavy is imported inside the verb that needs it.
