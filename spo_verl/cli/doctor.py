@@ -39,7 +39,7 @@ def doctor(
 
 def examine(time_limit_s: float) -> Iterator[Finding]:
     """Yield every finding, in the order of the report."""
-    from spo_verl.cli.health import devices, machine, processes, software, verl_side
+    from spo_verl.cli.health import contained, devices, machine, processes, software, verl_side
 
     answers = processes.ask(("verl", "devices", "ray"), time_limit_s=time_limit_s)
     yield from software.versions()
@@ -51,6 +51,7 @@ def examine(time_limit_s: float) -> Iterator[Finding]:
     yield from verl_side.workaround_findings(answers["verl"])
     yield from devices.ray_findings(answers["ray"], os.environ)
     yield from machine.resources()
+    yield contained.interpreter_finding(time_limit_s)
 
 
 def _show(console: Console, findings: list[Finding], counts: dict[str, int]) -> None:

@@ -90,6 +90,7 @@ SEAMS: tuple[Seam, ...] = (
         "override",
         "(self, partition_id, sampleable_keys, batch_size)",
     ),
+    Seam("verl.utils.import_utils", "resolve_config_path", "read", "(config_path)"),
     # rollouts that are stopped
     Seam(_BASE, "PPOTrainer.on_sample_end", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._add_prompts_to_generate", "read", "(self, num_prompts)"),

@@ -27,7 +27,9 @@ import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
+from verl.utils.import_utils import resolve_config_path
 
+from spo_verl.agent.start import require_working_loops
 from spo_verl.config import SpoConfig
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
@@ -97,6 +99,8 @@ class SpoTrainer:
         seams.require()
         self.spo = check(config)
         apply_oversampling(config, self.spo)
+        if loops := select(config, "actor_rollout_ref.rollout.agent.agent_loop_config_path"):
+            require_working_loops(resolve_config_path(loops))
         self._movement: MovementMeter | None = None
         if self.spo.forgetting.mode == "drift":
             measure_movement(config)

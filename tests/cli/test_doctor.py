@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from spo_verl.cli import doctor
-from spo_verl.cli.health import devices, machine, probe, processes, software, verl_side
+from spo_verl.cli.health import contained, devices, machine, probe, processes, software, verl_side
 from spo_verl.cli.health.findings import Finding
 from spo_verl.cli.health.processes import Answers
 from tests.cli.helpers import run
@@ -316,3 +316,31 @@ def test_memory_is_what_the_container_leaves(monkeypatch, tmp_path):
     assert machine.available_memory(meminfo) == 32_000_000 * 1024
     assert machine.available_memory(tmp_path / "absent") is None
     assert [machine.memory_finding(n).status for n in (None, 7_000_000_000, 9_000_000_000)] == ["warn", "warn", "ok"]
+
+
+# ---------------------------------------------------------------------- the embedded interpreter
+
+
+def answer(**limits: bool) -> str:
+    return json.dumps({"limits": limits, "folder": False, "namespaces": False, "landlock": 3, "seccomp": True})
+
+
+@pytest.mark.parametrize(
+    ("out", "log", "status", "words"),
+    [
+        (answer(memory=True, no_network=True), "", "ok", "holds all limits; programs without a folder"),
+        (answer(memory=True, no_network=False), "", "warn", "does not hold programs to: no_network"),
+        ("", "Traceback\nOSError: no seccomp\n", "warn", "does not start: OSError: no seccomp"),
+    ],
+)
+def test_what_the_embedded_interpreter_says_of_itself(out, log, status, words):
+    finding = contained.read_answer(out, log)
+    assert (finding.status, words in finding.found) == (status, True)
+    assert ("sandbox_fusion" in finding.fix) == (status != "ok")
+
+
+def test_the_machine_is_asked():
+    finding = contained.interpreter_finding(60.0)
+    assert finding.name == "embedded interpreter"
+    assert "holds" in finding.found
+    assert "did not answer" in contained.interpreter_finding(0.01).found
