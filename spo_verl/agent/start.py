@@ -22,7 +22,8 @@ LOOP = "spo_verl.agent.loop.CodeInterpreterLoop"
 def require_working_loops(file: str | Path) -> None:
     """Check each code interpreter loop that a file of agent loops names; other loops are left alone.
 
-    An embedded interpreter is started and tries its own limits, on this machine: workers elsewhere are taken to be alike.
+    An embedded interpreter is started and tries its own limits on this machine; workers elsewhere are taken to be
+    alike.
 
     Args:
         file: as in ``actor_rollout_ref.rollout.agent.agent_loop_config_path``.
