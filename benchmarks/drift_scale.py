@@ -59,7 +59,7 @@ if VISITS_ENV in os.environ:
 
 def run(folder: Path, model: Path, data: tuple[Path, Path], steps: int, learning_rate: float, more: list[str]) -> None:
     """One launch on the CPU, as the quickstart's, with both measures on."""
-    from spo_verl.quickstart.launch import run_main_ppo
+    from spo_verl.launching.launch import run_main_ppo
     from spo_verl.quickstart.settings import Settings, training_overrides
 
     loss = "actor_rollout_ref.actor.policy_loss"
@@ -107,7 +107,7 @@ def read_visits(folder: Path) -> Visits:
     """Pair every divergence with the movement of the steps from the prompt's last visit up to before this one."""
     import numpy as np
 
-    from spo_verl.quickstart.launch import read_metrics
+    from spo_verl.launching.launch import read_metrics
 
     move = {
         record["step"]: record["data"]["actor/spo_movement"] * 2 * MINI_BATCHES / (MINI_BATCHES - 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_verl.quickstart.launch import Run, run_main_ppo
+from spo_verl.launching.launch import Run, run_main_ppo
 from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer, save
 from spo_verl.quickstart.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, build_task, write_parquet
 

@@ -5,7 +5,7 @@
 | ``app`` | the verbs put together |
 | ``output`` | ``--json``, ``--debug``, exit status and errors, the same for every verb |
 | ``doctor`` with ``health`` | what is installed, and whether a run could start on this machine |
-| ``config`` with ``composition`` | the configuration of a run before it is started |
+| ``config`` | the configuration of a run before it is started, by :mod:`spo_verl.launching` |
 | ``settings`` with ``settings_table`` | every setting, read from the dataclasses |
 | ``values`` and ``estimate`` | offline values: import, merge, show, estimate |
 | ``data`` | training and evaluation data: list, prepare, check, overlap |

@@ -35,7 +35,7 @@ def config(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.cli.composition import compose, examine, setting_values, unknown_settings, verl_problem
+    from spo_verl.launching.composition import compose, examine, setting_values, unknown_settings, verl_problem
     from spo_verl.training.checks import differences_to_paper
 
     composed = compose(overrides or [], config_name=config_name, config_dir=config_dir)

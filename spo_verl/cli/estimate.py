@@ -82,7 +82,7 @@ def estimate_command(
     Args:
         settings: values of ``spo.estimate``; None leaves a setting at its default.
     """
-    from spo_verl.quickstart.launch import hydra_value
+    from spo_verl.launching.launch import hydra_value
 
     files = [_absolute(file) for file in files]
     on_cpu = environ.get("VERL_PLATFORM", "").strip().lower() == "cpu" and "+platform=cpu" not in overrides
@@ -122,7 +122,7 @@ def _run(command: Sequence[str], *, quiet: bool) -> tuple[int, list[int]]:
     through here only (a second one would break off Ray's own ending), and so that the session names everything that
     it started. Where this process is killed, the kernel kills the command, and its workers follow.
     """
-    from spo_verl.quickstart.supervise import die_with_parent, end_session
+    from spo_verl.launching.supervise import die_with_parent, end_session
 
     sys.stderr.flush()
     told: list[int] = []

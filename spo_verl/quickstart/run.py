@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo
 from spo_verl.quickstart.accuracy import accuracies
 from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.evaluate import change, policies, tracked
-from spo_verl.quickstart.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo
 from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.prepare import prepare_model
 from spo_verl.quickstart.progress import EstimateProgress, Progress

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spo_verl.launching.launch import METRICS_NAME, Run, read_metrics
 from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.launch import METRICS_NAME, Run, read_metrics
 from spo_verl.quickstart.settings import Settings
 
 RESULT, SETTINGS, ATTEMPT, PLOT = "result.json", "settings.json", "attempt.json", "summary.png"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.quickstart.launch import hydra_value
+from spo_verl.launching.launch import hydra_value
 from spo_verl.quickstart.model import ModelShape
 from spo_verl.quickstart.task import LEVELS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
 from spo_verl.quickstart.warmstart import WarmStartSettings

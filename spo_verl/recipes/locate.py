@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.quickstart.launch import hydra_value
+from spo_verl.launching.launch import hydra_value
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from spo_verl.cli.composition import Composed
+    from spo_verl.launching.composition import Composed
 
 ROOT_VARIABLE = "SPO_RECIPES_DIR"
 ROOT_NAME = "recipes"
@@ -93,7 +93,7 @@ def compose(recipe: Recipe, overrides: Sequence[str] = ()) -> Composed:
     Raises:
         SpoConfigError: the recipe itself does not compose.
     """
-    from spo_verl.cli import composition
+    from spo_verl.launching import composition
 
     own = f"++recipes_dir={hydra_value(str(recipe.root))}"
     return composition.compose(

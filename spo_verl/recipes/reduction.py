@@ -103,7 +103,7 @@ def changes(config: DictConfig, files: Files, *, device: Device) -> list[Change]
 
 def overrides(found: list[Change]) -> list[str]:
     """The changes on hydra's command line; ``+platform=cpu`` stands for those of its group."""
-    from spo_verl.quickstart.launch import hydra_value
+    from spo_verl.launching.launch import hydra_value
 
     return [f"{change.key}={hydra_value(change.rehearsal)}" for change in found if not change.group]
 

@@ -28,7 +28,7 @@ from spo_verl.recipes.verdict import Check, judge
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from spo_verl.cli.composition import Composed
+    from spo_verl.launching.composition import Composed
 
 RESULT_NAME = "rehearsal.json"
 
@@ -125,7 +125,7 @@ def rehearse(
 
 def problems_of(composed: Composed) -> list[str]:
     """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
-    from spo_verl.cli.composition import ESTIMATOR, examine, verl_problem
+    from spo_verl.launching.composition import ESTIMATOR, examine, verl_problem
 
     ours = examine(composed).problems if composed.config.algorithm.adv_estimator == ESTIMATOR else composed.problems
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
@@ -205,7 +205,7 @@ def _launch(
     limits: Limits,
     say: Callable[[str], None],
 ) -> None:
-    from spo_verl.quickstart.launch import relevant_tail, run_main_ppo
+    from spo_verl.launching.launch import relevant_tail, run_main_ppo
 
     say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
     run = run_main_ppo(

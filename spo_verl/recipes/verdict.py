@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_verl.quickstart.launch import Run
+from spo_verl.launching.launch import Run
 from spo_verl.recipes.reduction import HELD_OUT, STEPS, Files, Kind
 
 LOSS = "actor/pg_loss"

@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from spo_verl.cli.composition import compose, examine, preset_keys, problems_in, setting_values
 from spo_verl.config import known_keys, refuse
 from spo_verl.errors import SpoConfigError
+from spo_verl.launching.composition import compose, examine, preset_keys, problems_in, setting_values
 from spo_verl.training.checks import check
 from tests.cli.helpers import run, run_json
 from tests.support.verl_config import compose_verl

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from spo_verl.cli.composition import compose, examine, verl_problem
 from spo_verl.cli.estimate import estimate_command
 from spo_verl.config import parse
 from spo_verl.data.values import OfflineValues, provenance
+from spo_verl.launching.composition import compose, examine, verl_problem
 from tests.cli.helpers import run
 
 SETTINGS = {"output": "/runs/values.parquet", "trials": 4, "chunk": None}
@@ -159,8 +159,17 @@ def ended(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_when_it_is_told_to_end_so_is_everything_that_verl_started(number, tmp_path, stand_in, monkeypatch):
+@pytest.fixture
+def listened(request):
+    """A signal that is not ignored, as it would be where the tests run under nohup or in the background of a shell."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
+@pytest.mark.parametrize("listened", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], indirect=True)
+def test_when_it_is_told_to_end_so_is_everything_that_verl_started(listened, tmp_path, stand_in, monkeypatch):
+    number = listened
     stand_in(WITH_WORKER)
     monkeypatch.setattr("spo_verl.cli.estimate._GRACE_S", 2.0)
     before = signal.getsignal(number)

@@ -119,7 +119,7 @@ _CHILD = textwrap.dedent(
     from pathlib import Path
     warnings.simplefilter("ignore")
     from omegaconf import OmegaConf
-    from spo_verl.cli.composition import compose, examine, verl_problem
+    from spo_verl.launching.composition import compose, examine, verl_problem
     answers = []
     for request in json.loads(sys.stdin.read()):
         place = request["config_dir"]

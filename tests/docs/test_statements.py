@@ -102,7 +102,7 @@ def test_a_samples_limit_without_a_seed_selects_other_rows_each_time(tmp_path):
 
 
 def test_a_preset_on_the_command_line_wins_over_a_file_and_loses_to_the_command_line(tmp_path):
-    from spo_verl.cli.composition import compose
+    from spo_verl.launching.composition import compose
 
     (tmp_path / "mine.yaml").write_text(
         "defaults: [ppo_trainer, _self_]\nactor_rollout_ref: {actor: {clip_ratio_high: 0.3}}\n"
@@ -118,7 +118,7 @@ def test_a_preset_on_the_command_line_wins_over_a_file_and_loses_to_the_command_
 
 
 def test_an_estimator_on_the_command_line_wins_over_the_preset_in_silence():
-    from spo_verl.cli.composition import compose, examine
+    from spo_verl.launching.composition import compose, examine
 
     composed = compose(["+spo=paper", "algorithm.adv_estimator=grpo"], config_name="ppo_trainer")
     assert composed.config.algorithm.adv_estimator == "grpo"

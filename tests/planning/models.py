@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from spo_verl.cli.composition import compose
+from spo_verl.launching.composition import compose
 from spo_verl.planning.plan import Plan, make_plan
 from spo_verl.planning.settings import Assumptions, Run, run_of
 from spo_verl.planning.shapes import PUBLIC, ModelShape

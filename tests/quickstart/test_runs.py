@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from spo_verl.launching.launch import Run
+from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.launch import Run
 from spo_verl.quickstart.runs import FORMAT, RunFolder, finished_runs, open_run
 from spo_verl.quickstart.settings import Settings
-from spo_verl.quickstart.supervise import Outcome
 
 
 def opened(base: Path, settings: Settings, *, fresh: bool = False) -> Path:

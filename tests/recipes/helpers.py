@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from spo_verl.cli.composition import Composed
+from spo_verl.launching.composition import Composed
 from spo_verl.recipes.locate import Recipe, compose, recipes_in
 from tests.support import gsm8k
 

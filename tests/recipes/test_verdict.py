@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from spo_verl.quickstart.launch import Run
-from spo_verl.quickstart.supervise import Outcome
+from spo_verl.launching.launch import Run
+from spo_verl.launching.supervise import Outcome
 from spo_verl.recipes.reduction import Files
 from spo_verl.recipes.verdict import LOSS, OURS, judge
 

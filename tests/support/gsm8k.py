@@ -16,24 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spo_verl.quickstart.model import (
-    ASSISTANT,
-    CHAT_TEMPLATE,
-    END,
-    PAD,
-    SPECIAL,
-    UNKNOWN,
-    USER,
-    ModelShape,
-    build_model,
-    save,
-)
+from spo_verl.quickstart.model import ModelShape, build_model, save
+from spo_verl.recipes import stand_in
 
 FOLDER = Path(os.environ.get("SPO_GSM8K") or Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k")
 THERE = (FOLDER / "train.jsonl").is_file()
 TRIALS = 8
 VOCABULARY = 2048
-LONGEST_PROMPT = 320
+LONGEST_PROMPT = 329
 """Tokens of the longest prompt of both splits under :func:`build_tokenizer`, as measured."""
 
 needs_gsm8k = pytest.mark.skipif(
@@ -67,31 +57,8 @@ def rows(split: str) -> list[dict[str, Any]]:
 
 
 def build_tokenizer(texts: Iterable[str]) -> Any:
-    """Byte-pair encoding trained on ``texts``, with the quickstart's special tokens and chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[USER, ASSISTANT],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    """The stand-in's tokenizer with a vocabulary for many texts."""
+    return stand_in.build_tokenizer(texts, VOCABULARY)
 
 
 def longest_prompt(tokenizer: Any, rows: Iterable[dict[str, Any]]) -> int:

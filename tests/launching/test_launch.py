@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spo_verl.quickstart.launch import (
+from spo_verl.launching.launch import (
     child_environment,
     hydra_value,
     keep_ray_logs,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_verl.quickstart.supervise import Outcome, supervise
+from spo_verl.launching.supervise import Outcome, supervise
 
 LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_verl.quickstart.supervise import Outcome, session_members, supervise
+from spo_verl.launching.supervise import Outcome, session_members, supervise
 
 
 def run(script: str, tmp_path: Path, **limits: float) -> Outcome:
@@ -129,7 +129,7 @@ def test_the_command_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
         """
         import os, sys
         from pathlib import Path
-        from spo_verl.quickstart.supervise import supervise
+        from spo_verl.launching.supervise import supervise
         supervise(["bash", "-c", "echo $$ > pid; exec sleep 300"], log_path=Path("log"), env=dict(os.environ),
                   cwd=Path.cwd(), time_limit_s=200, silence_limit_s=200)
         """

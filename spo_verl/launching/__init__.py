@@ -1,0 +1,8 @@
+"""Before and around a run of verl: its configuration composed as hydra would, and its process started and watched.
+
+| module | what it holds |
+|---|---|
+| ``composition`` | the configuration of ``python -m verl.trainer.main_ppo``, and where each value comes from |
+| ``launch`` | that command run in a Ray cluster of its own, its log and metrics read |
+| ``supervise`` | a command under limits of time, silence and memory, of which nothing is left behind |
+"""
