@@ -1,4 +1,4 @@
-"""Every name of verl that the agent loop overrides or reads; a test checks it against the installed verl.
+"""Every name of verl that the agent loop and the reward override or read; a test checks it against the installed verl.
 
 A list of its own: an agent loop runs in worker processes and without SPO's trainer, whose list is checked at its start.
 """
@@ -49,5 +49,11 @@ SEAMS: tuple[Seam, ...] = (
         "read",
         "(self, request_id, *, prompt_ids, sampling_params, image_data=None, video_data=None, audio_data=None, "
         "mm_processor_kwargs=None, **kwargs)",
+    ),
+    Seam(
+        "verl.utils.reward_score.math_dapo",
+        "compute_score",
+        "read",
+        "(solution_str, ground_truth, strict_box_verify=False, pause_tokens_index=None)",
     ),
 )
