@@ -58,7 +58,11 @@ def dumped(gsm8k, rows, keys):
     found = {}
     for path in gsm8k.rollouts.glob("*.jsonl"):
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found[int(path.stem)] = [(slot_of[r["input"], r["gts"]], r["uid"], r["score"]) for r in records]
+        # The names of the roles are all that is left of the chat template in the dump.
+        texts = [r["input"].removeprefix("user\n").removesuffix("\nassistant\n") for r in records]
+        found[int(path.stem)] = [
+            (slot_of[text, r["gts"]], r["uid"], r["score"]) for text, r in zip(texts, records, strict=True)
+        ]
     return found
 
 
