@@ -1,9 +1,14 @@
 """benchmarks/group_waiting.py: the paper's printed seconds, and expectations against draws."""
 
+import re
+
 import numpy as np
 import pytest
 
 from benchmarks import group_waiting, stragglers
+from tests.docs.pages import DOCS
+
+FAMILIES = ("log-normal", "Weibull", "Pareto", "two speeds", "two speeds, likeliest", "exponential")
 
 
 def test_the_printed_seconds_of_figure_4():
@@ -29,3 +34,8 @@ def test_the_command_prints_both_figures(capsys):
     printed = capsys.readouterr().out
     for text in ("508 s, idle 55%", "133 s, idle 21%", "486 s", "4.34 (printed: 4.35)", "two speeds, likeliest"):
         assert text in printed
+    # The numbers of docs/reproduction.md.
+    groups = {name: float(re.search(rf"^  {name} +(\d+) s", printed, re.MULTILINE)[1]) for name in FAMILIES}
+    pareto = groups.pop("Pareto")
+    expected = f"| {min(groups.values()):.0f} to {max(groups.values()):.0f} s, Pareto {pareto:,.0f} s |"
+    assert expected in (DOCS / "reproduction.md").read_text()

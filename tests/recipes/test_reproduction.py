@@ -6,8 +6,9 @@ import shlex
 import pytest
 import yaml
 
+from spo_verl.recipes.rehearse import problems_of
 from tests.docs.pages import DOCS, links, table_rows
-from tests.recipes.helpers import RECIPES, REPOSITORY, ROOT, values
+from tests.recipes.helpers import RECIPES, REPOSITORY, ROOT, composed, values
 
 PAGE = DOCS / "reproduction.md"
 COLUMNS = ("what", "paper", "script", "recipe", "key", "value", "file")
@@ -58,12 +59,92 @@ def test_every_launch_line_names_a_recipe_and_keys_that_it_has(words):
         assert key == "model_engine" or key in known, key
 
 
-def test_result_cells_hold_no_number_of_ours():
-    tables = [
-        table_rows(PAGE.read_text(), "", "AIME 24", "AIME 25", "BeyondAIME", "BRUMO 25", "HMMT 25", "average"),
-        table_rows(PAGE.read_text(), "", "k = 8", "k = 16", "k = 32", "filled by"),
-        table_rows(PAGE.read_text(), "", "here", "filled by"),
+@pytest.mark.parametrize(
+    "words",
+    {" ".join(words): words for where, words in launches() if where.startswith("docs/reproduction.md")}.values(),
+)
+def test_every_launch_line_of_the_page_composes_and_is_accepted(words):
+    name, *overrides = (word.replace("$seed", "3") for word in words)
+    assert problems_of(composed(name, *overrides)) == []
+
+
+def test_every_checkpoint_that_is_named_will_be_there():
+    """The last of its run, as keys of the recipe that writes it say; older ones are removed."""
+    steps = {}
+    for name in RECIPES:
+        config = values(name)
+        assert config["trainer.total_training_steps"] % config["trainer.save_freq"] == 0
+        folder = f"checkpoints/{config['trainer.project_name']}/{config['trainer.experiment_name']}"
+        steps[folder] = config["trainer.total_training_steps"]
+    found = [
+        (file.name, folder, int(step))
+        for file in [*(page for page in PAGES if page.name in ("reproduction.md", "README.md")), *ROOT.rglob("*.yaml")]
+        for folder, step in re.findall(r"(checkpoints/\w+/\w+)/global_step_(\d+)", file.read_text())
     ]
+    assert len(found) >= 8
+    assert [one for one in found if steps.get(one[1]) != one[2]] == []
+
+
+def test_the_rows_of_ours_are_of_the_step_that_the_recipes_end_at():
+    text = PAGE.read_text()
+    for name, label in (("spo", "SPO"), ("grpo", "GRPO")):
+        steps = values(f"qwen3_8b_math_tir/{name}")["trainer.total_training_steps"]
+        assert f"| here: {label}, step {steps} |" in text
+        assert f"**Step {steps}**" in text
+
+
+def test_the_script_reads_offline_values_of_its_own_length(monkeypatch):
+    """Success rates depend on the longest response, so the two recipes must not share a file."""
+    monkeypatch.delenv("SPO_DATA_DIR", raising=False)
+    spo, script = (values(f"qwen3_8b_math_tir/{name}") for name in ("spo", "spo_script"))
+    assert spo["data.max_response_length"] != script["data.max_response_length"]
+    assert spo["spo.initial.values"] != script["spo.initial.values"]
+    estimates = [words for _, words in launches() if words[0] == "qwen3_8b_math_tir/offline_values"]
+    [overrides] = {tuple(rest) for _, *rest in estimates if rest and rest[0].startswith("values=") and len(rest) == 2}
+    for read, estimated in ((spo, values(estimates[0][0])), (script, values(estimates[0][0], *overrides))):
+        assert estimated["spo.estimate.output"] == read["spo.initial.values"]
+        for key in ("data.max_response_length", *(f"actor_rollout_ref.rollout.{k}" for k in ("temperature", "top_p"))):
+            assert estimated[key] == read[key], key
+
+
+def test_the_pair_of_spo_plus_plus_differs_in_the_variant_only():
+    one, other = values("spo_plus_plus/math_tir"), values("spo_plus_plus/math_tir_spo")
+    assert {key for key in one if one[key] != other[key]} <= {
+        "spo.forgetting.mode",
+        "spo.forgetting.reference",
+        "spo.advantage.measure",
+        "actor_rollout_ref.actor.clip_ratio_c",
+        "trainer.experiment_name",
+        "trainer.default_local_dir",
+    }
+    assert (one["spo.advantage.measure"], other["spo.advantage.measure"]) == ("token", "trajectory")
+
+
+def test_every_figure_and_table_of_the_paper_has_its_commands():
+    sections = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
+    for start in ("Table 1", "Figure 2", "Figure 3", "Figures 4 and 5", "Figure 6", "SPO++"):
+        [section] = [section for section in sections if section.startswith(start)]
+        assert re.search(r"recipes/run\.sh|python benchmarks/|commands of Table 1", section), start
+    scripts = re.findall(r"python (benchmarks/\w+\.py)", PAGE.read_text())
+    assert {"benchmarks/group_signal.py", "benchmarks/group_waiting.py", "benchmarks/reward_curves.py"} <= set(scripts)
+    assert all((REPOSITORY / script).is_file() for script in scripts)
+
+
+def test_result_cells_hold_no_number_of_ours():
+    text = PAGE.read_text()
+    tables = [
+        table_rows(text, "", "AIME 24", "AIME 25", "BeyondAIME", "BRUMO 25", "HMMT 25", "average"),
+        table_rows(text, "", "k = 8", "k = 16", "k = 32", "filled by"),
+        table_rows(text, "", "here", "filled by"),
+    ]
+    with_paper = [
+        table_rows(text, "what", "paper", "here", "found in", "filled by"),
+        table_rows(text, "Table 1 of SPO++", "paper, Math-TIR", "here", "found in", "filled by"),
+        table_rows(text, "Table 2 of SPO++: C10, points", "paper, ALFWorld", "here", "found in", "filled by"),
+    ]
+    for rows in with_paper:
+        assert rows
+        assert {here for _, _, here, _, _ in rows} == {"not run"}
     for rows in tables:
         ours = [cells for name, *cells in rows if not name.startswith("paper")]
         assert ours

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.group_signal import read_run
+from benchmarks.reward_curves import read_curve
 from spo_verl.tracker import Tracker, TrackerSettings
 from spo_verl.training.metrics import METRICS, PREFIX
 from tests.support.scripted_agent import fails, outcome, several_outputs
@@ -27,6 +29,12 @@ def test_grpo_runs_with_the_plugin_installed_and_knows_nothing_of_spo(grpo):
     assert not [key for step in metrics.values() for key in step if key.startswith(PREFIX)]
     assert "spo:" not in grpo.log
     assert not (grpo.checkpoints / "global_step_2" / "spo").exists()
+    # What benchmarks/ compute for docs/reproduction.md, from the rollouts that verl dumps.
+    signals = read_run(grpo.rollouts)
+    assert [(one.step, one.samples) for one in signals] == [(1, 32), (2, 32)]
+    assert all(one.degenerate is not None and 0 <= one.degenerate <= 1 for one in signals)
+    logged = [metrics[step]["critic/score/mean"] for step in (1, 2)]
+    assert read_curve(grpo.rollouts) == pytest.approx(logged, abs=1e-3)
 
 
 def test_spo_goes_on_from_a_checkpoint_of_another_estimator_and_says_so(spo):
