@@ -1,4 +1,4 @@
-"""A step of verl without its machines: real trainer, replay buffer and mini-batch loop around a queue in a dictionary."""
+"""A step of verl without its machines: trainer, replay buffer and mini-batch loop around a queue in a dictionary."""
 
 from __future__ import annotations
 

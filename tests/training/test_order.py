@@ -1,4 +1,4 @@
-"""Which rows share a mini-batch, seen where the actor receives them: in verl's own loop over mini-batches, on every rank.
+"""Which rows share a mini-batch, where the actor receives them: in verl's own loop over mini-batches, on every rank.
 
 The oracle of most tests is invariance: whatever must not matter is changed, and the mini-batches stay what they were.
 """
