@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,6 +52,4 @@ def check(steps: Sequence[list[list[Row]]], place: dict[str, int], *, seed: int,
 def by_prompt(steps: Sequence[list[list[Row]]], dispatched: Sequence[Sequence[tuple[str, int]]]) -> list:
     """The same with dataset indices in place of verl's random names."""
     index = {uid: number for batch in dispatched for uid, number in batch}
-    return [
-        [sorted(Counter((index[uid], session) for uid, session in mini).items()) for mini in step] for step in steps
-    ]
+    return [[sorted((index[uid], session) for uid, session in mini) for mini in step] for step in steps]

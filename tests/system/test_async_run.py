@@ -121,7 +121,9 @@ def test_stragglers_are_dealt_out_like_all_others_before_and_after_the_resume(as
     steps = mini_batches.by_step(second, prompts=16)
     assert len(steps) == 4
     mini_batches.check(steps, place, seed=5, first=5)
-    carried = {uid for batch in before for uid, _ in batch} & {uid for uid, _ in sum(sum(steps, []), [])}
+    carried = {uid for batch in before for uid, _ in batch} & {
+        uid for step in steps for mini in step for uid, _ in mini
+    }
     assert carried  # the order over the restart was put to the test
 
 
