@@ -68,7 +68,5 @@ def map_rewards(
 ) -> np.ndarray:
     """Check each outcome against the declared range and map the range to [0, 1]; see :func:`session_rewards`."""
     name = "score" if config.key is None else f"reward_extra_info[{config.key!r}]"
-    mapped = [
-        unit_reward(raw, config, f"The reward of {describe(uid)}", name) for raw, uid in zip(outcome, uids, strict=True)
-    ]
+    mapped = [unit_reward(raw, config, describe(uid), name) for raw, uid in zip(outcome, uids, strict=True)]
     return np.array(mapped, dtype=np.float64)

@@ -111,7 +111,7 @@ def test_both_readings_against_the_padded_tensors_of_the_published_recipe(tokens
     rng = np.random.default_rng(3)
     lengths = rng.integers(1, 30, 40)
     width = 32
-    then, now = (-torch.rand(40, width).half().float() * 3 for _ in range(2))
+    then, now = ((-3 * torch.rand(40, width)).half().float() for _ in range(2))
     attention = torch.arange(width) < torch.tensor(lengths)[:, None]
     generated = attention & torch.tensor(rng.random((40, width)) < 0.7)
     generated[:, 0] = True
@@ -135,7 +135,7 @@ def test_a_checkpoint_made_under_either_setting_serves_the_other(tmp_path, befor
     tracker = Tracker.create(key_P, settings)
     tracker.dispatch(["a"], [0], 0)
     tracker.remember(["a"], new_responses(outs, {"acting": [np.array([-1.0, -9.0, -0.5])]}, None))
-    tracker.save(tmp_path / "spo")
+    tracker.snapshot().write(tmp_path / "spo")
     loaded, _ = Tracker.load(tmp_path / "spo", key_P, settings)
     recalled = loaded.recall(["a"]).stored
     now = [np.array([-1.5, -1.0, -0.25], dtype=np.float32)]
