@@ -94,6 +94,9 @@ class ForgettingConfig:
 class DriftConfig:
     """Measuring the divergence on stored responses."""
 
+    tokens: Literal["generated", "all"] = "generated"
+    """Tokens of a stored response that the divergence is the mean over: those that the policy generated, or all of
+    them, what tools returned included, as in the published recipe."""
     max_tokens: Annotated[int, Field(gt=0)] | None = None
     """Stored tokens per response; ``None`` stores all of them."""
     measure_both: bool = False

@@ -10,7 +10,8 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
 
-With any other estimator nothing that verl builds differs from a verl without the plugin.
+With any other estimator nothing that verl builds differs from a verl without the plugin, unless the run asks for SPO's
+order of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ UNUSED_SETTINGS = (
 def _has_unused_settings(config: Any) -> bool:
     """Whether somebody who left an old estimator in a script would take this run for one with SPO."""
     return hasattr(config, "get") and config.get(ESTIMATOR) is not None and config.get("algorithm") is not None
+
+
+def _asks_for_order(config: Any) -> bool:
+    """Whether a run with another estimator wants its mini-batches dealt out as SPO's are."""
+    return hasattr(config, "get") and config.get("mini_batch_seed") is not None
 
 
 def _register_config_groups(module: ModuleType) -> None:
@@ -71,9 +77,13 @@ def _extend_v1_trainer(module: ModuleType) -> None:
         if config is not None and _uses_spo(config):
             from spo_verl.training.trainer import class_for
 
-            cls = class_for(config, cls)
-        elif config is not None and _has_unused_settings(config):
+            return object.__new__(class_for(config, cls))
+        if config is not None and _has_unused_settings(config):
             print(UNUSED_SETTINGS.format(config.algorithm.adv_estimator), file=sys.stderr, flush=True)
+        if config is not None and _asks_for_order(config):
+            from spo_verl.training.order import seeded_trainer_class
+
+            cls = seeded_trainer_class(cls)
         return object.__new__(cls)
 
     _set_new(trainer_base, __new__)

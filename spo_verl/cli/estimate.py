@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spo_verl.cli.output import Debug, Json, Outcome, verb
-from spo_verl.errors import SpoValuesError
+from spo_verl.errors import SpoConfigError, SpoValuesError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ Runs `python -m verl.trainer.main_ppo` in the foreground; OVERRIDES are those of
 reward, cluster). Started again after an interruption it goes on where it was."""
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MODE = re.compile(r"\+{0,2}trainer\.v1\.trainer_mode=")
 _GRACE_S = 30.0
 """Seconds that verl gets to end by itself: Ray needs a few to end its workers."""
 
@@ -50,6 +52,11 @@ def estimate(
 ) -> Outcome:
     if output.exists():
         raise SpoValuesError(f"{output} exists: remove it, or name another file with --output.")
+    modes = [word for word in overrides or [] if _MODE.match(word)]
+    if modes and _MODE.sub("", modes[-1]).strip("'\"") != "sync":
+        raise SpoConfigError(
+            f"{modes[-1]}: values are estimated by the synchronous trainer; leave that out. They serve every mode."
+        )
     settings = {"output": output.absolute(), "trials": trials, "chunk": chunk}
     command = estimate_command(model, data.split(","), settings, overrides or [], os.environ)
     if dry_run:

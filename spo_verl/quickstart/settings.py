@@ -118,9 +118,10 @@ def training_overrides(
     prompts = settings.trajectories // group
     estimator = {
         "spo": ["algorithm.adv_estimator=spo", "+spo=paper", f"spo.seed={settings.seed}"],
-        # The same clipping as in SPO's preset, so that only the estimator and the grouping differ.
+        # The clipping of SPO's preset and its order of mini-batches, so that only estimator and grouping differ.
         "grpo": [
             "algorithm.adv_estimator=grpo",
+            f"+mini_batch_seed={settings.seed}",
             f"actor_rollout_ref.rollout.n={GROUP_SIZE}",
             "actor_rollout_ref.actor.clip_ratio_low=0.2",
             "actor_rollout_ref.actor.clip_ratio_high=0.28",

@@ -58,6 +58,7 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             "was frozen; set skip.rollout_tq.enable=False."
         )
     yield from _movement(config, spo)
+    yield from _estimating(config, spo)
     if select(config, "algorithm.rollout_correction.bypass_mode", False) and "acting" in spo.references:
         yield (
             "algorithm.rollout_correction.bypass_mode=True takes old_log_probs from the rollout engine, whose noise "
@@ -76,6 +77,24 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
                 f"{section}: stored responses have no recorded expert routes to replay in the divergence forward; "
                 f"set {section}.mode=disabled, or spo.forgetting.mode=constant."
             )
+
+
+def _estimating(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
+    """An estimation scores the prompts that it dispatched, each of them; a refill would bring others in."""
+    if spo.estimate.output is None:
+        return
+    mode = select(config, "trainer.v1.trainer_mode", "sync")
+    if mode != "sync":
+        yield (
+            f"trainer.v1.trainer_mode={mode} with spo.estimate.output: an asynchronous trainer replaces prompts with a "
+            "failed rollout by others, and an estimation needs every prompt that it asked for; set "
+            "trainer.v1.trainer_mode=sync (the values serve every mode)."
+        )
+    if select(config, "trainer.v1.sampler.sync_refill_failed_groups", False):
+        yield (
+            "trainer.v1.sampler.sync_refill_failed_groups=True with spo.estimate.output: failed prompts would be "
+            "replaced by others; set it to False (a failed rollout is no trial)."
+        )
 
 
 def _movement(config: DictConfig, spo: SpoConfig) -> Iterator[str]:

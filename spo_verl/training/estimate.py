@@ -28,7 +28,7 @@ from verl.utils.skip import SkipManager
 
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.values import OfflineValues, merge, provenance
-from spo_verl.errors import SpoValuesError
+from spo_verl.errors import SpoStateError, SpoValuesError
 from spo_verl.training import seams
 from spo_verl.training.checks import check
 from spo_verl.training.logs import configure_logging
@@ -215,6 +215,11 @@ class ValueEstimator:
 
     def _count(self, done: Any, slot_of_uid: dict[str, int], slot_B: np.ndarray) -> OfflineValues:
         sessions = read_sessions(done.keys, done.tags)
+        if strange := set(sessions.uid_B).difference(slot_of_uid):
+            raise SpoStateError(
+                f"{len(strange)} of {len(sessions.uid_B)} prompts that the replay buffer returned were not asked for; "
+                "an estimation needs verl's own buffer: set trainer.v1.sampler.custom_sampler.path=null."
+            )
         rewards = session_rewards(
             done.keys, done.partition_id, sessions, self.spo.reward, lambda uid: f"prompt {slot_of_uid[uid]}"
         )

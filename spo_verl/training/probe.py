@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -229,11 +229,26 @@ def stored_sequences(stored: StoredResponses, entries: np.ndarray, outputs: Sequ
 
 
 def stored_divergence(
-    stored: StoredResponses, entries: np.ndarray, column: str, now: Sequence[np.ndarray], size: int
+    stored: StoredResponses,
+    entries: np.ndarray,
+    column: str,
+    now: Sequence[np.ndarray],
+    size: int,
+    *,
+    tokens: Literal["generated", "all"] = "generated",
 ) -> np.ndarray:
-    """D of each prompt: mean absolute log-prob difference over the stored response's generated tokens.
+    """D of each prompt: mean absolute log-prob difference over the tokens of its stored response.
 
     The present side is rounded to float16 like the stored one, so that a policy that did not move has D = 0.
+
+    Args:
+        stored: responses with their mask of generated tokens, and the log-probs of all tokens under ``column``.
+        entries: those that were scored.
+        column: the reference.
+        now: log-probs of the present policy, one array per entry.
+        size: prompts of the batch.
+        tokens: count those that the policy generated, or all. The published recipe takes the attention mask of the
+            response, which covers what tools returned as well and leaves out padding, which is not stored here.
 
     Returns:
         float64 (``size``,), NaN where nothing comparable is stored.
@@ -249,10 +264,16 @@ def stored_divergence(
         part = slice(stored.offset_B[entry], stored.offset_B[entry + 1])
         length = len(present)
         then_BT[line, :length] = stored.log_prob[column][part]
-        now_BT[line, :length] = present.astype(np.float16)
-        mask_BT[line, :length] = stored.mask_N[part]
+        now_BT[line, :length] = _half(present)
+        mask_BT[line, :length] = True if tokens == "all" else stored.mask_N[part]
     drift_B[stored.row_B[entries]] = np.asarray(divergence(then_BT, now_BT, mask_BT))
     return drift_B
+
+
+def _half(log_prob: np.ndarray) -> np.ndarray:
+    """Log-probs as they are stored; a token of probability e^-65504 is as unlikely as float16 can say."""
+    limits = np.finfo(np.float16)
+    return np.clip(log_prob, limits.min, limits.max).astype(np.float16)
 
 
 def new_responses(
@@ -267,9 +288,7 @@ def new_responses(
     def join(rows: Sequence[Any], dtype: Any) -> np.ndarray:
         parts = [np.asarray(row)[:length] for row, length in zip(rows, lengths, strict=True)]
         joined = np.concatenate(parts) if parts else np.empty(0)
-        if dtype is np.float16:  # a token of probability e^-65504 is as unlikely as float16 can say
-            joined = np.clip(joined, np.finfo(np.float16).min, np.finfo(np.float16).max)
-        return joined.astype(dtype)
+        return _half(joined) if dtype is np.float16 else joined.astype(dtype)
 
     return StoredResponses(
         row_B=np.arange(len(outputs), dtype=np.int64),

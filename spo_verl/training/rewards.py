@@ -9,7 +9,7 @@ import numpy as np
 import transfer_queue as tq
 
 from spo_verl.config import RewardConfig
-from spo_verl.errors import SpoRewardError
+from spo_verl.data.rewards import unit_reward
 from spo_verl.training.sessions import Sessions
 
 
@@ -20,7 +20,7 @@ def plain(item: Any) -> Any:
 
 def _scores(keys: list[str], partition: str) -> list[float]:
     data = tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=["rm_scores"])
-    return [float(row.sum()) for row in data["rm_scores"].unbind()]
+    return [float(row.double().sum()) for row in data["rm_scores"].unbind()]
 
 
 def _extra(keys: list[str], partition: str, name: str) -> list[Any]:
@@ -29,7 +29,7 @@ def _extra(keys: list[str], partition: str, name: str) -> list[Any]:
     for item in list(data["extra_fields"]):
         fields = plain(item)
         info = fields.get("reward_extra_info", {}) if isinstance(fields, dict) else {}
-        rewards.append(info.get(name))
+        rewards.append(plain(info.get(name)) if isinstance(info, dict) else None)
     return rewards
 
 
@@ -55,7 +55,8 @@ def session_rewards(
         float64 (S,) in [0, 1].
 
     Raises:
-        SpoRewardError: a reward is missing, NaN or outside the range; names prompt, reward and setting.
+        SpoRewardError: a reward is missing, not one number, NaN or outside the range; names prompt, key, reward and
+            setting.
     """
     final = [keys[row] for row in sessions.final_row_S]
     outcome = _scores(final, partition) if config.key is None else _extra(final, partition, config.key)
@@ -66,20 +67,6 @@ def map_rewards(
     outcome: Sequence[Any], uids: Sequence[str], config: RewardConfig, describe: Callable[[str], str]
 ) -> np.ndarray:
     """Check each outcome against the declared range and map the range to [0, 1]; see :func:`session_rewards`."""
-    source = "the trajectory's score" if config.key is None else f"reward_extra_info[{config.key!r}]"
-    mapped = np.empty(len(outcome), dtype=np.float64)
-    for position, (raw, uid) in enumerate(zip(outcome, uids, strict=True)):
-        if raw is None:
-            raise SpoRewardError(
-                f"The reward of {describe(uid)} has no {source}; return it from the reward function's dictionary, "
-                "or choose another with spo.reward.key (null takes the score)."
-            )
-        reward = float(raw)
-        if not config.low <= reward <= config.high:
-            raise SpoRewardError(
-                f"The reward of {describe(uid)} is {reward} ({source}), outside the declared range "
-                f"[spo.reward.low={config.low}, spo.reward.high={config.high}]; declare the range of your reward, or "
-                "point spo.reward.key at an outcome inside it (e.g. acc where the score is shaped)."
-            )
-        mapped[position] = (reward - config.low) / (config.high - config.low)
-    return mapped
+    name = "score" if config.key is None else f"reward_extra_info[{config.key!r}]"
+    mapped = [unit_reward(raw, config, describe(uid), name) for raw, uid in zip(outcome, uids, strict=True)]
+    return np.array(mapped, dtype=np.float64)

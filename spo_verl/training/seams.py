@@ -72,6 +72,27 @@ SEAMS: tuple[Seam, ...] = (
         "read",
         "(self, global_steps, partition_id, batch_size)",
     ),
+    # which rows share a mini-batch
+    Seam(
+        _BASE,
+        "PPOTrainer._balance_batch",
+        "override",
+        "(self, batch, metrics, logging_prefix='global_seqlen', keep_minibatch=False)",
+    ),
+    Seam(
+        _BUFFER,
+        "ReplayBuffer._materialize_batch",
+        "override",
+        "(self, partition_id, selected_prompt_uids, partition_snapshot)",
+    ),
+    Seam("verl.workers.engine_workers", "TrainingWorker.train_mini_batch", "read", "(self, data)"),
+    Seam(
+        "verl.utils.tensordict_utils",
+        "make_iterator",
+        "read",
+        "(tensordict, mini_batch_size, epochs, seed=None, dataloader_kwargs=None)",
+    ),
+    Seam("verl.utils.seqlen_balancing", "log_seqlen_unbalance", "read", "(seqlen_list, partitions, prefix)"),
     # rollouts that outlive a step
     Seam(_BASE, "PPOTrainer._build_replay_buffer", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._reissue_inflight_prompts", "override", "(self, partition_id='train')"),

@@ -65,7 +65,7 @@ def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> Ses
     for row, (key, tag) in enumerate(zip(keys, tags, strict=True)):
         if tag.get("is_padding", False):
             continue
-        uid, session, index = _split(key)
+        uid, session, index = split_key(key)
         prompt = prompts.setdefault(uid, len(prompts))
         where = sessions.setdefault((prompt, session), len(sessions))
         if where == len(first):
@@ -85,7 +85,8 @@ def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> Ses
     )
 
 
-def _split(key: str) -> tuple[str, int, int]:
+def split_key(key: str) -> tuple[str, int, int]:
+    """The uid, session and output index that a trajectory key names; :class:`SpoStateError` for another form."""
     parts = key.rsplit("_", 2)
     if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
         raise SpoStateError(

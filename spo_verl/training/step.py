@@ -134,7 +134,9 @@ class StepRecord:
 
     def _note_drift(self, reference: str, now: list[np.ndarray]) -> None:
         size = len(self.sessions.uid_B)
-        self._drift[reference] = stored_divergence(self.stored, self._entries, reference, now, size)
+        self._drift[reference] = stored_divergence(
+            self.stored, self._entries, reference, now, size, tokens=self.spo.drift.tokens
+        )
 
     def _unmeasured_slots(self) -> np.ndarray:
         """Prompts with a comparable stored response that the budget left out."""

@@ -54,6 +54,7 @@ from spo_verl.training.metrics import (
 )
 from spo_verl.training.movement import METRIC as MOVEMENT_METRIC
 from spo_verl.training.movement import MovementMeter, measure_movement
+from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
 from spo_verl.training.rollout_n import choose, load_chooser
 from spo_verl.training.settings import tracker_settings
 from spo_verl.training.sources import SourceRecord, read_sources
@@ -73,7 +74,7 @@ class AfterOldLogProb(PPOTrainer):
         return batch
 
 
-class SpoTrainer:
+class SpoTrainer(SeededMiniBatches):
     """The part of an SPO trainer that is the same in every mode; mixed in by :func:`spo_trainer_class`."""
 
     # Provided by the trainer class that this is mixed into.
@@ -98,6 +99,8 @@ class SpoTrainer:
         configure_logging()
         seams.require()
         self.spo = check(config)
+        seed = mini_batch_seed(config)
+        self.mini_batch_seed = self.spo.seed if seed is None else seed
         apply_oversampling(config, self.spo)
         if loops := select(config, "actor_rollout_ref.rollout.agent.agent_loop_config_path"):
             require_working_loops(resolve_config_path(loops))
@@ -186,8 +189,8 @@ class SpoTrainer:
         self._evicted = EvictedRollouts(
             self.spo, verified=lambda: self.reward_loop_manager.reward_loop_worker_handles is not None
         )
-        buffer = super()._build_replay_buffer()  # type: ignore[misc]
-        # Nothing outlives a synchronous step, so verl's buffer stays as it is.
+        buffer = super()._build_replay_buffer()
+        # Nothing outlives a synchronous step, so nothing is evicted or carried over.
         return buffer if self.trainer_mode == "sync" else watched_buffer(buffer, self.spo, self._evicted)
 
     def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:

@@ -30,6 +30,15 @@ def overrides_of(command):
     return command[3:]
 
 
+@pytest.mark.parametrize("mode", ["colocate_async", "separate_async", "'colocate_async'"])
+def test_an_asynchronous_mode_is_refused_before_anything_starts(tmp_path, mode):
+    call = ["values", "estimate", "m", "d.parquet", "-o", tmp_path / "v.parquet", "--dry-run"]
+    refused = run(*call, f"trainer.v1.trainer_mode={mode}")
+    assert refused.exit_code == 2
+    assert f"trainer.v1.trainer_mode={mode}: values are estimated by the synchronous trainer" in refused.stderr
+    assert run(*call, f"trainer.v1.trainer_mode={mode}", "trainer.v1.trainer_mode=sync").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("more", "environ"), [([], {"VERL_PLATFORM": "cpu"}), (["+spo=paper", "data.train_batch_size=512"], {})]
 )

@@ -67,7 +67,7 @@ def test_a_folder_of_dumps(tmp_path, data):
     assert counts(out) == [(1.0, 2), (1.0, 1)]
     refused = run("values", "import", dumps, "--data", data, "-o", out)
     assert refused.exit_code == 2
-    assert "score is -1.0" in refused.stderr
+    assert "has 'score' = -1.0" in refused.stderr
 
 
 def test_dump_files_come_in_the_order_of_steps(tmp_path):

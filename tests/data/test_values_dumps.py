@@ -164,9 +164,9 @@ def test_dumps_of_several_steps_are_refused_unless_allowed(dump):
     [
         ('{"input": "a", "gts"', SpoValuesError, "line 2: not readable JSON"),
         ('{"text": "a"}', SpoValuesError, "line 2: no text under 'input'"),
-        ('{"input": "a", "gts": "1"}', SpoRewardError, "line 2: score is None"),
-        ('{"input": "a", "gts": "1", "score": 2}', SpoRewardError, "line 2: score is 2"),
-        ('{"input": "a", "gts": "1", "score": NaN}', SpoRewardError, "line 2: score is nan"),
+        ('{"input": "a", "gts": "1"}', SpoRewardError, "line 2 has no 'score'"),
+        ('{"input": "a", "gts": "1", "score": 2}', SpoRewardError, "line 2 has 'score' = 2, outside"),
+        ('{"input": "a", "gts": "1", "score": NaN}', SpoRewardError, "line 2 has 'score' = nan, outside"),
     ],
 )
 def test_bad_lines_are_named(dump, content, error, message):

@@ -43,7 +43,9 @@ def test_with_a_declared_range_scores_are_mapped(write):
     path = write({"1 + 1": [-1, 0, 0.5, 1]})
     values, _ = from_reference_json(path, dataset, reward=RewardConfig(low=-1, high=1))
     assert by_slot(values, dataset_keys(dataset)) == [(2.25, 4)]
-    with pytest.raises(SpoRewardError, match=r"scores of '1 \+ 1': score is -1, .* range \[0.0, 1.0\]"):
+    with pytest.raises(
+        SpoRewardError, match=r"'1 \+ 1' has a score = -1, .* range \[spo.reward.low=0.0, spo.reward.high=1.0\]"
+    ):
         from_reference_json(path, dataset, reward=RewardConfig())
 
 
@@ -101,8 +103,8 @@ def test_empty_lists_count_as_no_trial_and_are_noted(write):
         ("{", SpoValuesError, "not readable JSON"),
         ("[1]", SpoValuesError, "must hold one JSON object"),
         ({"1": 1.0}, SpoValuesError, "must hold one JSON object"),
-        ({"1": [float("nan")]}, SpoRewardError, "score is nan"),
-        ({"1": ["yes"]}, SpoRewardError, "score is 'yes'"),
+        ({"1": [float("nan")]}, SpoRewardError, "a score = nan, outside"),
+        ({"1": ["yes"]}, SpoRewardError, "a score = 'yes', a str"),
         ({"7": [1]}, SpoValuesError, "(?s)nothing matched.*'7'.*data.prompt_key"),
     ],
 )

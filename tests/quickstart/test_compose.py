@@ -45,7 +45,9 @@ def test_the_estimators_differ_in_estimator_and_grouping_only(composed: dict[str
         "actor_rollout_ref.actor.ppo_mini_batch_size",
         "actor_rollout_ref.rollout.n",
         "trainer.experiment_name",
+        "mini_batch_seed",
     }
+    assert grpo["mini_batch_seed"] == spo["spo.seed"]
     assert spo["data.train_batch_size"] == 64
     assert (grpo["data.train_batch_size"], grpo["actor_rollout_ref.rollout.n"]) == (8, 8)
     assert (spo["actor_rollout_ref.rollout.n"], spo["actor_rollout_ref.actor.clip_ratio_high"]) == (1, 0.28)

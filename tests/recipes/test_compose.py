@@ -91,10 +91,12 @@ def test_spo_and_grpo_differ_in_estimator_and_grouping_only(spo, grpo, trajector
         "critic.rollout_n",
         "actor_rollout_ref.rollout.n",
         "actor_rollout_ref.rollout.trace.experiment_name",
+        "mini_batch_seed",  # spo.seed in SPO's runs: both deal their mini-batches out alike
     }
     one, other = values(spo), values(grpo)
     differing = {key for key in set(one) | set(other) if one.get(key) != other.get(key) and not key.startswith("spo.")}
     assert {key for key in differing if key not in PLACES} == allowed
+    assert other["mini_batch_seed"] == one["spo.seed"]
 
 
 EXCHANGED = {

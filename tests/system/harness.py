@@ -4,6 +4,7 @@ or through `spo-verl values estimate`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import pandas as pd
 import psutil
 
 from spo_verl.data import prompt_key
+from tests.support import batch_probe
 from tests.support.scripted_agent import fails, outcome
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,7 +66,26 @@ class Run:
     log: str
     checkpoints: Path
     rollouts: Path
+    batches: Path
     seconds: float
+
+    def mini_batches(self) -> tuple[list[list[tuple[str, int]]], list[list[tuple[str, int, tuple[int, ...]]]]]:
+        """What was dispatched and what was trained on, in order: see ``tests/support/batch_probe.py``.
+
+        Returns:
+            dispatches of (uid, dataset index), and mini-batches of (uid, session, response tokens), padding included.
+        """
+        notes = [json.loads(line) for line in self.batches.read_text().splitlines()]
+        dispatched = [list(zip(one["dispatched"], one["index"], strict=True)) for one in notes if "dispatched" in one]
+        trained = [
+            [
+                (uid, int(session), tuple(response))
+                for uid, session, response in zip(one["trained"], one["session"], one["response"], strict=True)
+            ]
+            for one in notes
+            if "trained" in one
+        ]
+        return dispatched, trained
 
     def metrics(self) -> dict[int, dict[str, float]]:
         """Step -> metric -> value, from the console logger."""
@@ -151,6 +172,11 @@ def rollouts_of(workdir: Path, name: str) -> Path:
     return workdir / f"rollouts_{name}"
 
 
+def probe_of(workdir: Path, name: str) -> Path:
+    """Where the run notes what is dispatched and what the actor receives."""
+    return workdir / f"{name}.batches.jsonl"
+
+
 def launch(
     workdir: Path,
     name: str,
@@ -169,6 +195,7 @@ def launch(
     """
     mark = uuid.uuid4().hex
     log_path = workdir / f"{name}.log"
+    probe = {"VERL_USE_EXTERNAL_MODULES": batch_probe.__name__, batch_probe.FILE: str(probe_of(workdir, name))}
     env = {
         **os.environ,
         "VERL_PLATFORM": "cpu",
@@ -179,6 +206,7 @@ def launch(
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
         RUN_MARK: mark,
+        **probe,
     }
     begin = time.monotonic()
     with log_path.open("w") as log:
@@ -210,6 +238,7 @@ def launch(
         log_path.read_text(errors="replace"),
         workdir / (checkpoints or name),
         rollouts_of(workdir, name),
+        probe_of(workdir, name),
         time.monotonic() - begin,
     )
 

@@ -9,6 +9,7 @@ import pytest
 from spo_verl.tracker import checkpoint
 from spo_verl.tracker.table import match_keys
 from tests.support.slow_agent import delay
+from tests.system import mini_batches
 from tests.system.harness import PROMPTS, Run, toy_keys
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
@@ -108,6 +109,22 @@ def test_advantages_are_centred_in_the_measure_of_tokens(async_killed, async_res
     for metrics in {**async_killed.metrics(), **async_resumed.metrics()}.values():
         assert abs(metrics["critic/advantages/mean"]) < 1e-6
         assert metrics["critic/advantages/max"] > 0.1
+
+
+def test_stragglers_are_dealt_out_like_all_others_before_and_after_the_resume(async_killed, async_resumed):
+    before, first = async_killed.mini_batches()
+    after, second = async_resumed.mini_batches()
+    place = mini_batches.places([*before, *after])  # what was carried over keeps its place
+    steps = mini_batches.by_step(first, prompts=16)
+    assert len(steps) >= 4
+    mini_batches.check(steps, place, seed=5, first=1)
+    steps = mini_batches.by_step(second, prompts=16)
+    assert len(steps) == 4
+    mini_batches.check(steps, place, seed=5, first=5)
+    carried = {uid for batch in before for uid, _ in batch} & {
+        uid for step in steps for mini in step for uid, _ in mini
+    }
+    assert carried  # the order over the restart was put to the test
 
 
 # ---------------------------------------------------------------------- stopped rollouts, a killed tracker

@@ -11,6 +11,7 @@ from benchmarks.reward_curves import read_curve
 from spo_verl.tracker import Tracker, TrackerSettings
 from spo_verl.training.metrics import METRICS, PREFIX
 from tests.support.scripted_agent import fails, outcome, several_outputs
+from tests.system import mini_batches
 from tests.system.harness import PROMPTS, Run, toy_keys
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
@@ -177,6 +178,35 @@ def test_after_the_resume_the_tracker_equals_the_uninterrupted_one_for_six_steps
     for step in (8, 10):
         assert evidence(resumed, step) == evidence(whole, step)  # exactly, not approximately
     assert len(set(draws.values())) == 10
+
+
+def test_the_actor_receives_mini_batches_by_seed_step_and_order_of_dispatch(whole):
+    """Noted in the worker: sessions that failed, several outputs, padding, other numbers of rollouts, all included."""
+    dispatched, trained = whole.mini_batches()
+    assert len(dispatched) == 10
+    assert {len(mini) for mini in trained} == {16}
+    # Of each step only its own dispatch: prompts of which nothing came back are not among the trained ones.
+    known = {uid: step for step, batch in enumerate(dispatched, 1) for uid, _ in batch}
+    steps = [[] for _ in range(10)]
+    for mini in map(mini_batches.real, trained):
+        [step] = {known[uid] for uid, _ in mini}
+        steps[step - 1].append(mini)
+    mini_batches.check(steps, mini_batches.places(dispatched), seed=11, first=1)
+    padding = [sum(uid.startswith("pad") for uid, _, _ in mini) for mini in trained]
+    assert sum(padding) > 0
+    assert max(padding) < 16
+
+
+def test_after_the_resume_the_same_rollouts_meet_in_the_same_mini_batches(whole, resumed):
+    def of(run):
+        dispatched, trained = run.mini_batches()
+        steps = {uid: step for step, batch in enumerate(dispatched) for uid, _ in batch}
+        grouped = [[] for _ in dispatched]
+        for mini in map(mini_batches.real, trained):
+            grouped[steps[mini[0][0]]].append(mini)
+        return mini_batches.by_prompt(grouped, dispatched)
+
+    assert of(resumed) == of(whole)[4:]
 
 
 def test_duplicate_rows_were_counted(whole):

@@ -179,8 +179,9 @@ def test_the_tracker_gets_what_it_works_by():
 
 
 def test_presets_differ_where_they_say():
-    assert compose_verl(["+spo=paper"]).spo.forgetting.reference == "acting"
-    assert compose_verl(["+spo=recipe"]).spo.forgetting.reference == "updated"
+    paper, recipe = (compose_verl([f"+spo={name}"]).spo for name in ("paper", "recipe"))
+    assert (paper.forgetting.reference, paper.drift.tokens) == ("acting", "generated")
+    assert (recipe.forgetting.reference, recipe.drift.tokens) == ("updated", "all")
     bspo = compose_verl(["+spo=bspo"])
     assert bspo.spo.bspo is True
     assert bspo.actor_rollout_ref.rollout.n == 4

@@ -1,12 +1,20 @@
 """The parts of an estimation: what they cost, and how an interrupted one comes together."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from verl.trainer.ppo.v1 import get_trainer_cls, replay_buffer
 
+from spo_verl.config import SpoConfig
 from spo_verl.data.values import OfflineValues, provenance
-from spo_verl.errors import SpoValuesError
-from spo_verl.training.estimate import SPENT, Parts, spent_on
+from spo_verl.errors import SpoConfigError, SpoStateError, SpoValuesError
+from spo_verl.training import estimate, rewards
+from spo_verl.training.estimate import SPENT, Parts, ValueEstimator, spent_on
 from spo_verl.training.sessions import read_sessions
+from tests.support.actor_batches import MODES, Queue
+from tests.support.verl_config import compose_verl
 
 SETTINGS = {"policy": "m", "trials": 2}
 
@@ -58,3 +66,70 @@ def test_other_settings_do_not_go_on(tmp_path):
     Parts(tmp_path / "values.parquet", SETTINGS, prompts=2, chunk=1)
     with pytest.raises(SpoValuesError, match="trials was 2, is 3"):
         Parts(tmp_path / "values.parquet", {**SETTINGS, "trials": 3}, prompts=2, chunk=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (MODES["colocate_async"], r"trainer_mode=colocate_async .*set trainer\.v1\.trainer_mode=sync"),
+        (MODES["separate_async"], r"trainer_mode=separate_async .*set trainer\.v1\.trainer_mode=sync"),
+        ([*MODES["colocate_async"], "+spo=plus_plus", "spo.oversample=0.5"], r"set trainer\.v1\.trainer_mode=sync"),
+        (["trainer.v1.sampler.sync_refill_failed_groups=True"], "sync_refill_failed_groups=True .*set it to False"),
+    ],
+)
+def test_what_would_bring_other_prompts_in_is_refused_at_start(overrides, said):
+    stock = ["algorithm.adv_estimator=spo", "++spo.estimate.output=values.parquet"]
+    config = compose_verl([*overrides, *stock])
+    with pytest.raises(SpoConfigError, match=said):
+        get_trainer_cls(config.trainer.v1.trainer_mode)(config=config)
+
+
+class Scores(Queue):
+    """Every rollout has the score 1."""
+
+    def kv_batch_get(self, keys, partition_id, select_fields):
+        return {"rm_scores": torch.nested.nested_tensor([torch.ones(1) for _ in keys], layout=torch.jagged)}
+
+
+def an_estimate(monkeypatch, *, failed: set[int], returned=lambda uids: uids):
+    """Four prompts, two trials each, through verl's synchronous buffer; the failed ones lack a session."""
+    queue = Scores()
+    for module in (replay_buffer, estimate, rewards):
+        monkeypatch.setattr(module, "tq", queue)
+
+    class Estimator(ValueEstimator):
+        def __init__(self):
+            self.spo, self.global_steps = SpoConfig(), 0
+
+        def _submit_batch_to_rollout(self, batch):
+            for number, uid in enumerate(returned([str(uid) for uid in batch["uid"]])):
+                status = "failure" if number in failed else "finished"
+                queue.items["train"][uid] = {"is_prompt": True, "status": status, "global_steps": 0}
+                for session in range(1 if number in failed else 2):
+                    queue.items["train"][f"{uid}_{session}_0"] = {"response_len": 1, "prompt_len": 1}
+
+    one = Estimator()
+    one.train_dataset = [{"raw_prompt": str(row)} for row in range(4)]
+    key_P = np.frombuffer(bytes(range(64)), dtype="V16")
+    one._keys = SimpleNamespace(row_of_slot_P=np.arange(4), key_P=key_P)
+    collate = lambda rows: {"raw_prompt": np.array([row["raw_prompt"] for row in rows], dtype=object)}  # noqa: E731
+    one.train_dataloader = SimpleNamespace(collate_fn=collate)
+    one.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[1])
+    settings = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "response_length": 1, "policy": "m", "trials": 2}
+    one._parts = SimpleNamespace(settings=settings, started="2026-01-01")
+    one.replay_buffer = replay_buffer.ReplayBuffer(
+        trainer_mode="sync", trainer_config={}, max_off_policy_threshold=None, max_off_policy_strategy="drop",
+        sampler_kwargs={}, poll_interval=0.01,
+    )  # fmt: skip
+    return one._estimate(np.arange(4))
+
+
+def test_a_failed_session_is_no_trial_of_its_prompt(monkeypatch):
+    values = an_estimate(monkeypatch, failed={1, 3})
+    assert values.trials_N.tolist() == [2, 1, 2, 1]
+    assert values.successes_N.tolist() == [2.0, 1.0, 2.0, 1.0]
+
+
+def test_prompts_that_were_not_asked_for_are_an_error_with_its_cause(monkeypatch):
+    with pytest.raises(SpoStateError, match=r"1 of 4 prompts .*custom_sampler\.path=null"):
+        an_estimate(monkeypatch, failed=set(), returned=lambda uids: [*uids[:3], "another"])

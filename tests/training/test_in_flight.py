@@ -160,7 +160,7 @@ def test_rollouts_without_a_reward_yet_end_without_evidence(queue):
 def test_a_reward_out_of_range_stops_the_run_here_too(queue):
     buffer, _, _ = buffer_of(queue, threshold=2)
     queue.prompt("stale", "finished", 3, reward=7.0)
-    with pytest.raises(SpoRewardError, match=r"evicted rollout stale is 7\.0"):
+    with pytest.raises(SpoRewardError, match=r"evicted rollout stale has score = 7\.0"):
         buffer.sample(global_steps=5, partition_id="train", batch_size=1)
 
 

@@ -1,15 +1,20 @@
 """The divergence forward: which sequences are scored, what is compared, what is stored."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from verl.utils.torch_functional import masked_mean
 
+from spo_verl.config import DriftConfig, SpoConfig
+from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.training import probe
+from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.probe import (
     LogProbScorer,
     Output,
@@ -18,6 +23,9 @@ from spo_verl.training.probe import (
     stored_divergence,
     stored_sequences,
 )
+from spo_verl.training.sessions import read_sessions
+from spo_verl.training.settings import tracker_settings
+from spo_verl.training.step import StepRecord
 
 
 def output(prompt: list[int], response: list[int], mask: list[int] | None = None, shift: int = 0) -> Output:
@@ -86,6 +94,76 @@ def test_divergence_by_hand_with_prompts_that_have_nothing_stored():
     assert drift[0] == pytest.approx(0.375)
     assert math.isnan(drift[1])
     assert drift[2] == 0.0
+
+
+def test_all_tokens_by_hand():
+    outs = [output([1], [2]), output([5], [6])]
+    memory = stored([(0, [7, 8, 9], [1, 0, 1], [-1.0, -9.0, -0.5], outs[0]), (1, [7], [0], [-4.0], outs[1])])
+    now = [np.array([-1.5, -1.0, -0.25], dtype=np.float32), np.array([-1.0], dtype=np.float32)]
+    drift = stored_divergence(memory, np.array([0, 1]), "acting", now, size=2, tokens="all")
+    # (0.5 + 8 + 0.25) / 3, and 3 / 1: what a tool returned counts as what was generated does
+    assert drift.tolist() == pytest.approx([8.75 / 3, 3.0])
+
+
+@pytest.mark.parametrize("tokens", ["generated", "all"])
+def test_both_readings_against_the_padded_tensors_of_the_published_recipe(tokens):
+    """The oracle: right-padded rows and verl's masked mean over the response's attention mask, or its loss mask."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, 30, 40)
+    width = 32
+    then, now = ((-3 * torch.rand(40, width)).half().float() for _ in range(2))
+    attention = torch.arange(width) < torch.tensor(lengths)[:, None]
+    generated = attention & torch.tensor(rng.random((40, width)) < 0.7)
+    generated[:, 0] = True
+    mask = attention if tokens == "all" else generated
+    expected = masked_mean((then - now).abs(), mask.float(), axis=-1)
+    outs = [output([1], [2])] * 40
+    rows = [
+        (row, [5] * n, generated[row, :n].numpy(), then[row, :n].numpy(), outs[row]) for row, n in enumerate(lengths)
+    ]
+    present = [now[row, :n].numpy() for row, n in enumerate(lengths)]
+    drift = stored_divergence(stored(rows), np.arange(40), "acting", present, size=40, tokens=tokens)
+    assert drift == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("before", ["generated", "all"])
+def test_a_checkpoint_made_under_either_setting_serves_the_other(tmp_path, before):
+    """Stored are all tokens, all log-probs and the mask, whatever is counted."""
+    outs = [output([1], [7, 8, 9], [1, 0, 1])]
+    key_P = np.frombuffer(bytes(16), dtype="V16")
+    settings = tracker_settings(SpoConfig(drift=DriftConfig(tokens=before)))
+    tracker = Tracker.create(key_P, settings)
+    tracker.dispatch(["a"], [0], 0)
+    tracker.remember(["a"], new_responses(outs, {"acting": [np.array([-1.0, -9.0, -0.5])]}, None))
+    tracker.snapshot().write(tmp_path / "spo")
+    loaded, _ = Tracker.load(tmp_path / "spo", key_P, settings)
+    recalled = loaded.recall(["a"]).stored
+    now = [np.array([-1.5, -1.0, -0.25], dtype=np.float32)]
+    found = {
+        tokens: stored_divergence(recalled, np.array([0]), "acting", now, size=1, tokens=tokens).item()
+        for tokens in ("generated", "all")
+    }
+    assert found == pytest.approx({"generated": 0.375, "all": 8.75 / 3})
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [("generated", 0.375), ("all", 8.75 / 3)])
+def test_a_step_counts_the_tokens_of_its_setting(tokens, expected):
+    outs = [output([1], [7, 8, 9], [1, 0, 1])]
+    memory = stored([(0, [7, 8, 9], [1, 0, 1], [-1.0, -9.0, -0.5], outs[0])])
+    batch = SimpleNamespace(keys=["a_0_0"], partition_id="train", tags=[{"response_len": 3}])
+    frozen = Frozen(np.arange(1), np.full(1, 0.5), np.ones(1), np.zeros(1, dtype=int))
+    spo = SpoConfig(drift=DriftConfig(tokens=tokens))
+    record = StepRecord(spo, read_sessions(batch.keys, [{}]), Recall(frozen, memory), outs, batch, version=1)
+    record._score = lambda sequences: [np.array([-1.5, -1.0, -0.25], dtype=np.float32)]
+    record.before_update(Stopwatch())
+    assert record.drift_B.tolist() == pytest.approx([expected])
+
+
+def test_a_token_beyond_float16_is_the_same_on_both_sides():
+    out = output([1], [7])
+    memory = new_responses([out], {"acting": [np.array([-1e6])]}, None)
+    drift = stored_divergence(memory, np.array([0]), "acting", [np.array([-1e7], dtype=np.float32)], 1, tokens="all")
+    assert drift.tolist() == [0.0]
 
 
 def test_a_policy_that_did_not_move_has_divergence_exactly_zero():

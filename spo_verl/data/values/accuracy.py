@@ -5,8 +5,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from spo_verl.config import RewardConfig
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys
+from spo_verl.data.rewards import number, unit_reward
 from spo_verl.data.values.report import MatchReport
 from spo_verl.data.values.table import OfflineValues, provenance
 from spo_verl.data.values.texts import counted, identified, rows_without
@@ -109,16 +111,18 @@ def _accuracy(raw: Any, trials: int | None, where: str) -> tuple[float, int] | N
     if isinstance(raw, str) and "/" in raw:
         return _fraction(raw, trials, where)
     try:
-        accuracy = float(raw)
-    except (TypeError, ValueError):
-        accuracy = math.inf
-    if math.isnan(accuracy):
+        stated = float(raw) if isinstance(raw, str) else number(raw)
+    except ValueError:
+        stated = None
+    if stated is not None and math.isnan(stated):
         return None
-    if not 0 <= accuracy <= 1:
+    try:
+        accuracy = unit_reward(stated, RewardConfig(), where, "accuracy")
+    except SpoRewardError:
         raise SpoRewardError(
             f"{where} is {raw!r}; an accuracy is a number in [0, 1] (divide percentages by 100) or a "
             "fraction such as 5/8"
-        )
+        ) from None
     if trials is None:
         raise SpoConfigError(f"{where} is {raw!r}, which does not tell how many trials it is the mean of: state trials")
     return accuracy * trials, trials

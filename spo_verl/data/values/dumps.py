@@ -11,6 +11,7 @@ from typing import Any
 from spo_verl.config import RewardConfig
 from spo_verl.data.canonical import canonical_json
 from spo_verl.data.identity import DatasetKeys
+from spo_verl.data.rewards import unit_reward
 from spo_verl.data.values.report import MatchReport, require_some
 from spo_verl.data.values.table import OfflineValues, provenance
 from spo_verl.data.values.texts import (
@@ -18,7 +19,6 @@ from spo_verl.data.values.texts import (
     counted,
     identified,
     prompt_texts,
-    reward_in_unit_range,
     rows_without,
     squeeze,
 )
@@ -141,7 +141,7 @@ def _collect(files: Sequence[Path], reward: RewardConfig) -> _Trials:
                 found.sessions.add(session)
             name = "score" if reward.key is None else reward.key
             group = (canonical_json(line.get("gts")), line["input"])
-            found.sums[group] += reward_in_unit_range(line.get(name), reward, where)
+            found.sums[group] += unit_reward(line.get(name), reward, where, repr(name))
             found.counts[group] += 1
             found.steps[line.get("step")] += 1
     if not found.counts:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from spo_verl.config import RewardConfig
 from spo_verl.data.identity import DatasetKeys
+from spo_verl.data.rewards import unit_reward
 from spo_verl.data.values.report import MatchReport, require_some
 from spo_verl.data.values.table import OfflineValues, provenance
 from spo_verl.data.values.texts import (
@@ -16,7 +18,6 @@ from spo_verl.data.values.texts import (
     counted,
     identified,
     prompt_texts,
-    reward_in_unit_range,
     rows_without,
     squeeze,
 )
@@ -91,12 +92,12 @@ def from_reference_json(
 
 
 def _total(text: str, scores: Sequence[Any], reward: RewardConfig | None) -> float:
-    where = f"scores of {text[:80]!r}"
+    where = f"the text {text[:80]!r}"
     if reward is not None:
-        return sum(reward_in_unit_range(score, reward, where) for score in scores)
-    anything = RewardConfig(low=-1e300, high=1e300)
+        return sum(unit_reward(score, reward, where, "a score") for score in scores)
+    anything = RewardConfig(low=-sys.float_info.max, high=sys.float_info.max)
     for score in scores:
-        reward_in_unit_range(score, anything, where)
+        unit_reward(score, anything, where, "a score")
     return float(sum(score > 0 for score in scores))
 
 

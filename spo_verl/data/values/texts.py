@@ -1,4 +1,4 @@
-"""What a prompt says, for sources that know prompts by their text; and how scores become rewards in [0, 1]."""
+"""What a prompt says, for sources that know prompts by their text."""
 
 import re
 import unicodedata
@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from spo_verl.config import RewardConfig
 from spo_verl.data.canonical import canonical_json
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys, RowFields, dataset_keys
 from spo_verl.data.values.table import OfflineValues
-from spo_verl.errors import SpoConfigError, SpoRewardError
+from spo_verl.errors import SpoConfigError
 
 # verl replaces these in a message's text by the media, and rendering them leaves special tokens only.
 _MEDIA_MARKS = re.compile("<image>|<video>|<audio>")
@@ -89,21 +88,6 @@ def first_rows(
         while next_row is not None and next_row < start + size:
             yield {name: values[next_row - start] for name, values in batch.items()}
             next_row = next(wanted, None)
-
-
-def reward_in_unit_range(raw: Any, reward: RewardConfig, where: str) -> float:
-    """Map one score from its declared range to [0, 1], as training does; ``where`` is for the error.
-
-    Raises:
-        SpoRewardError: It is missing, not a number, NaN, or outside the range.
-    """
-    if isinstance(raw, (int, float, np.number, np.bool_)) and reward.low <= float(raw) <= reward.high:
-        return (float(raw) - reward.low) / (reward.high - reward.low)
-    name = "score" if reward.key is None else reward.key
-    raise SpoRewardError(
-        f"{where}: {name} is {raw!r}, and it must be a number in the declared range [{reward.low}, {reward.high}]. "
-        "Declare the range of the reward (low, high), or choose another field (key), e.g. acc"
-    )
 
 
 def counted(

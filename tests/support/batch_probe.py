@@ -1,0 +1,54 @@
+"""What a real run dispatches, and what the actor's optimiser steps are made of: noted by a module that verl imports.
+
+``VERL_USE_EXTERNAL_MODULES=tests.support.batch_probe`` loads it in every process; ``SPO_TEST_PROBE`` names the file to
+which each note is appended as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+FILE = "SPO_TEST_PROBE"
+
+
+def note(**entry: Any) -> None:
+    with open(os.environ[FILE], "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def names(data: Any, field: str) -> list[str]:
+    return [str(getattr(item, "data", item)) for item in data[field]]
+
+
+def watch_dispatch(module: ModuleType) -> None:
+    generate = module.AgentLoopManagerTQ.generate_sequences
+
+    @functools.wraps(generate)
+    def noted(self: Any, prompts: Any) -> Any:
+        note(dispatched=names(prompts, "uid"), index=[int(one) for one in names(prompts, "index")])
+        return generate(self, prompts)
+
+    module.AgentLoopManagerTQ.generate_sequences = noted
+
+
+def watch_updates(module: ModuleType) -> None:
+    train = module.TrainingWorker.train_batch
+
+    @functools.wraps(train)  # verl's marks on the method as well
+    def noted(self: Any, data: Any) -> Any:
+        note(trained=names(data, "uid"), session=names(data, "session_id"), response=[
+            row.tolist() for row in data["responses"].unbind()
+        ])  # fmt: skip
+        return train(self, data)
+
+    module.TrainingWorker.train_batch = noted
+
+
+wrapt.register_post_import_hook(watch_dispatch, "verl.trainer.ppo.v1.agent_loop_tq")
+wrapt.register_post_import_hook(watch_updates, "verl.workers.engine_workers")
