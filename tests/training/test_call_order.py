@@ -94,7 +94,6 @@ def test_versions_and_evidence_of_any_run(case):
     assert tracker.most_open <= most
 
 
-
 @pytest.mark.parametrize("mode", ASYNC)
 def test_replacements_of_stopped_rollouts_see_the_batch_that_was_taken(mode):
     """Three prompts, a batch of one, one more in flight: what is drawn behind an update knows its outcome."""
