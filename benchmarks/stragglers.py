@@ -1,6 +1,7 @@
 """What waiting for stragglers costs a group baseline, and what single streams save.
 
     python benchmarks/stragglers.py simulate
+    python benchmarks/stragglers.py late
     python benchmarks/stragglers.py simulate --seeds 1000 --json stragglers.json --plot docs/figures
 
 Needs numpy only (``--plot``: matplotlib). The simulated clock counts the interaction times of rollouts and nothing
@@ -15,11 +16,13 @@ parameters are set so that the *expected* times are 486 s and 112 s, by integrat
 from __future__ import annotations
 
 import argparse
+import functools
+import heapq
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -479,6 +482,106 @@ def dropped(family: Durations, slots: int, batch: int, batches: int, size: int, 
     return Flow(formed_K, taken_KB, np.broadcast_to(begin_K[:, None], taken_KB.shape))
 
 
+# -- what a batch did not wait for ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Late:
+    """What a policy for late rollouts did in each step, one entry per step.
+
+    Attributes:
+        formed: Seconds at which the batch was complete.
+        trained: (B, 2) of its rollouts: interaction seconds, and steps between the start and the batch.
+        evidence: Interaction seconds of every rollout whose outcome became known.
+        stopped: Seconds spent on rollouts that were stopped.
+    """
+
+    formed: list[float] = field(default_factory=list)
+    trained: list[np.ndarray] = field(default_factory=list)
+    evidence: list[np.ndarray] = field(default_factory=list)
+    stopped: list[float] = field(default_factory=list)
+
+    def figures(self, skipped: int, places: int, mean: float) -> dict[str, float]:
+        """Figures over the steps after the first ``skipped`` ones.
+
+        Returns:
+            ``updates per hour``. ``old``: share of the trained rollouts that were started for an earlier batch;
+            ``versions``: mean number of batches in between. ``bias``: mean interaction time of trained rollouts over
+            that of all; ``evidence bias``: the same of all outcomes that became known. ``outcomes``: those per trained
+            rollout. ``idle``: share of the places' time without a rollout. ``untrained``: share of the spent time that
+            went into rollouts that were not trained on.
+        """
+        seconds = self.formed[-1] - (self.formed[skipped - 1] if skipped else 0.0)
+        trained_RN, known = np.concatenate(self.trained[skipped:]), np.concatenate(self.evidence[skipped:])
+        spent = float(known.sum() + sum(self.stopped[skipped:]))
+        return {
+            "updates per hour": 3600 * len(self.formed[skipped:]) / seconds,
+            "old": float((trained_RN[:, 1] > 0).mean()),
+            "versions": float(trained_RN[:, 1].mean()),
+            "bias": float(trained_RN[:, 0].mean() / mean),
+            "evidence bias": float(known.mean() / mean),
+            "outcomes": len(known) / len(trained_RN),
+            "idle": 1 - spent / (places * seconds),
+            "untrained": 1 - float(trained_RN[:, 0].sum()) / spent,
+        }
+
+
+def late_run(
+    sample: Callable[[int], np.ndarray], policy: str, batch: int, surplus: int, steps: int, mean: float
+) -> dict[str, float]:
+    """verl's dispatch: a batch per step and a surplus that stays in flight; a fifth of the steps is not counted.
+
+    ``carry``: whatever finishes first is the batch, the rest goes on. ``drop``: only what was started in the step can
+    be in its batch; older rollouts finish, and each is replaced when it does. ``abort``: a step starts all of them, and
+    stops those that its batch did not wait for.
+    """
+    now, late = 0.0, Late()
+    # Of each rollout in flight: finish, seconds, step of the start.
+    flight: list[tuple[float, float, int]] = []
+    for step in range(steps):
+        missing = batch + surplus - len(flight)
+        flight += [(now + seconds, seconds, step) for seconds in sample(missing).tolist()]
+        heapq.heapify(flight)
+        taken: list[tuple[float, float, int]] = []
+        known: list[float] = []
+        while len(taken) < batch:
+            one = heapq.heappop(flight)
+            now = max(now, one[0])
+            known.append(one[1])
+            if policy == "drop" and one[2] < step:
+                (seconds,) = sample(1).tolist()
+                heapq.heappush(flight, (now + seconds, seconds, step))
+            else:
+                taken.append(one)
+        late.formed.append(now)
+        late.trained.append(np.array([(seconds, step - start) for _, seconds, start in taken]))
+        late.evidence.append(np.array(known))
+        if policy == "abort":
+            begun = late.formed[-2] if step else 0.0
+            late.stopped.append((now - begun) * len(flight))
+            flight = []
+    return late.figures(steps // 5, batch + surplus, mean)
+
+
+LATE_POLICIES = ("carry", "drop", "abort")
+
+
+def late_table(
+    families: Mapping[str, Durations], batch: int, surpluses: Iterable[float], steps: int, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures of each policy, for each family and surplus; all of them meet the same interaction times."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, family in families.items():
+        for surplus in surpluses:
+            rows = {}
+            for policy in LATE_POLICIES:
+                rng = np.random.default_rng(seed)
+                sample = functools.partial(family.sample, rng)
+                rows[policy] = late_run(sample, policy, batch, int(batch * surplus), steps, family.mean())
+            found[f"{name}, surplus {surplus:g}"] = rows
+    return found
+
+
 # -- the tables --------------------------------------------------------------------------------------------------------
 
 TAILS: dict[str, tuple[Callable[[float], Durations], tuple[float, ...]]] = {
@@ -797,6 +900,21 @@ def run_simulate(args: argparse.Namespace) -> None:
             print(f"\n{path}")
 
 
+def run_late(args: argparse.Namespace) -> None:
+    """The ``late`` command."""
+    paper = paper_families()
+    families = {name: paper[name] for name in ("two speeds, likeliest", "log-normal")}
+    found = late_table(families, args.batch, args.surplus, args.steps, args.seed)
+    for name, rows in found.items():
+        table(
+            f"{name}; batch {args.batch}, {args.steps} steps of which a fifth is not counted",
+            ["", *next(iter(rows.values()))],
+            ([policy, *(_number(value) for value in row.values())] for policy, row in rows.items()),
+        )
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; each command names its function as ``run``."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -811,6 +929,13 @@ def parser() -> argparse.ArgumentParser:
     simulate_.add_argument("--plot", type=Path, metavar="FOLDER", help="write two PNG figures")
     simulate_.add_argument("--json", type=Path, metavar="FILE", help="write all figures, also those not printed")
     simulate_.set_defaults(run=run_simulate)
+    late = commands.add_parser("late", help="simulated clock: carry, drop or abort what a batch did not wait for")
+    late.add_argument("--batch", type=int, default=256)
+    late.add_argument("--surplus", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="as a share of a batch")
+    late.add_argument("--steps", type=int, default=250)
+    late.add_argument("--seed", type=int, default=0)
+    late.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    late.set_defaults(run=run_late)
     try:
         import stragglers_real
     except ImportError:

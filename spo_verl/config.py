@@ -124,8 +124,8 @@ class LateConfig:
     """Rollouts that a batch did not wait for; only in the asynchronous trainer modes."""
 
     policy: Literal["carry", "abort", "drop"] = "carry"
-    """What becomes of them: they may join a later batch; they are stopped when the batch is full; or they finish, and
-    their outcomes are evidence without training."""
+    """What becomes of them: they may join a later batch; they are stopped at the end of their policy version; or they
+    finish, and their outcomes are evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
     """At least this share of each batch is taken in the order of dispatch instead of that of finishing, which favours
     short responses; ``None``: none of it."""

@@ -6,6 +6,7 @@ Everything that cannot work is reported in one message; what is merely unusual i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from spo_verl.conf import PRESETS
 from spo_verl.config import SpoConfig, parse, refuse
+from spo_verl.core import quota_limits
+from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +156,8 @@ def _in_flight(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             f"spo.oversample={spo.oversample}: the synchronous trainer waits for every rollout of a step, so there "
             "is no surplus; set spo.oversample=null, or trainer.v1.trainer_mode=colocate_async."
         )
-    if mode == "sync" and spo.late.policy != "carry":
-        yield (
-            f"spo.late.policy={spo.late.policy}: no rollout is late in the synchronous trainer; set "
-            "spo.late.policy=carry, or trainer.v1.trainer_mode=colocate_async."
-        )
     manager = select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class", None)
-    if spo.late.policy == "abort" and manager is not None:
+    if aborts(config, spo) and manager is not None:
         yield (
             f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={manager} with spo.late.policy=abort: rollouts "
             "are stopped by a manager of the plugin's own; set agent_loop_manager_class=null, or spo.late.policy=drop."
@@ -178,8 +176,71 @@ def apply_oversampling(config: DictConfig, spo: SpoConfig) -> None:
         OmegaConf.update(config, f"trainer.v1.{mode}.num_warmup_batches", spo.oversample, merge=False)
 
 
+def aborts(config: DictConfig, spo: SpoConfig) -> bool:
+    """Whether rollouts are stopped: never in the synchronous trainer, where none is late."""
+    return spo.late.policy == "abort" and bool(select(config, "trainer.v1.trainer_mode", "sync") != "sync")
+
+
+def surplus(config: DictConfig) -> int:
+    """W: prompts that verl keeps in flight beside a batch; 0 in the synchronous trainer."""
+    mode = select(config, "trainer.v1.trainer_mode", "sync")
+    warmup = 0 if mode == "sync" else select(config, f"trainer.v1.{mode}.num_warmup_batches", STOCK_WARMUP)
+    return max(0, math.floor(warmup * int(config.data.train_batch_size)))
+
+
+def in_flight_problems(
+    prompts: int, config: DictConfig, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
+) -> Iterator[str]:
+    """Yield why a draw could find too few prompts, as others are in flight; nothing where no draw can.
+
+    Every rollout ends in the tracker before its replacement is drawn, and one draw takes B prompts at most. So the
+    worst draw is that of a whole batch while the W of the surplus are in flight, under every ``spo.late.policy``, also
+    with failures. A prompt is left out of it where m = ``max_in_flight`` of these W are its own, which W rollouts can
+    do to floor(W / m) prompts: ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the
+    same holds for each data source, whose part of a batch takes the place of B, as all of the surplus can be of one
+    source. (Only where rollouts fail so often that replacements change the mixture can a source need more.)
+
+    Args:
+        prompts: different prompts of the training data.
+        config: verl's configuration.
+        spo: settings.
+        sources: of the prompts, where there are quotas.
+        restored: rollouts in flight at the checkpoint that is resumed; they stay W where they are more.
+    """
+    mode, limit = select(config, "trainer.v1.trainer_mode", "sync"), spo.sampling.max_in_flight
+    if mode == "sync" or limit is None:
+        return
+    batch_size, beside = int(config.data.train_batch_size), max(surplus(config), restored)
+    held = beside // limit
+    origin = f"trainer.v1.{mode}.num_warmup_batches={select(config, f'trainer.v1.{mode}.num_warmup_batches'):g}"
+    if beside > surplus(config):
+        origin = "the checkpoint that is resumed"
+    needs = [("", batch_size, prompts)]
+    if spo.sampling.quota is not None and sources is not None:
+        _, most_Q = quota_limits(parts_of(spo.sampling.quota, sources.names), batch_size)
+        needs += [
+            (f" of the data source {name!r}", most, there)
+            for name, most, there in zip(sources.names, most_Q.tolist(), sources.prompts_Q.tolist(), strict=True)
+        ]
+    for of_source, most, there in needs:
+        if most + held > there:
+            yield (
+                f"a batch draws up to {most} prompts{of_source} (data.train_batch_size={batch_size}) while {beside} "
+                f"rollouts of earlier draws are in flight ({origin}), which keep {beside} / {limit} = {held} prompts "
+                f"from being drawn (spo.sampling.max_in_flight={limit}): {most} + {held} = {most + held} different "
+                f"prompts{of_source} are needed, and the training data has {there}; {IN_FLIGHT_REMEDY}."
+            )
+
+
 def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     """Yield what works but may not be what the user meant."""
+    mode = select(config, "trainer.v1.trainer_mode", "sync")
+    # The preset means the asynchronous modes, so that it is no mistake in a synchronous run.
+    if mode == "sync" and spo.late.policy != "carry" and spo.preset != "plus_plus":
+        yield (
+            f"spo.late.policy={spo.late.policy} has no effect in the synchronous trainer, which waits for every "
+            "rollout of a step; set trainer.v1.trainer_mode=colocate_async where it is meant."
+        )
     repeats = select(config, "actor_rollout_ref.rollout.n", 1)
     if repeats > 1 and not spo.bspo:
         yield (

@@ -4,7 +4,10 @@
 
 - before a group is evicted, its verified outcomes are read, so that they become evidence;
 - a batch takes what finished first instead of what was dispatched first;
-- with ``spo.late.policy=drop`` a batch takes no rollout that an earlier batch left behind.
+- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch left behind.
+
+It also holds back replacements that a complete batch does without where generation pauses behind it: the next policy
+version would generate them, so the trainer dispatches them when that version is there.
 
 Where a group finishes is seen when the buffer polls, so two that finish between two polls count as simultaneous and are
 taken in the order of their dispatch.
@@ -23,7 +26,7 @@ import numpy as np
 import transfer_queue as tq
 
 from spo_verl.config import SpoConfig
-from spo_verl.tracker.reports import Late
+from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.sessions import Sessions, read_sessions
 
@@ -31,7 +34,7 @@ TRAIN = "train"
 
 
 class EvictedRollouts:
-    """Outcomes of evicted rollouts, from their eviction to the next report to the tracker.
+    """Outcomes of evicted rollouts, from their eviction to the next draw or report, whichever is first.
 
     A restart loses nothing: a checkpoint is written behind the report of its step, and what is evicted later is still
     open in the tracker of that checkpoint and is found again, or issued again, after the restart.
@@ -46,6 +49,7 @@ class EvictedRollouts:
         """
         self._spo, self._verified = spo, verified
         self._late: list[Late] = []
+        self._absorbed: list[tuple[list[Late], ObserveReport]] = []
         self.token_count: list[int] = []
 
     def add(self, kind: Any, uids: set[str], trajectories: dict[str, dict], partition: str) -> None:
@@ -79,6 +83,20 @@ class EvictedRollouts:
         late, self._late = self._late, []
         return late
 
+    def absorb(self, tracker: Any) -> None:
+        """Tell the tracker what was added since the last call: evidence for the next draw, and places for it.
+
+        Args:
+            tracker: the tracker or its client.
+        """
+        if late := self.drain():
+            self._absorbed.append((late, tracker.absorb(late)))
+
+    def drain_absorbed(self) -> tuple[list[Late], list[ObserveReport]]:
+        """What :meth:`absorb` has told since the last call, and what the tracker answered."""
+        absorbed, self._absorbed = self._absorbed, []
+        return [entry for late, _ in absorbed for entry in late], [report for _, report in absorbed]
+
     def drain_tokens(self) -> list[int]:
         """Response tokens of each session that was added since the last call."""
         tokens, self.token_count = self.token_count, []
@@ -98,6 +116,7 @@ class WatchedBuffer:
     """Mixed in before a replay buffer's own class by :func:`watched_buffer`."""
 
     # Provided by the class that this is mixed into, and by watched_buffer.
+    trainer_mode: str
     finished_keys: dict[str, set]
     failure_keys: dict[str, set]
     partitions: dict[str, dict[str, dict]]
@@ -106,6 +125,22 @@ class WatchedBuffer:
     spo_config: SpoConfig
     spo_seen: dict[str, float]
     spo_aborted: set[str]
+    spo_wanted: float
+    spo_refill: Callable[[int], Any]
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> Any:
+        if partition_id == TRAIN:
+            self.spo_wanted = batch_size
+        return super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
+
+    def _refill(self, count: int) -> None:
+        """Replace evicted rollouts, unless the batch is complete and generation pauses behind it.
+
+        The colocated trainer makes up for those at the start of its next step.
+        """
+        complete = len(self.finished_keys[TRAIN]) >= self.spo_wanted
+        if not (complete and self.trainer_mode == "colocate_async"):
+            self.spo_refill(count)
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         super()._sync_metadata_from_transfer_queue()  # type: ignore[misc]
@@ -124,7 +159,7 @@ class WatchedBuffer:
 
     def _terminal_eviction_reasons(self, global_steps: int, partition_id: str) -> tuple[set, set, set, Counter]:
         stale, filtered, failed, counts = super()._terminal_eviction_reasons(global_steps, partition_id)  # type: ignore[misc]
-        if partition_id == TRAIN and self.spo_config.late.policy == "drop":
+        if partition_id == TRAIN and self.spo_config.late.policy != "carry":
             # Recomputed by whoever evicts; here it only must be in the set that verl clears and replaces.
             stale = stale | self._left_behind(global_steps)
         return stale, filtered, failed, counts
@@ -139,7 +174,7 @@ class WatchedBuffer:
     ) -> Any:
         if partition_id == TRAIN:
             stale, _, failed, _ = eviction_reasons
-            surplus = stale & self._left_behind(global_steps) if self.spo_config.late.policy == "drop" else set()
+            surplus = stale & self._left_behind(global_steps) if self.spo_config.late.policy != "carry" else set()
             for kind, uids in (("surplus", surplus), ("stale", stale - surplus), ("failed", failed - stale)):
                 if uids:
                     self.spo_evicted.add(kind, uids, self.partitions[TRAIN], TRAIN)
@@ -188,5 +223,7 @@ def watched_buffer(buffer: Any, spo: SpoConfig, evicted: EvictedRollouts) -> Any
     buffer_class: type = type(buffer)
     buffer.__class__ = watched_class(buffer_class)
     buffer.spo_config, buffer.spo_evicted = spo, evicted
-    buffer.spo_seen, buffer.spo_aborted = {}, set()
+    buffer.spo_seen, buffer.spo_aborted, buffer.spo_wanted = {}, set(), math.inf
+    if getattr(buffer, "refill_fn", None) is not None:
+        buffer.spo_refill, buffer.refill_fn = buffer.refill_fn, buffer._refill
     return buffer

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from time import perf_counter
 
 import numpy as np
@@ -69,11 +70,12 @@ METRICS: dict[str, str] = {
     "evidence/failed_total": "Outcomes of sessions that had finished of prompts that verl evicted because others of "
     "their sessions failed.",
     "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old to be trained on.",
-    "evidence/surplus_total": "Outcomes of rollouts that finished after their batch was full and were dropped "
-    "(spo.late.policy=drop).",
+    "evidence/surplus_total": "Outcomes of rollouts that finished and were not trained on, as their batch was full "
+    "(spo.late.policy=drop or abort).",
     "evidence/aborted_total": "Outcomes that rollouts had delivered before they were stopped (spo.late.policy=abort): "
     "those of sessions that had finished while others of the same prompt had not.",
-    "rollouts/aborted_total": "Prompts whose rollouts were stopped when a batch was full.",
+    "rollouts/aborted_total": "Prompts whose rollouts were stopped at the end of their policy version "
+    "(spo.late.policy=abort).",
     "rollouts/stale_total": "Rollouts that verl evicted as too old.",
     "rollouts/surplus_total": "Rollouts that were dropped as surplus.",
     "late/carried_share": "Share of the batch that was dispatched for an earlier batch.",
@@ -184,6 +186,14 @@ def observation_metrics(report: ObserveReport, forgetting: ForgettingConfig) -> 
     if revisit_B.any():
         metrics["n_eff/revisit_mean"] = float(report.n_eff_B[revisit_B].mean())
     return metrics
+
+
+def joined_reports(reports: Sequence[ObserveReport]) -> ObserveReport:
+    """Several observations of one step as one report, their rows behind each other."""
+    columns = {entry.name: [getattr(report, entry.name) for report in reports] for entry in fields(ObserveReport)}
+    return ObserveReport(
+        **{name: sum(parts) if isinstance(parts[0], int) else np.concatenate(parts) for name, parts in columns.items()}
+    )
 
 
 def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -> dict[str, float]:

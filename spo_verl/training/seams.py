@@ -69,7 +69,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         _BUFFER,
         "ReplayBuffer.sample",
-        "read",
+        "override",
         "(self, global_steps, partition_id, batch_size)",
     ),
     # which rows share a mini-batch
@@ -114,6 +114,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam("verl.utils.import_utils", "resolve_config_path", "read", "(config_path)"),
     # rollouts that are stopped
     Seam(_BASE, "PPOTrainer.on_sample_end", "override", "(self)"),
+    Seam(_BASE, "PPOTrainer.on_step_end", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._add_prompts_to_generate", "read", "(self, num_prompts)"),
     Seam(_BASE, "PPOTrainer.get_llm_client", "override", "(self)"),
     Seam(_LOOPS, "AgentLoopManagerTQ.__init__", "override", "(self, *args, **kwargs)"),

@@ -7,9 +7,9 @@
 ``AfterOldLogProb`` stands behind the mode's class because a mode may hold other weights in the engine only inside
 its own ``_compute_old_log_prob``; the forward over stored responses has to run there.
 
-State: ``self._dispatched`` are the rollouts of the running step of the synchronous mode, ``self._evicted`` what the
-replay buffer has thrown out since the last report. Everything that outlives a step is in the tracker's actor and in its
-part of the checkpoint; this object holds nothing that a restart would lose.
+State: ``self._dispatched`` are the rollouts of the running step of the synchronous mode, ``self._evicted`` what was
+thrown out of verl's queue since the last draw or report. Everything that outlives a step is in the tracker's actor and
+in its part of the checkpoint; this object holds nothing that a restart would lose.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import math
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -30,16 +29,17 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
-from spo_verl.config import SpoConfig
+from spo_verl.config import SpoConfig, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
+from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.training import seams
 from spo_verl.training.abort import abort_rollouts, cancellable_client, stoppable_rollouts
 from spo_verl.training.checkpoint import CheckpointFollower
-from spo_verl.training.checks import apply_oversampling, check, select
+from spo_verl.training.checks import aborts, apply_oversampling, check, in_flight_problems, select, surplus
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import TRAIN, EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
@@ -48,6 +48,7 @@ from spo_verl.training.metrics import (
     VALUE_BINS,
     Stopwatch,
     eviction_metrics,
+    joined_reports,
     observation_metrics,
     prefixed,
     table_metrics,
@@ -108,7 +109,8 @@ class SpoTrainer(SeededMiniBatches):
         if self.spo.forgetting.mode == "drift":
             measure_movement(config)
             self._movement = MovementMeter.of(config)
-        if self.spo.late.policy == "abort":
+        self._aborts = aborts(config, self.spo)
+        if self._aborts:
             stoppable_rollouts(config)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
@@ -124,8 +126,8 @@ class SpoTrainer(SeededMiniBatches):
         batch_size = int(self.config.data.train_batch_size)
         keys = dataset_keys(self.train_dataset)
         _require_enough_prompts(keys, batch_size)
-        _require_enough_in_flight(keys, self.config, self.spo)
         sources = read_sources(self.spo, self.train_dataset, keys, batch_size)
+        _require_enough_in_flight(keys, self.config, self.spo, sources)
         self._source_record = None if sources is None else SourceRecord(sources)
         # A namespace of its own: several runs may share one Ray cluster.
         self.tracker: TrackerClient = start_service("spo_tracker", f"spo-{uuid.uuid4().hex[:12]}")
@@ -151,6 +153,7 @@ class SpoTrainer(SeededMiniBatches):
         )
         self.train_dataloader_it = None
         self._row_of_slot_P = keys.row_of_slot_P
+        self._keys, self._sources = keys, sources
         # SPO counts steps. verl's loop also ends when `step // steps_per_epoch` reaches total_epochs, and then
         # neither saves nor validates; this keeps that from happening before the last step.
         epochs = max(1, int(self.config.trainer.total_epochs))
@@ -183,15 +186,15 @@ class SpoTrainer(SeededMiniBatches):
         if lost:
             logger.warning("spo: %d rollouts of the tracker are not in verl's queue; they count as aborted", len(lost))
             self.tracker.settle(sorted(lost), "aborted")
+        restored_count = self._restored_tq_prompt_count
+        _require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
 
     def _build_replay_buffer(self) -> Any:
         # The reward loop is not there yet: whether rollouts finish with their reward is asked when one is evicted.
         self._evicted = EvictedRollouts(
             self.spo, verified=lambda: self.reward_loop_manager.reward_loop_worker_handles is not None
         )
-        buffer = super()._build_replay_buffer()
-        # Nothing outlives a synchronous step, so nothing is evicted or carried over.
-        return buffer if self.trainer_mode == "sync" else watched_buffer(buffer, self.spo, self._evicted)
+        return watched_buffer(super()._build_replay_buffer(), self.spo, self._evicted)
 
     def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
         """Prompts that were being answered at the checkpoint are answered anew, by the policy of now.
@@ -214,20 +217,35 @@ class SpoTrainer(SeededMiniBatches):
     # ------------------------------------------------------------------ draw and dispatch
 
     def prepare_step(self) -> dict:
+        if self.trainer_mode != "sync":
+            # What was stopped, or not replaced as generation was about to pause, is replaced by prompts that are drawn
+            # now and answered by the version of now.
+            missing = surplus(self.config) - len(_registered_prompts())
+            if missing > 0:
+                self._add_prompts_to_generate(missing)  # type: ignore[attr-defined]
         metrics = super().prepare_step()  # type: ignore[misc]
         return {**metrics, **prefixed(self._stopwatch.drain())}
 
     def _next_train_batch(self, num_prompts: int | None = None) -> Any:
-        """Draw the requested number of prompts at once and freeze their values.
+        """Draw the requested number of prompts and freeze their values.
 
-        One draw for the whole request, whatever ``gen_batch_size`` is: prompts of one request differ, and the
-        tracker is asked a constant number of times per step.
+        One draw for up to a batch, whatever ``gen_batch_size`` is: prompts of one draw differ, and the tracker is asked
+        a constant number of times per step.
         """
-        self.train_dataloader.batch_size = num_prompts or int(self.config.data.train_batch_size)
+        batch_size = int(self.config.data.train_batch_size)
+        wanted = num_prompts or batch_size
+        with self._stopwatch("observe"):
+            self._evicted.absorb(self.tracker)
+        parts = [self._draw(min(batch_size, wanted - done)) for done in range(0, wanted, batch_size)]
+        batch = parts[0] if len(parts) == 1 else tu.concat_tensordict(parts)
+        tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
+        return batch
+
+    def _draw(self, size: int) -> Any:
+        self.train_dataloader.batch_size = size
         with self._stopwatch("draw"):
             batch = self._fetch_one_gen_batch()  # type: ignore[attr-defined]
         slot_B = batch.pop(SLOT_FIELD).numpy()
-        tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
             frozen = self.tracker.dispatch(uids, slot_B, self.global_steps - 1)
@@ -246,31 +264,41 @@ class SpoTrainer(SeededMiniBatches):
 
     def get_llm_client(self) -> Any:
         client = super().get_llm_client()  # type: ignore[misc]
-        return cancellable_client(client) if self.spo.late.policy == "abort" else client
+        return cancellable_client(client) if self._aborts else client
 
     def on_sample_end(self) -> None:
-        # Before the last mini-batch of a version, what is under way is still wanted.
-        last = self.local_trigger_step == self.parameter_sync_step - 1
-        stopped = self._abort_late() if self.spo.late.policy == "abort" and last else 0
+        # Generation pauses here, behind the last batch of a version. Before that, what is under way is still wanted.
+        if self.trainer_mode == "colocate_async" and self.local_trigger_step == self.parameter_sync_step - 1:
+            self._end_version()
         super().on_sample_end()  # type: ignore[misc]
-        if stopped:
-            self._add_prompts_to_generate(stopped)  # type: ignore[attr-defined]
 
-    def _abort_late(self) -> int:
-        """Stop what the batch did not wait for; how many prompts that were."""
+    def on_step_end(self) -> None:
+        # Generation goes on during the updates and gets new weights here.
+        if self.trainer_mode == "separate_async":
+            self._end_version()
+        super().on_step_end()  # type: ignore[misc]
+
+    def _end_version(self) -> None:
+        """With ``abort``: stop what the batches of this version did not wait for; what has finished is evidence."""
+        if not self._aborts:
+            return
         under_way = _under_way()
-        if not under_way:
-            return 0
-        abort_rollouts(self.agent_loop_manager, under_way)
-        # Who finished before the cancellation reached it keeps its outcome and joins a later batch.
-        stopped = under_way & _under_way()
+        if under_way:
+            abort_rollouts(self.agent_loop_manager, under_way)
         items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
+        status = {uid: tag["status"] for uid, tag in items.items() if tag.get("is_prompt", False)}
         trajectories = {key: tag for key, tag in items.items() if not tag.get("is_prompt", False)}
-        self._evicted.add("aborted", stopped, trajectories, TRAIN)
-        tq.kv_clear(keys=_keys_of(stopped), partition_id=TRAIN)
+        # Who finished before the cancellation reached it keeps its outcome.
+        kinds = {"finished": "surplus", "failure": "failed"}
+        ended: dict[str, set[str]] = {}
+        for uid in status:
+            ended.setdefault(kinds.get(status[uid], "aborted"), set()).add(uid)
+        for kind, uids in ended.items():
+            self._evicted.add(kind, uids, trajectories, TRAIN)
+        tq.kv_clear(keys=_keys_of(set(status)), partition_id=TRAIN)
+        stopped = ended.get("aborted", set())
         self.replay_buffer.spo_aborted = stopped
         logger.info("spo: step=%d stopped=%d late rollouts", self.global_steps, len(stopped))
-        return len(stopped)
 
     # ------------------------------------------------------------------ one update
 
@@ -279,7 +307,8 @@ class SpoTrainer(SeededMiniBatches):
         record = self._current_step()
         record.after_update(self._stopwatch)
         late, evicted_tokens = self._evicted.drain(), self._evicted.drain_tokens()
-        evicted = {uid for entry in late for uid in entry.over}
+        told, reports = self._evicted.drain_absorbed()
+        evicted = {uid for entry in (*told, *late) for uid in entry.over}
         # A synchronous step leaves nothing open; an asynchronous one only ends what it has taken.
         ended = (self._dispatched if self.trainer_mode == "sync" else set(record.sessions.uid_B)) - evicted
         movement = self._measured_movement(metrics, len(batch.keys))
@@ -295,9 +324,9 @@ class SpoTrainer(SeededMiniBatches):
         self._step_record = None
         spo_metrics = {
             **record.metrics(),
-            **observation_metrics(report.observe, self.spo.forgetting),
+            **observation_metrics(joined_reports([*reports, report.observe]), self.spo.forgetting),
             **table_metrics(report.metrics, bins),
-            **eviction_metrics(late, evicted_tokens, failed),
+            **eviction_metrics([*told, *late], evicted_tokens, failed),
             **({} if movement is None else {"drift/movement_total": movement}),
             **self._stopwatch.drain(),
         }
@@ -395,21 +424,10 @@ def _keys_of(uids: set[str]) -> list[str]:
     return [key for key in items if key.split("_")[0] in uids]
 
 
-def _require_enough_in_flight(keys: DatasetKeys, config: Any, spo: SpoConfig) -> None:
-    """In an asynchronous mode a surplus is under way beside each batch, and a prompt is in flight at most so often."""
-    mode = config.trainer.v1.trainer_mode
-    if mode == "sync" or spo.sampling.max_in_flight is None:
-        return
-    batch_size = int(config.data.train_batch_size)
-    warmup = float(config.trainer.v1[mode].num_warmup_batches)
-    needed, available = batch_size + math.floor(batch_size * warmup), len(keys.key_P) * spo.sampling.max_in_flight
-    if needed > available:
-        raise SpoConfigError(
-            f"trainer.v1.trainer_mode={mode} keeps data.train_batch_size * (1 + num_warmup_batches) = {batch_size} * "
-            f"(1 + {warmup:g}) = {needed} rollouts in flight, and the {len(keys.key_P)} different prompts allow "
-            f"{available} (spo.sampling.max_in_flight={spo.sampling.max_in_flight}); lower data.train_batch_size, "
-            f"trainer.v1.{mode}.num_warmup_batches or spo.oversample, raise max_in_flight, or add prompts."
-        )
+def _require_enough_in_flight(
+    keys: DatasetKeys, config: Any, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
+) -> None:
+    refuse(list(in_flight_problems(len(keys.key_P), config, spo, sources, restored=restored)))
 
 
 def _require_enough_prompts(keys: DatasetKeys, batch_size: int) -> None:

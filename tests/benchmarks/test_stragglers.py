@@ -350,3 +350,43 @@ def test_a_command_must_be_named(capsys):
     with pytest.raises(SystemExit):
         stragglers.main([])
     assert "simulate" in capsys.readouterr().err
+
+
+class TestLate:
+    SECONDS = (1.0, 5.0, 2.0, 4.0, 1.0, 3.0)
+    """Two steps by hand: a batch of two, one more in flight."""
+
+    def figures(self, policy):
+        given = iter(self.SECONDS)
+        return stragglers.late_run(lambda count: np.array([next(given) for _ in range(count)]), policy, 2, 1, 2, 2.0)
+
+    def test_carried(self):
+        # 0-2 s: 1, 2 of (1, 5, 2). 2-5 s: that of 5 s goes on beside (4, 1); after 3 s the second batch is 1 and 5.
+        expected = {"updates per hour": 1440, "old": 1 / 4, "versions": 1 / 4, "bias": 9 / 8, "evidence bias": 9 / 8}
+        assert self.figures("carry") == pytest.approx({**expected, "outcomes": 1, "idle": 1 - 9 / 15, "untrained": 0})
+
+    def test_dropped(self):
+        # The 5 s end at 5 s and are replaced by 3 s; the second batch is 1 and 4, at 6 s.
+        expected = {"updates per hour": 1200, "old": 0, "versions": 0, "bias": 1, "evidence bias": 13 / 10}
+        expected |= {"outcomes": 5 / 4, "idle": 1 - 13 / 18, "untrained": 1 - 8 / 13}
+        assert self.figures("drop") == pytest.approx(expected)
+
+    def test_stopped(self):
+        # 2 s of the 5 are spent; then (4, 1, 3), of which 1 and 3 are the batch at 5 s and 3 s of the 4 are spent.
+        expected = {"updates per hour": 1440, "old": 0, "versions": 0, "bias": 7 / 8, "evidence bias": 7 / 8}
+        expected |= {"outcomes": 1, "idle": 1 - 12 / 15, "untrained": 5 / 12}
+        assert self.figures("abort") == pytest.approx(expected)
+
+    def test_without_a_surplus_nothing_is_late(self):
+        rows = stragglers.late_table({"exponential": EXPONENTIAL}, 8, [0.0], 40, seed=1)["exponential, surplus 0"]
+        assert rows["carry"] == rows["drop"] == rows["abort"]
+        assert (rows["carry"]["old"], rows["carry"]["untrained"]) == (0, pytest.approx(0))
+
+    def test_the_command(self, tmp_path, capsys):
+        path = tmp_path / "late.json"
+        stragglers.main(["late", "--batch", "16", "--surplus", "0.5", "--steps", "20", "--json", str(path)])
+        found = json.loads(path.read_text())
+        assert "two speeds, likeliest, surplus 0.5; batch 16, 20 steps" in capsys.readouterr().out
+        rows = found["log-normal, surplus 0.5"]
+        assert list(rows) == list(stragglers.LATE_POLICIES)
+        assert rows["drop"]["old"] == rows["abort"]["old"] == 0 < rows["carry"]["old"]

@@ -14,6 +14,7 @@ KEPT = (
     "spo.sampling.",
     "spo.advantage.",
     "spo.oversample",
+    "spo.late.",
     "trainer.v1.trainer_mode",
     "actor_rollout_ref.rollout.n",
     "actor_rollout_ref.rollout.temperature",

@@ -55,6 +55,7 @@ ASYNC = [
     "spo.forgetting.rho=1.0",
     "spo.seed=5",
     "spo.oversample=0.5",
+    "spo.late.policy=carry",
     "spo.reward.low=-1",
     "spo.reward.high=1",
     "trainer.v1.trainer_mode=colocate_async",

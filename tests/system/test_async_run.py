@@ -156,7 +156,7 @@ def test_late_rollouts_are_stopped_and_their_finished_sessions_are_evidence(orph
         for step, metrics in steps.items():
             outcomes = metrics["spo/evidence/observed_total"]
             in_loss = len(trained(run, range(step, step + 1)))
-            beside = metrics["spo/evidence/aborted_total"] + metrics["spo/evidence/failed_total"]
+            beside = sum(metrics[f"spo/evidence/{kind}_total"] for kind in ("aborted", "failed", "surplus"))
             assert outcomes == in_loss + beside
             # Of each stopped prompt one session had ended, but for those that fail in both.
             assert 0 <= metrics["spo/rollouts/aborted_total"] - metrics["spo/evidence/aborted_total"] <= 3
@@ -166,9 +166,25 @@ def test_late_rollouts_are_stopped_and_their_finished_sessions_are_evidence(orph
     assert (evidence(adopted, 5) - 0.5).sum() == pytest.approx(sum(counts), rel=1e-9)
 
 
-def test_a_stuck_prompt_holds_no_place_for_ever(adopted):
-    """Every open rollout was dispatched for the step after the last: the others were trained on or stopped."""
-    assert {one.version for one in saved(adopted, 5).ledger.open.values()} <= {3, 4}
+def test_a_batch_is_generated_by_the_version_that_its_baselines_were_frozen_at(orphaned, adopted):
+    """verl notes which weights generated each trajectory: those of the step, from the first token to the last."""
+    for metrics in (*orphaned.metrics().values(), *adopted.metrics().values()):
+        assert metrics["spo/staleness/max"] == metrics["spo/late/carried_share"] == 0
+        assert metrics["training/off_policy/trajectory_spans/max"] == 1
+        assert metrics["training/off_policy/trajectory_staleness_worst/max"] == 0
+        assert metrics["training/off_policy/trajectory_staleness/min"] == 0
+
+
+def test_what_was_stopped_is_replaced_when_the_next_version_is_there(orphaned, adopted):
+    """Sixteen prompts and the surplus of eight in every step; behind the last batch of a version none is open."""
+    for run in (orphaned, adopted):
+        drawn: dict[int, int] = {}
+        for step, count in re.findall(r"spo: step=(\d+) drew=(\d+)", run.log):
+            drawn[int(step)] = drawn.get(int(step), 0) + int(count)
+        for step in run.metrics():
+            assert drawn[step] >= 24
+        assert all(metrics["spo/open_rollouts"] == 0 for metrics in run.metrics().values())
+    assert saved(orphaned, 3).ledger.open == saved(adopted, 5).ledger.open == {}
 
 
 def test_movement_is_measured_where_rollouts_are_asynchronous(orphaned, adopted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from spo_verl.config import LateConfig, SamplingConfig, SpoConfig
 from spo_verl.errors import SpoConfigError
 from spo_verl.training import trainer as trainer_module
-from spo_verl.training.checks import apply_oversampling, contradictions
+from spo_verl.training.checks import aborts, apply_oversampling, contradictions, unusual
 from spo_verl.training.trainer import SpoTrainer, _require_enough_in_flight
 
 
@@ -33,7 +34,6 @@ def test_all_three_modes_are_accepted(mode):
     ("given", "spo", "words"),
     [
         (config("sync"), SpoConfig(oversample=0.5), "spo.oversample=0.5: the synchronous trainer waits"),
-        (config("sync"), SpoConfig(late=LateConfig(policy="drop")), "no rollout is late in the synchronous trainer"),
         (config(warmup=2), SpoConfig(oversample=0.5), "num_warmup_batches=2 both say"),
         (
             OmegaConf.merge(
@@ -61,16 +61,50 @@ def test_oversampling_becomes_verls_warm_up():
         assert untouched == config(mode)
 
 
+@pytest.mark.parametrize("policy", ["carry", "drop", "abort"])
+def test_in_a_synchronous_run_nothing_is_late_and_every_policy_is_accepted(policy):
+    spo = SpoConfig(late=LateConfig(policy=policy))
+    manager = {"actor_rollout_ref": {"rollout": {"agent": {"agent_loop_manager_class": "a.B"}}}}
+    given = OmegaConf.merge(config("sync"), manager)
+    assert list(contradictions(given, spo)) == []
+    assert not aborts(given, spo)
+    told = [remark for remark in unusual(given, spo) if "spo.late.policy" in remark]
+    assert bool(told) == (policy != "carry")
+    assert all("has no effect in the synchronous trainer" in remark for remark in told)
+    preset = dataclasses.replace(spo, preset="plus_plus")
+    assert not [remark for remark in unusual(given, preset) if "late" in remark]
+    assert aborts(config(), spo) == (policy == "abort")
+
+
 def test_more_in_flight_than_there_are_prompts_is_refused_with_the_arithmetic():
-    keys = SimpleNamespace(key_P=np.zeros(40))
-    _require_enough_in_flight(keys, config(warmup=1.5), SpoConfig())  # 16 * 2.5 = 40
-    with pytest.raises(
-        SpoConfigError, match=r"16 \* \(1 \+ 1.6\) = 41 rollouts in flight, and the 40 different prompts"
-    ):
-        _require_enough_in_flight(keys, config(warmup=1.6), SpoConfig())
-    _require_enough_in_flight(keys, config(warmup=1.6), SpoConfig(sampling=SamplingConfig(max_in_flight=2)))
-    _require_enough_in_flight(keys, config(warmup=9), SpoConfig(sampling=SamplingConfig(max_in_flight=None)))
-    _require_enough_in_flight(keys, config("sync", batch=64), SpoConfig())  # asked for elsewhere
+    """16 of a batch, and beside them floor(16 * warm-up), each of which keeps a prompt or half a one from being drawn."""
+
+    def checked(warmup: float, limit: int | None, prompts: int = 40) -> None:
+        spo = SpoConfig(sampling=SamplingConfig(max_in_flight=limit))
+        _require_enough_in_flight(SimpleNamespace(key_P=np.zeros(prompts)), config(warmup=warmup), spo)
+
+    checked(1.5, 1)  # 16 + 24 = 40
+    words = (
+        r"while 25 rollouts .*num_warmup_batches=1.6.*25 / 1 = 25 prompts.*16 \+ 25 = 41 .* the training data has 40;"
+    )
+    with pytest.raises(SpoConfigError, match=words):
+        checked(1.6, 1)
+    checked(3.0625, 2)  # 16 + 49 // 2 = 40
+    with pytest.raises(SpoConfigError, match=r"50 / 2 = 25 prompts.*16 \+ 25 = 41"):
+        checked(3.125, 2)
+    checked(9, None)
+    _require_enough_in_flight(SimpleNamespace(key_P=np.zeros(40)), config("sync", batch=64), SpoConfig())  # elsewhere
+
+
+def test_rollouts_of_the_checkpoint_count_where_they_are_more():
+    def checked(restored: int) -> None:
+        keys = SimpleNamespace(key_P=np.zeros(40))
+        _require_enough_in_flight(keys, config(warmup=1), SpoConfig(), restored=restored)
+
+    checked(0)
+    checked(24)
+    with pytest.raises(SpoConfigError, match=r"while 25 rollouts .*\(the checkpoint that is resumed\).*16 \+ 25 = 41"):
+        checked(25)
 
 
 class Queue:
@@ -108,6 +142,8 @@ def restored(monkeypatch, items: dict[str, dict], known: list[str]):
     monkeypatch.setattr(trainer_module, "tq", queue)
     made = object.__new__(SpoTrainer)
     made.trainer_mode, made.global_steps = "colocate_async", 5
+    made.config, made.spo = config(), SpoConfig()
+    made._keys, made._sources = SimpleNamespace(key_P=np.zeros(40)), None
     made.tracker, made._restored_tq_prompt_count = (
         OpenRollouts(known),
         sum("is_prompt" in tag for tag in items.values()),
@@ -158,42 +194,54 @@ class Evicted:
         self.calls.append((kind, set(uids), set(trajectories), partition))
 
 
-def test_who_finishes_before_the_cancellation_arrives_is_kept(monkeypatch):
+def test_at_the_end_of_a_version_nothing_is_left_and_what_had_finished_is_evidence(monkeypatch):
     items = {"a": prompt("running"), "a_0_0": {}, "b": prompt("pending"), "c": prompt("finished"), "c_0_0": {}}
-    items["d"] = prompt("running")
+    items |= {"d": prompt("running"), "e": prompt("failure"), "taken_0_0": {}}
     made, queue = restored(monkeypatch, items, [])
     made.agent_loop_manager, made._evicted, made.replay_buffer = "manager", Evicted(), SimpleNamespace()
+    made._aborts = True
 
     def cancel(manager, uids) -> None:
         assert (manager, set(uids)) == ("manager", {"a", "b", "d"})
-        queue.items["d"], queue.items["d_0_0"] = prompt("finished"), {}
+        queue.items["d"], queue.items["d_0_0"] = prompt("finished"), {}  # before the cancellation reached it
 
     monkeypatch.setattr(trainer_module, "abort_rollouts", cancel)
-    assert made._abort_late() == 2
-    assert made._evicted.calls == [("aborted", {"a", "b"}, {"a_0_0", "c_0_0", "d_0_0"}, "train")]
-    assert set(queue.items) == {"c", "c_0_0", "d", "d_0_0"}
+    made._end_version()
+    told = {kind: uids for kind, uids, *_ in made._evicted.calls}
+    assert told == {"aborted": {"a", "b"}, "surplus": {"c", "d"}, "failed": {"e"}}
+    assert all("d_0_0" in trajectories for *_, trajectories, _ in made._evicted.calls)
+    assert set(queue.items) == {"taken_0_0"}  # the batch that was taken
     assert made.replay_buffer.spo_aborted == {"a", "b"}
 
 
-@pytest.mark.parametrize(("policy", "trigger", "expected"), [("abort", 1, [2, 2]), ("abort", 0, []), ("carry", 1, [])])
-def test_late_rollouts_are_stopped_behind_the_last_mini_batch_of_a_version(monkeypatch, policy, trigger, expected):
-    calls: list[int] = []
+@pytest.mark.parametrize(
+    ("mode", "aborting", "trigger", "expected"),
+    [
+        ("colocate_async", True, 1, ["end", "pause", "publish"]),
+        ("colocate_async", True, 0, ["pause", "publish"]),
+        ("colocate_async", False, 1, ["pause", "publish"]),
+        ("separate_async", True, 1, ["pause", "end", "publish"]),
+        ("sync", False, 1, ["pause", "publish"]),
+    ],
+)
+def test_late_rollouts_are_stopped_where_generation_pauses_or_changes_its_weights(mode, aborting, trigger, expected):
+    calls: list[str] = []
 
     class Stock:
         def on_sample_end(self) -> None:
-            calls.append(0)
+            calls.append("pause")
 
-        def _add_prompts_to_generate(self, count: int) -> None:
-            assert calls[-1] == 0  # verl has paused generation, so that the new ones wait for the new weights
-            calls.append(count)
+        def on_step_end(self) -> None:
+            calls.append("publish")
 
     class Made(SpoTrainer, Stock):
-        def _abort_late(self) -> int:
-            calls.append(2)
-            return 2
+        def _end_version(self) -> None:
+            if self._aborts:
+                calls.append("end")
 
     made = object.__new__(Made)
-    made.spo = SpoConfig(late=LateConfig(policy=policy))
+    made.trainer_mode, made._aborts = mode, aborting
     made.local_trigger_step, made.parameter_sync_step = trigger, 2
     made.on_sample_end()
-    assert [count for count in calls if count] == expected
+    made.on_step_end()
+    assert calls == expected

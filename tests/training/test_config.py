@@ -10,7 +10,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from spo_verl.conf import PRESETS, groups
 from spo_verl.config import SpoConfig, known_keys, parse, refuse
 from spo_verl.errors import SpoConfigError
-from spo_verl.training.checks import check, contradictions, differences_to_paper, paper_keys
+from spo_verl.training.checks import aborts, check, contradictions, differences_to_paper, paper_keys, unusual
 from spo_verl.training.settings import tracker_settings
 from tests.support.verl_config import compose_verl
 
@@ -149,6 +149,13 @@ def test_plus_plus_is_event_time_token_measure_and_truncated_weights(engine):
     settings = check(config)
     assert (settings.forgetting.mode, settings.forgetting.rho, settings.forgetting.floor) == ("version", 0.875, 0.0)
     assert settings.advantage.measure == "token"
+    # A batch is the first to finish of its policy version; in a synchronous run that is every batch.
+    assert settings.late.policy == "abort"
+    assert not aborts(config, settings)
+    assert not [remark for remark in unusual(config, settings) if "late" in remark]
+    for mode in ("colocate_async", "separate_async"):
+        asynchronous = compose_verl(["+spo=plus_plus", f"model_engine={engine}", f"trainer.v1.trainer_mode={mode}"])
+        assert aborts(asynchronous, check(asynchronous))
     assert settings.references == ()  # no stored responses, and no forward over them
     assert tracker_settings(settings).forgetting_mode == "version"
     correction = omega_conf_to_dataclass(config.algorithm.rollout_correction, RolloutCorrectionConfig)
