@@ -10,7 +10,8 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
 
-With any other estimator nothing that verl builds differs from a verl without the plugin.
+With any other estimator nothing that verl builds differs from a verl without the plugin, unless ``SPO_STOP_AT`` is set,
+which makes a launch of the quickstart end in time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from types import ModuleType
 from typing import Any
 
 ESTIMATOR = "spo"
+STOP_AT = "SPO_STOP_AT"
+"""Of :mod:`spo_verl.launching.deadline`, which is imported only where a launch has set it."""
 
 
 def _uses_spo(config: Any) -> bool:
@@ -77,6 +80,10 @@ def _extend_v1_trainer(module: ModuleType) -> None:
         return object.__new__(cls)
 
     _set_new(trainer_base, __new__)
+    if STOP_AT in os.environ:
+        from spo_verl.launching.deadline import install
+
+        install(module)
 
 
 def _set_new(cls: Any, new: Callable[..., Any]) -> None:
