@@ -75,7 +75,8 @@ class PendingCall:
         except Exception as error:
             self._reference = None
             raise WeightTransferError(
-                f"weight transfer into vLLM: the rollout server did not take the weights, it has ended or failed: {error}"
+                "weight transfer into vLLM: the rollout server has ended or failed and did not take the weights: "
+                f"{error}"
             ) from error
 
 

@@ -32,6 +32,11 @@ class Policy:
     train_P: Floats
 
 
+def load_evaluation() -> None:
+    """Import what :func:`policy` needs, which takes longer than the evaluation itself."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
+
+
 def policy(step: int, model_folder: Path, task: Task) -> Policy:
     """The policy whose weights lie in a folder."""
     return Policy(step, *_success_rates(model_folder, (task.held_out, task.train)))

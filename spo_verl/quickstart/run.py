@@ -15,7 +15,7 @@ from typing import Any, Literal
 from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo
 from spo_verl.quickstart.accuracy import accuracies
 from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.evaluate import Policy, change, policies, policy, tracked
+from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary, load_plotting
 from spo_verl.quickstart.prepare import prepare_model, read_report
@@ -119,10 +119,11 @@ class _Call:
 
     def _initial(self, model: Path) -> Policy:
         """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
-        began = time.monotonic()
         load_plotting()
+        load_evaluation()
+        began = time.monotonic()
         found = policy(0, model, self.task)
-        self.reserve = RESERVE_S + 2 * (time.monotonic() - began)
+        self.reserve = RESERVE_S + 3 * (time.monotonic() - began)
         return found
 
     def _launches(self, paths: dict[str, Path]) -> None:

@@ -198,6 +198,8 @@ def estimate_overrides(
         *training,
         f"spo.estimate.output={hydra_value(output)}",
         f"spo.estimate.trials={settings.offline_trials}",
+        # Parts that are finished outlast a call that is not; eight of them cost nothing.
+        f"spo.estimate.chunk={max(1, settings.train_prompts // 8)}",
         "trainer.resume_mode=disable",
         "trainer.val_before_train=False",
         "trainer.logger=[console]",
