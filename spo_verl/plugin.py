@@ -10,8 +10,9 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
 
-With any other estimator nothing that verl builds differs from a verl without the plugin, unless the run asks for SPO's
-order of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`).
+With any other estimator nothing that verl builds differs from a verl without the plugin, with two exceptions: a run that
+asks for SPO's order of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`), and a launch of the
+quickstart, which sets ``SPO_STOP_AT`` to end in time.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from types import ModuleType
 from typing import Any
 
 ESTIMATOR = "spo"
+STOP_AT = "SPO_STOP_AT"
+"""Of :mod:`spo_verl.launching.deadline`, which is imported only where a launch has set it."""
 
 
 def _uses_spo(config: Any) -> bool:
@@ -87,6 +90,10 @@ def _extend_v1_trainer(module: ModuleType) -> None:
         return object.__new__(cls)
 
     _set_new(trainer_base, __new__)
+    if STOP_AT in os.environ:
+        from spo_verl.launching.deadline import install
+
+        install(module)
 
 
 def _set_new(cls: Any, new: Callable[..., Any]) -> None:

@@ -22,6 +22,7 @@ _MODULES = (
     "old_policy",
     "trainer_log",
     "weight_transfer",
+    "segments",
     "settings",
     "process_env",
     "environment",

@@ -15,6 +15,7 @@ from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegist
 from verl.workers.rollout.utils import ensure_async_iterator
 
 from spo_verl.cpu.weight_stream import SENDER, Meeting, WeightStream
+from spo_verl.cpu.weight_transfer import ENGINE_SECONDS
 
 BACKEND = "gloo"
 NOT_IN_THE_GROUP = -1
@@ -28,10 +29,10 @@ class GlooCheckpointEngine(CheckpointEngine):
         bucket_size: bytes to send at once (``checkpoint_engine.update_weights_bucket_megabytes``).
         is_master: whether this is the first training process.
         timeout_seconds: the longest wait for other processes at each step of an update
-            (``checkpoint_engine.engine_kwargs.gloo.timeout_seconds``).
+            (``checkpoint_engine.engine_kwargs.gloo.timeout_seconds``), by default less than what ends a run as hung.
     """
 
-    def __init__(self, bucket_size: int, is_master: bool = False, timeout_seconds: float = 300.0) -> None:
+    def __init__(self, bucket_size: int, is_master: bool = False, timeout_seconds: float = ENGINE_SECONDS) -> None:
         self.is_master = is_master
         self.rank = NOT_IN_THE_GROUP
         self.stream = WeightStream(bucket_size, timeout_seconds)

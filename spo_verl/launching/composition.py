@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,12 @@ class Examined:
 
 
 def compose(
-    overrides: Sequence[str], *, config_name: str, config_dir: Path | None = None, search: Sequence[Path] = ()
+    overrides: Sequence[str],
+    *,
+    config_name: str,
+    config_dir: Path | None = None,
+    search: Sequence[Path] = (),
+    known_good: Sequence[str] = (),
 ) -> Composed:
     """Compose verl's stock configuration with command-line overrides.
 
@@ -69,15 +75,17 @@ def compose(
         config_name: as hydra's ``--config-name``.
         config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
         search: folders that follow on hydra's search path; only with ``config_dir``.
+        known_good: overrides that stand before the others and compose without them, which saves trying each.
 
     Raises:
         SpoConfigError: there is no such configuration, or it does not compose even without the overrides.
     """
     stock = _verl_config_folder()
     folder, more = _where(stock, config_name, config_dir, search)
+    more = [*more, *known_good]
     whole = _try(folder, config_name, [*more, *overrides])
     if isinstance(whole, DictConfig):
-        return _composed(whole, overrides, [])
+        return _composed(whole, [*known_good, *overrides], [])
     # hydra stops at the first override that it refuses. One at a time, groups first as hydra takes them, finds all.
     accepted, problems = list(more), []
     for override in sorted(overrides, key=_is_value):
@@ -92,7 +100,7 @@ def compose(
             f"the configuration {config_name!r} does not compose: {_one_line(whole)}. Take a name from {stock} "
             "(ppo_trainer, ppo_megatron_trainer), or name your own with --config-name and its folder with --config-dir."
         )
-    return _composed(whole, [o for o in overrides if o in accepted], problems)
+    return _composed(whole, [*known_good, *(o for o in overrides if o in accepted)], problems)
 
 
 def examine(composed: Composed) -> Examined:
@@ -132,6 +140,50 @@ def verl_problem(config: DictConfig) -> str | None:
     except (AssertionError, ValueError, OmegaConfBaseException) as error:
         return f"verl's own check: {_one_line(error)}"
     return None
+
+
+def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
+    """Keys whose value is of a type that differs from the one it replaces, so that verl fails when it comes to it.
+
+    What was null may become anything, and anything may become null.
+
+    Args:
+        before: a configuration that works.
+        after: the same with overrides.
+    """
+    problems = []
+    for key, new in _leaves(after, ""):
+        old = OmegaConf.select(before, key, default=None, throw_on_resolution_failure=False)
+        if OmegaConf.is_config(old):
+            old = OmegaConf.to_container(old, resolve=False)
+        if new is None or old is None or new == old or "${" in f"{old}{new}":
+            continue
+        wanted = next((name for kind, name in _KINDS.items() if isinstance(old, kind)), None)
+        if wanted is not None and not _fits(old, new):
+            problems.append(f"{key}={new}: it has to be {wanted}, such as {old}")
+    return problems
+
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a section",
+}
+
+
+def _fits(old: Any, new: Any) -> bool:
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, int):
+        return isinstance(new, int) or (isinstance(new, float) and new.is_integer())
+    if isinstance(old, float):
+        return isinstance(new, int | float) and not math.isnan(new)
+    if isinstance(old, str):
+        return not isinstance(new, list | dict)
+    return isinstance(new, type(old))
 
 
 def setting_values(config: DictConfig) -> dict[str, Any]:

@@ -14,11 +14,14 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spo_verl.cpu.weight_transfer import SILENCE_LIMIT
+from spo_verl.launching.deadline import STOP_AT, STOPPED
 from spo_verl.launching.supervise import Outcome, supervise
 
 LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
@@ -43,6 +46,9 @@ CPU_ENVIRONMENT: dict[str, str] = {
 }
 
 
+_NOT_INHERITED = ("RAY_ADDRESS", "RAY_NAMESPACE", STOP_AT, SILENCE_LIMIT)
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished or ended run. ``metrics`` holds verl's records ``{"step": ..., "data": {...}}`` in order."""
@@ -58,6 +64,11 @@ class Run:
     @property
     def ok(self) -> bool:
         return self.outcome.status == "finished"
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the trainer ended by itself because its time was nearly over (``stop_after_s``)."""
+        return self.ok and STOPPED in self.log()
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
@@ -107,7 +118,7 @@ def child_environment(folder: Path, extra: Mapping[str, str] | None = None, *, c
     Another cluster that RAY_ADDRESS names is never joined, and Ray's token is made for this run: two first runs
     would otherwise write the user's token file at the same time.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_NAMESPACE")}
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     own = {
         "VERL_FILE_LOGGER_PATH": str(folder / METRICS_NAME),
         "RAY_AUTH_MODE": "token",
@@ -124,6 +135,7 @@ def run_main_ppo(
     cpu: bool = True,
     env: Mapping[str, str] | None = None,
     time_limit_s: float = 1200.0,
+    stop_after_s: float | None = None,
     silence_limit_s: float = 300.0,
     memory_limit_bytes: float = math.inf,
     on_text: Callable[[str], None] = lambda text: None,
@@ -135,6 +147,10 @@ def run_main_ppo(
     run's own, verl's file logger, and the place of hydra's and the trainer's output. ``configuration`` is as for
     :func:`main_ppo_command`. ``folder`` receives ``train.log``,
     ``metrics.jsonl``, ``command.txt`` and ``checkpoints``; after a failure also Ray's own logs.
+
+    Args:
+        stop_after_s: seconds after which the trainer should have ended by itself, after a step and with a checkpoint
+            (:mod:`spo_verl.launching.deadline`); less than ``time_limit_s``, at which it is ended wherever it is.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +166,7 @@ def run_main_ppo(
         outcome = supervise(
             command,
             log_path=folder / LOG_NAME,
-            env=child_environment(folder, env, cpu=cpu),
+            env=child_environment(folder, {**_bounds(stop_after_s, silence_limit_s), **(env or {})}, cpu=cpu),
             cwd=folder,
             time_limit_s=time_limit_s,
             silence_limit_s=silence_limit_s,
@@ -162,6 +178,12 @@ def run_main_ppo(
     finally:
         shutil.rmtree(ray, ignore_errors=True)
     return Run(outcome, folder, tuple(read_metrics(folder / METRICS_NAME)))
+
+
+def _bounds(stop_after_s: float | None, silence_limit_s: float) -> dict[str, str]:
+    """What the processes of a launch need to know of its limits."""
+    stop = {} if stop_after_s is None else {STOP_AT: repr(time.monotonic() + stop_after_s)}
+    return {**stop, SILENCE_LIMIT: repr(silence_limit_s)}
 
 
 def _run_overrides(folder: Path, ray: Path) -> list[str]:

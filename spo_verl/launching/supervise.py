@@ -20,6 +20,9 @@ from typing import Literal
 
 Status = Literal["finished", "failed", "time limit", "silent", "memory limit"]
 _PR_SET_PDEATHSIG = 1
+SHARED_MEMORY = "/dev/shm/"
+CLOCK_TICK_S = 0.01
+"""File times are those of the kernel's last tick, which may lie a little before the clock."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def supervise(
         on_text: called from this thread with each piece of new output.
         grace_s: seconds between asking its processes to end and ending them.
 
-    Whatever happens here, an exception or Ctrl-C included, no process of the command is left behind. If this process
-    itself is killed, the kernel kills the command, and Ray's processes follow their driver within a minute.
+    Whatever happens here, an exception or Ctrl-C included, no process of the command is left behind, and no segment of
+    shared memory that one of them was seen to use. If this process itself is killed, the kernel kills the command, and
+    Ray's processes follow their driver within a minute.
     """
     started = time.monotonic()
     with log_path.open("wb") as log:
@@ -76,6 +80,7 @@ def supervise(
         )
     last_output, status = started, None
     peak, next_look = 0, started
+    segments = Segments(child.pid)
     try:
         with log_path.open("rb") as output:
             while status is None:
@@ -88,6 +93,7 @@ def supervise(
                 if not ended and now >= next_look:
                     next_look = now + memory_poll_s
                     peak = max(peak, session_memory(child.pid))
+                    segments.look()
                 status = _status(child, ended, now - started, now - last_output, time_limit_s, silence_limit_s)
                 if status is None and peak > memory_limit_bytes:
                     status = "memory limit"
@@ -95,7 +101,9 @@ def supervise(
                     time.sleep(poll_s)
     finally:
         returncode = child.poll()
-        end_session(child, grace_s=grace_s)
+        segments.look()
+        end_session(child, grace_s=grace_s, before_killing=segments.look)
+        segments.remove()
     return Outcome(status, returncode, time.monotonic() - started, peak)
 
 
@@ -109,7 +117,9 @@ def _status(
     return "silent" if silent > silence else None
 
 
-def end_session(child: subprocess.Popen[bytes], *, grace_s: float) -> None:
+def end_session(
+    child: subprocess.Popen[bytes], *, grace_s: float, before_killing: Callable[[], None] = lambda: None
+) -> None:
     """End every process in the session that ``child`` leads; the leader is asked first, so that it can clean up."""
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
@@ -117,6 +127,7 @@ def end_session(child: subprocess.Popen[bytes], *, grace_s: float) -> None:
     while session_members(child.pid) and time.monotonic() < deadline:
         child.poll()
         time.sleep(0.1)
+    before_killing()
     # Members may start others while they are being ended.
     deadline = time.monotonic() + grace_s
     while (members := session_members(child.pid)) and time.monotonic() < deadline:
@@ -141,6 +152,61 @@ def session_members(session: int) -> list[int]:
         if int(owner) == session and state not in "ZX":
             members.append(int(entry.name))
     return members
+
+
+class Segments:
+    """Segments of shared memory (``/dev/shm``) that members of a session use, so that none is left behind.
+
+    A process that is killed does not remove the segments that it made. ``look`` notes which ones are in use; ``remove``
+    takes those away that are still there when the session is over, unless another process has them mapped.
+    """
+
+    def __init__(self, session: int) -> None:
+        self._session, self._since = session, time.time()
+        self._seen: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Note what the living members have mapped, of what was made since the session began."""
+        for pid in session_members(self._session):
+            for path, inode in mapped_segments(pid).items():
+                if path not in self._seen and _made_since(path, inode, self._since):
+                    self._seen[path] = inode
+
+    def remove(self) -> None:
+        """Remove what was noted and has no user any more."""
+        left = {path: inode for path, inode in self._seen.items() if _made_since(path, inode, self._since)}
+        if not left:
+            return
+        used: set[str] = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                used |= mapped_segments(int(entry.name)).keys()
+        for path in left.keys() - used:
+            Path(path).unlink(missing_ok=True)
+
+
+def mapped_segments(pid: int) -> dict[str, int]:
+    """Path and inode of the shared memory that a process has mapped, as far as it still has a name."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or is somebody else's
+        return {}
+    found = {}
+    for line in maps.splitlines():
+        # address permissions offset device inode path
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith(SHARED_MEMORY) and not fields[5].endswith(" (deleted)"):
+            found[fields[5]] = int(fields[4])
+    return found
+
+
+def _made_since(path: str, inode: int, moment: float) -> bool:
+    """Whether this is the segment of that inode and was made after a moment. Linux keeps no better time than ctime."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return found.st_ino == inode and found.st_ctime >= moment - CLOCK_TICK_S
 
 
 def session_memory(session: int) -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from spo_verl.errors import SpoError
 from spo_verl.quickstart.compare import compare
@@ -21,9 +21,16 @@ from spo_verl.quickstart.settings import Limits, Settings
 from spo_verl.quickstart.warmstart import WarmStartSettings
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says on one line what is wrong, and where the options are listed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+
+
 def parser() -> argparse.ArgumentParser:
     default, limits, warm = Settings(), Limits(), WarmStartSettings()
-    arguments = argparse.ArgumentParser(
+    arguments = _Parser(
         prog="quickstart.sh",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -106,7 +113,7 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
             return 0, found
         return 0, quickstart(settings_from(given), given.folder, limits=limits_from(given), fresh=given.fresh, say=say)
     except SpoError as error:
-        print(f"\n{error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2, None
     except QuickstartError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -8,7 +8,7 @@ two policies are taken prompt by prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,23 @@ class Policy:
     train_P: Floats
 
 
-def policies(run: RunFolder, initial: Path, task: Task) -> list[Policy]:
-    """The initial policy (step 0) and that of every checkpoint, in order."""
-    folders = {0: initial} | {step: run.saved_model(step) for step in run.saved_steps()}
-    return [Policy(step, *_success_rates(folder, (task.held_out, task.train))) for step, folder in folders.items()]
+def load_evaluation() -> None:
+    """Import what :func:`policy` needs, which takes longer than the evaluation itself."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
+
+
+def policy(step: int, model_folder: Path, task: Task) -> Policy:
+    """The policy whose weights lie in a folder."""
+    return Policy(step, *_success_rates(model_folder, (task.held_out, task.train)))
+
+
+def policies(run: RunFolder, initial: Policy, task: Task, *, late: Callable[[], bool] = lambda: False) -> list[Policy]:
+    """The initial policy and those of the checkpoints, in order; once it is ``late``, only the last checkpoint's."""
+    found = [initial]
+    for step in reversed(run.saved_steps()):
+        if len(found) == 1 or not late():
+            found.append(policy(step, run.saved_model(step), task))
+    return sorted(found, key=lambda one: one.step)
 
 
 def _success_rates(model_folder: Path, sets: Sequence[Sequence[Problem]]) -> list[Floats]:

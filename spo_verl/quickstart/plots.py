@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spo_verl.errors import SpoError
+from spo_verl.quickstart.report import steps_done
 from spo_verl.quickstart.task import LEVELS
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 BEFORE, AFTER, GRID, OFFLINE = "#9aa5b1", "#1f6fb2", "#e3e7eb", "#d5dbe1"
 COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0", "#b0913f", "#5b6770")
@@ -18,16 +23,26 @@ class PlotError(SpoError):
     """matplotlib is not installed."""
 
 
-@contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str) -> Iterator[Any]:
+def load_plotting() -> tuple[type[Figure], type[FigureCanvasAgg]]:
+    """What figures are drawn with, loaded when it is first asked for.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
+    return Figure, FigureCanvasAgg
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str) -> Iterator[Any]:
     # Without pyplot: no global state, and no display is looked for.
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    new_figure, canvas = load_plotting()
+    figure = new_figure(figsize=size, layout="constrained")
+    canvas(figure)
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -44,18 +59,21 @@ def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], titl
 def draw_summary(result: Mapping[str, Any], path: Path) -> None:
     """Accuracy by level on both sets, accuracy over what was spent, and the tracker against the truth."""
     settings = result["settings"]
-    with _figure(path, 2, 2, (11, 8), f"{result['variant']}, seed {settings['seed']}") as axes:
-        _levels(axes[0][0], result["held_out"], "held-out prompts")
-        _levels(axes[0][1], result["train"], "training prompts, uniformly")
+    done, wanted = steps_done(result), settings["steps"]
+    so_far = "" if done == wanted else f": {done} of {wanted} steps"
+    with _figure(path, 2, 2, (11, 8), f"{result['variant']}, seed {settings['seed']}{so_far}") as axes:
+        _levels(axes[0][0], result["held_out"], "held-out prompts", trained=done > 0)
+        _levels(axes[0][1], result["train"], "training prompts, uniformly", trained=done > 0)
         _curves(axes[1][0], result)
         if result["tracker"] is None:
             axes[1][1].set_axis_off()
-            axes[1][1].text(0.5, 0.5, "no tracker: the group baseline forgets\neach prompt after its step", ha="center")
+            why = "the group baseline forgets\neach prompt after its step" if done else "no step was trained yet"
+            axes[1][1].text(0.5, 0.5, f"no tracker: {why}", ha="center")
         else:
             _truth(axes[1][1], result["tracker"]["prompts"])
 
 
-def _levels(axis: Any, found: Mapping[str, Any], name: str) -> None:
+def _levels(axis: Any, found: Mapping[str, Any], name: str, *, trained: bool) -> None:
     positions = range(len(LEVELS))
     axis.bar(
         [p - 0.2 for p in positions],
@@ -64,15 +82,16 @@ def _levels(axis: Any, found: Mapping[str, Any], name: str) -> None:
         color=BEFORE,
         label=f"before: {found['before']:.3f}",
     )
-    axis.bar(
-        [p + 0.2 for p in positions],
-        found["after_by_level"],
-        0.4,
-        yerr=found["standard_error_by_level"],
-        error_kw={"elinewidth": 1},
-        color=AFTER,
-        label=f"after: {found['after']:.3f} (change {found['change']:+.3f} +- {found['standard_error']:.3f})",
-    )
+    if trained:
+        axis.bar(
+            [p + 0.2 for p in positions],
+            found["after_by_level"],
+            0.4,
+            yerr=found["standard_error_by_level"],
+            error_kw={"elinewidth": 1},
+            color=AFTER,
+            label=f"after: {found['after']:.3f} (change {found['change']:+.3f} +- {found['standard_error']:.3f})",
+        )
     axis.set_xticks(list(positions), [level for level, _ in LEVELS], rotation=30, ha="right")
     axis.set_ylim(0, 1)
     axis.set_title(f"accuracy on {found['prompts']} {name}", fontsize=10)

@@ -7,29 +7,39 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from spo_verl.quickstart.errors import QuickstartError
+from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.model import build_model, build_tokenizer, save
 from spo_verl.quickstart.settings import Settings, digest
 from spo_verl.quickstart.task import Task
-from spo_verl.quickstart.warmstart import WarmStartReport, warm_start
+from spo_verl.quickstart.warmstart import WarmStartReport, WarmStartSettings, warm_start
 
 FORMAT = 1
 """Part of the key of a kept model; raise it when the same settings would give another model."""
-REPORT = "warm_start.json"
+REPORT, STATE = "warm_start.json", "state.pt"
+SHOWN_EVERY, KEEP_EVERY_S = 100, 30.0
 
 Say = Callable[[str], None]
 
 
 def prepare_model(
-    settings: Settings, task: Task, folder: Path, say: Say, *, seconds: float = math.inf
+    settings: Settings, task: Task, folder: Path, say: Say, *, partial: Path, seconds: float = math.inf
 ) -> tuple[Path, WarmStartReport]:
     """The warm-started model for these settings: kept from before, or trained and put there within ``seconds``.
 
     An entry is made under a temporary name and renamed when it is complete, so an interrupted warm start leaves none,
     and two runs at once do not see each other's.
+
+    Args:
+        partial: folder of this run alone, where an unfinished warm start is kept and gone on with.
+
+    Raises:
+        OutOfTime: the seconds are over; ``partial`` holds the model so far, and its report.
+        QuickstartError: it has learned too little in ``max_steps``.
     """
     inputs = {
         "format": FORMAT,
@@ -45,12 +55,19 @@ def prepare_model(
         return entry, report
     import torch
 
+    state = partial / STATE
+    saved = torch.load(state, weights_only=False) if state.exists() else None
+    if saved is not None and saved["inputs"] != inputs:
+        saved = None  # of another version of the quickstart
     # One thread: the model is too small for two, and on a busy machine a second one mostly waits for the first.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, settings.shape, seed=settings.seed)
+        watch = _Watch(
+            say, settings.warm_start, seconds, inputs, partial, lambda folder: save(model, tokenizer, folder)
+        )
         say(f"  Qwen3 architecture, {sum(p.numel() for p in model.parameters()):,} parameters, one token per character")
         report = warm_start(
             model,
@@ -59,15 +76,16 @@ def prepare_model(
             reserved=task.reserved,
             settings=settings.warm_start,
             seed=settings.seed,
-            report=_watched(say, settings.warm_start.target, seconds),
+            report=watch,
+            resume=saved,
         )
     finally:
         torch.set_num_threads(threads)
     if report.accuracy < settings.warm_start.floor:
         raise QuickstartError(
             f"the warm start ended at accuracy {report.accuracy:.3f} after {report.steps} steps in "
-            f"{report.seconds:.0f} s, too low to learn from rewards (at least {settings.warm_start.floor}). On a slow "
-            "or busy machine allow more time: --warm-start-seconds 1800 --time-limit 3600"
+            f"{report.seconds:.0f} s, too low to learn from rewards (at least {settings.warm_start.floor}); take "
+            "another --seed"
         )
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
@@ -80,6 +98,7 @@ def prepare_model(
         if not (entry / REPORT).exists():
             raise
         shutil.rmtree(scratch)  # another run finished the same model first
+    shutil.rmtree(partial, ignore_errors=True)
     return entry, report
 
 
@@ -89,14 +108,44 @@ def read_report(entry: Path) -> WarmStartReport:
     return WarmStartReport(**{**saved, "accuracy_by_level": tuple(saved["accuracy_by_level"])})
 
 
-def _watched(say: Say, target: float, limit: float, every: int = 100) -> Callable[[int, float, float], None]:
-    def report(step: int, seconds: float, accuracy: float) -> None:
-        if seconds > limit:
-            raise QuickstartError(
-                f"the time of this call (--time-limit) ended in the warm start, after {step} steps at accuracy "
-                f"{accuracy:.3f}, and a warm start is not kept in part: allow more time"
-            )
-        if step % every == 0 or accuracy >= target:
-            say(f"  step {step:>5}   {seconds:5.0f} s   accuracy {accuracy:.3f} (target {target})")
+class _Watch:
+    """Shows how a warm start goes, keeps it every half minute, and ends it when its seconds are over."""
 
-    return report
+    def __init__(
+        self,
+        say: Say,
+        settings: WarmStartSettings,
+        limit: float,
+        inputs: dict[str, Any],
+        partial: Path,
+        save_model: Callable[[Path], None],
+    ) -> None:
+        self._say, self._settings, self._inputs = say, settings, inputs
+        self._partial, self._save_model = partial, save_model
+        self._ends = time.monotonic() + limit
+        self._kept = time.monotonic()
+
+    def __call__(self, step: int, seconds: float, accuracy: float, snapshot: Callable[[], dict[str, Any]]) -> None:
+        target = self._settings.target
+        if step % SHOWN_EVERY == 0 or accuracy >= target:
+            self._say(f"  step {step:>5}   {seconds:5.0f} s   accuracy {accuracy:.3f} (target {target})")
+        now = time.monotonic()
+        over = now > self._ends and accuracy < target and step < self._settings.max_steps
+        if over or now - self._kept > KEEP_EVERY_S:
+            self._keep(snapshot())
+            self._kept = now
+        if over:
+            raise OutOfTime(
+                f"in the warm start, after {step} steps at accuracy {accuracy:.3f} (target {target}). They are kept"
+            )
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        import torch
+
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._save_model(self._partial)
+        report = WarmStartReport(state["step"], state["seconds"], state["accuracy"], state["by_level"], reached=False)
+        (self._partial / REPORT).write_text(json.dumps({"report": dataclasses.asdict(report)}, indent=2) + "\n")
+        scratch = self._partial / f".{STATE}.writing"
+        torch.save({**state, "inputs": self._inputs}, scratch)
+        scratch.replace(self._partial / STATE)

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The whole text for one finished run; ``result`` is its ``result.json``."""
+    """The whole text for one run; ``result`` is its ``result.json``."""
     parts = [
+        *_how_far(result),
         "Accuracy before and after: the probability that a response at temperature 1 is right, computed exactly;",
         "+- is the standard error over prompts, paired prompt by prompt.",
         rendered(_accuracy_table(result)),
-        _verdict(result),
+        *_verdict(result),
         "",
         "What it cost",
         rendered(_spent_table(result["spent"])),
@@ -29,53 +30,67 @@ def summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*parts, "", *_places(result), "", *_next(result)])
 
 
+def steps_done(result: Mapping[str, Any]) -> int:
+    """Steps behind the accuracies called ``after``; a run that came to its end has all of them."""
+    return int(result.get("steps_done", result["settings"]["steps"]))
+
+
+def _how_far(result: Mapping[str, Any]) -> list[str]:
+    """What a run that is not finished has done."""
+    settings, warm = result["settings"], result["warm_start"]
+    done, wanted = steps_done(result), settings["steps"]
+    if done == wanted:
+        return []
+    lines = [f"This run is not finished: {done} of {wanted} steps."]
+    target = settings["warm_start"]["target"]
+    if not done:
+        lines.append(
+            f"  warm start: {warm['steps']} steps, accuracy {warm['accuracy']:.3f} of its problems (target {target})"
+        )
+    if not done and result["offline_prompts"]:
+        lines.append(f"  offline values: {result['offline_prompts']} of {settings['train_prompts']} prompts")
+    return [*lines, ""]
+
+
 def _accuracy_table(result: Mapping[str, Any]) -> Table:
-    held_out, train = result["held_out"], result["train"]
+    sets = (result["held_out"], result["train"])
+    names = [f"{name} ({found['prompts']})" for name, found in zip(("held out", "training set"), sets, strict=True)]
+    columns = ("before", "after", "change") if steps_done(result) else ("before",)
     table = make_table(
-        "level",
-        f"held out ({held_out['prompts']})\nbefore",
-        "\nafter",
-        "\nchange",
-        f"training set ({train['prompts']})\nbefore",
-        "\nafter",
-        "\nchange",
+        "level", *(f"{name if column == 'before' else ''}\n{column}" for name in names for column in columns)
     )
+
+    def cells(before: float, after: float, error: float) -> list[str]:
+        return [f"{before:.3f}", f"{after:.3f}", plus_minus(after - before, error)][: len(columns)]
+
     for index, (name, _) in enumerate(LEVELS):
-        row = [name]
-        for found in (held_out, train):
-            before, after = found["before_by_level"][index], found["after_by_level"][index]
-            row += [
-                f"{before:.3f}",
-                f"{after:.3f}",
-                plus_minus(after - before, found["standard_error_by_level"][index]),
-            ]
-        table.add_row(*row)
+        keys = ("before_by_level", "after_by_level", "standard_error_by_level")
+        table.add_row(name, *(cell for found in sets for cell in cells(*(found[key][index] for key in keys))))
     table.add_section()
-    total = ["all, uniformly"]
-    for found in (held_out, train):
-        total += [
-            f"{found['before']:.3f}",
-            f"{found['after']:.3f}",
-            plus_minus(found["change"], found["standard_error"]),
-        ]
-    table.add_row(*total)
+    keys = ("before", "after", "standard_error")
+    table.add_row("all, uniformly", *(cell for found in sets for cell in cells(*(found[key] for key in keys))))
     return table
 
 
-def _verdict(result: Mapping[str, Any]) -> str:
+def _verdict(result: Mapping[str, Any]) -> list[str]:
+    if not steps_done(result):
+        return []
     held_out = result["held_out"]
     change, error = held_out["change"], held_out["standard_error"]
     times = abs(change) / error if error else float("inf")
     word = "better" if change > 0 else "worse"
     clear = "beyond" if times > 3 else "not beyond"
     seed = result["settings"]["seed"]
-    sampled = ", ".join(f"{entry['accuracy']:.3f}" for entry in (result["sampled"][0], result["sampled"][-1]))
-    return (
-        f"Held-out prompts: {word} by {abs(change):.3f}, {times:.1f} standard errors, {clear} the noise of the choice\n"
-        f"of prompts. That is seed {seed} alone; another seed gives another policy, --compare puts "
-        f"both together.\nverl's own validation, one sampled response per prompt: {sampled} (standard error "
-        f"{result['sampled'][-1]['standard_error']:.3f})."
-    )
+    lines = [
+        f"Held-out prompts: {word} by {abs(change):.3f}, {times:.1f} standard errors, {clear} the noise of the choice",
+        f"of prompts. That is seed {seed} alone; another seed gives another policy, --compare puts both together.",
+    ]
+    if sampled := result["sampled"]:
+        shown = sampled if len(sampled) < 3 else (sampled[0], sampled[-1])
+        values = ", ".join(f"{one['accuracy']:.3f} after step {one['step']}" for one in shown)
+        error = sampled[-1]["standard_error"]
+        lines.append(f"verl's own validation, one sampled response per prompt: {values} (standard error {error:.3f}).")
+    return lines
 
 
 def _spent_table(spent: Mapping[str, Any]) -> Table:
@@ -149,6 +164,12 @@ def _places(result: Mapping[str, Any]) -> list[str]:
 
 def _next(result: Mapping[str, Any]) -> list[str]:
     settings = result["settings"]
+    if steps_done(result) < settings["steps"]:
+        return [
+            "How to go on",
+            "  the same call again                         goes on from there",
+            "  ... --time-limit 3600                       the same with an hour instead of 15 minutes",
+        ]
     other = "grpo" if settings["estimator"] == "spo" else "spo"
     ideas = {
         f"./quickstart.sh --seed {settings['seed'] + 1}": "is it luck?",

@@ -1,7 +1,7 @@
 """The quickstart from beginning to end: task, model, offline values, training, and what came of it.
 
 Every stage looks at the run's folder first and does only what is missing, so a call goes on wherever the last one was
-interrupted.
+interrupted. A call whose time is over shows what there is by then.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo
 from spo_verl.quickstart.accuracy import accuracies
-from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.evaluate import change, policies, tracked
-from spo_verl.quickstart.plots import draw_summary
-from spo_verl.quickstart.prepare import prepare_model
+from spo_verl.quickstart.errors import OutOfTime, QuickstartError
+from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked
+from spo_verl.quickstart.overrides import check_overrides
+from spo_verl.quickstart.plots import draw_summary, load_plotting
+from spo_verl.quickstart.prepare import prepare_model, read_report
 from spo_verl.quickstart.progress import EstimateProgress, Progress
 from spo_verl.quickstart.report import summary
-from spo_verl.quickstart.runs import FORMAT, RunFolder, open_run
+from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
 from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
 from spo_verl.quickstart.task import Task, build_task, write_parquet
 from spo_verl.quickstart.warmstart import WarmStartReport
 
 Say = Callable[[str], None]
+Stage = Literal["values", "training"]
 LEAST_SECONDS = 30.0
 """A launch that would have less time than this is not begun."""
+RESERVE_S = 10.0
+"""Of the time of a call, what is kept for the evaluation and the picture besides what they were measured to take."""
 
 
 def quickstart(
@@ -35,19 +39,25 @@ def quickstart(
 ) -> dict[str, Any]:
     """Run what is missing of the run with these settings; return (and write as ``result.json``) what came of it.
 
+    When the time of the call is over, that is what there is by then: ``steps_done`` of the wanted steps, maybe none.
+    The next call goes on from there.
+
     Raises:
-        SpoConfigError: the settings contradict each other.
-        QuickstartError: the warm start or a launch of verl failed or met a limit, or another call is at work.
+        SpoConfigError: the settings contradict each other, or verl's configuration does not compose with them.
+        QuickstartError: a stage failed, or another call is at work. What there is of the training was shown before.
     """
+    limits = limits or Limits()
     settings.check()
+    limits.check()
+    if fresh or not has_run(base.resolve(), settings):
+        check_overrides(settings)
     with open_run(base.resolve(), settings, fresh=fresh) as folder:
         finished = folder.result()
         if finished is None:
-            finished = _Call(settings, base.resolve(), folder, limits or Limits(), say).run()
-        else:
-            say(f"this run is finished; --fresh starts a new one. What came of {folder.path}:\n")
-            if not folder.plot.exists():
-                draw_summary(finished, folder.plot)
+            return _Call(settings, base.resolve(), folder, limits, say).run()
+        say(f"this run is finished; --fresh starts a new one. What came of {folder.path}:\n")
+        if not folder.plot.exists():
+            draw_summary(finished, folder.plot)
         say(summary(finished))
         return finished
 
@@ -58,6 +68,7 @@ class _Call:
     def __init__(self, settings: Settings, base: Path, folder: RunFolder, limits: Limits, say: Say) -> None:
         self.settings, self.base, self.folder, self.limits, self.say = settings, base, folder, limits, say
         self.started = time.monotonic()
+        self.reserve = RESERVE_S
         self.task: Task = build_task(
             train=settings.train_prompts, held_out=settings.held_out_prompts, seed=settings.seed
         )
@@ -71,20 +82,56 @@ class _Call:
         )
         train, held_out = write_parquet(self.task, self.folder.path / "data")
         say("[2/5] model and warm start")
-        model, warm = self._model()
-        paths = {"model": model, "train": train, "held_out": held_out}
+        ended: QuickstartError | None = None
+        try:
+            model, warm = self._model()
+        except OutOfTime as error:
+            ended, model = error, self.folder.warm_start
+            warm = read_report(model)
+        initial = self._initial(model)
+        if ended is None:
+            try:
+                self._launches({"model": model, "train": train, "held_out": held_out})
+            except QuickstartError as error:
+                if not isinstance(error, OutOfTime) and not self.folder.finished_step:
+                    raise
+                ended = error
+        say("[5/5] what came of it\n")
+        result = self._result(initial, warm)
+        draw_summary(result, self.folder.plot)
+        self.folder.write_result(result)
+        say(summary(result))
+        if isinstance(ended, OutOfTime):
+            say(
+                f"\nThe {self.limits.seconds:.0f} s of this call (--time-limit) were over {ended}: the same call again "
+                "goes on from there."
+            )
+        elif ended is not None:
+            raise ended
+        return result
+
+    def _model(self) -> tuple[Path, WarmStartReport]:
+        # What the evaluation takes is not known yet; a fifth of a short call has to do.
+        seconds = self._remaining() - min(2 * RESERVE_S, self.limits.seconds / 5)
+        return prepare_model(
+            self.settings, self.task, self.base, self.say, partial=self.folder.warm_start, seconds=seconds
+        )
+
+    def _initial(self, model: Path) -> Policy:
+        """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
+        load_plotting()
+        load_evaluation()
+        began = time.monotonic()
+        found = policy(0, model, self.task)
+        self.reserve = RESERVE_S + 3 * (time.monotonic() - began)
+        return found
+
+    def _launches(self, paths: dict[str, Path]) -> None:
+        settings, say = self.settings, self.say
         say("[3/5] offline values")
         values = self._offline_values(paths)
         say(f"[4/5] training: {settings.steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
         self._train(paths, values)
-        say("[5/5] what came of it\n")
-        result = self._result(model, warm)
-        draw_summary(result, self.folder.plot)
-        self.folder.write_result(result)
-        return result
-
-    def _model(self) -> tuple[Path, WarmStartReport]:
-        return prepare_model(self.settings, self.task, self.base, self.say, seconds=self._remaining())
 
     def _offline_values(self, paths: dict[str, Path]) -> Path | None:
         settings, output = self.settings, self.folder.values
@@ -112,55 +159,65 @@ class _Call:
         attempt = self.folder.new_attempt("training")
         overrides = training_overrides(self.settings, **paths, checkpoints=self.folder.checkpoints, values=values)
         progress = Progress(attempt / METRICS_NAME, steps=steps, prompts=self.settings.held_out_prompts, say=self.say)
-        self._launch("training", attempt, overrides, progress)
-        progress.update()
-        if self.folder.finished_step != steps:
-            raise QuickstartError(
-                f"verl ended without an error at step {self.folder.finished_step} of {steps}; see {attempt}/train.log"
-            )
+        try:
+            run = self._launch("training", attempt, overrides, progress)
+        finally:
+            progress.update()
+        if self.folder.finished_step == steps:
+            return
+        if run.stopped_early:
+            raise OutOfTime(self._kept("training"))
+        raise QuickstartError(
+            f"verl ended without an error at step {self.folder.finished_step} of {steps}; see {attempt}/train.log"
+        )
 
-    def _launch(self, stage: str, attempt: Path, overrides: Sequence[str], on_text: Callable[[str], None]) -> None:
+    def _launch(self, stage: Stage, attempt: Path, overrides: Sequence[str], on_text: Callable[[str], None]) -> Run:
         self.say(f"  python -m verl.trainer.main_ppo {' '.join(overrides[:3])} ...   (whole: {attempt}/command.txt)")
-        remaining = self._remaining()
+        remaining = self._remaining() - self.reserve
         if remaining < LEAST_SECONDS:
-            raise QuickstartError(self._out_of_time(stage))
+            raise OutOfTime(self._kept(stage))
         run = run_main_ppo(
             overrides,
             attempt,
             time_limit_s=remaining,
+            # Ray needs a moment to end; a launch that is ended meanwhile has lost nothing.
+            stop_after_s=remaining - RESERVE_S if stage == "training" else None,
             silence_limit_s=self.limits.silence_s,
             memory_limit_bytes=self.limits.memory_gib * 2**30,
             on_text=on_text,
         )
         self.folder.note(run)
-        if run.outcome.status == "time limit":
-            raise QuickstartError(self._out_of_time(stage))
-        if not run.ok:
+        if run.outcome.status == "time limit" and not self._complete(stage):
+            raise OutOfTime(self._kept(stage))
+        if not run.ok and run.outcome.status != "time limit":
             raise QuickstartError(failure(run, self.limits))
+        return run
+
+    def _complete(self, stage: Stage) -> bool:
+        """Whether a launch that was ended had only its farewell left."""
+        return self.folder.values.exists() if stage == "values" else self.folder.finished_step >= self.settings.steps
 
     def _remaining(self) -> float:
         return self.limits.seconds - (time.monotonic() - self.started)
 
-    def _out_of_time(self, stage: str) -> str:
-        kept = {
-            "values": "Finished parts of the offline values",
-            "training": f"Offline values and the first {self.folder.finished_step} of {self.settings.steps} steps",
-        }[stage]
-        return (
-            f"the {self.limits.seconds:.0f} s of this call are over (--time-limit). {kept} are kept: the same call "
-            "again goes on from there."
-        )
+    def _kept(self, stage: Stage) -> str:
+        settings, folder = self.settings, self.folder
+        if stage == "values":
+            return (
+                f"while offline values were sampled. Those of {finished_prompts(folder)} of {settings.train_prompts} "
+                "prompts are kept"
+            )
+        kept, done = folder.finished_step, max(folder.trained_step, folder.finished_step)
+        if not done:
+            return "before the first training step was done. Everything before it is kept"
+        which = "All" if done == kept else f"The first {kept}" if kept else "None"
+        return f"after {done} of {settings.steps} steps. {which} of them are kept"
 
-    def _result(self, model: Path, warm: WarmStartReport) -> dict[str, Any]:
-        """Everything that is known of the finished run, as plain data."""
+    def _result(self, initial: Policy, warm: WarmStartReport) -> dict[str, Any]:
+        """Everything that is known of the run, as plain data."""
         settings, task = self.settings, self.task
         sampled = accuracies(self.folder.records("training"), prompts=settings.held_out_prompts)
-        if not sampled or sampled[0].step != 0 or sampled[-1].step != settings.steps:
-            raise QuickstartError(
-                f"verl did not report a validation before and after (steps {[one.step for one in sampled]}); see "
-                f"{self.folder.path}/attempts"
-            )
-        found = policies(self.folder, model, task)
+        found = policies(self.folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
         before, after = found[0], found[-1]
         metrics = self.folder.metrics()
         return {
@@ -168,7 +225,9 @@ class _Call:
             "settings": settings.as_json(),
             "variant": settings.variant,
             "folder": str(self.folder.path),
+            "steps_done": self.folder.finished_step,
             "warm_start": dataclasses.asdict(warm),
+            "offline_prompts": finished_prompts(self.folder),
             "held_out": change(before.held_out_H, after.held_out_H, task.held_out),
             "train": change(before.train_P, after.train_P, task.train),
             "curve": [
@@ -181,7 +240,7 @@ class _Call:
             "reward": {r["step"]: r["data"]["critic/score/mean"] for r in metrics if "critic/score/mean" in r["data"]},
             "spent": spent(self.folder),
             "tracker": tracked(self.folder, task, before.train_P, after.train_P)
-            if settings.estimator == "spo"
+            if settings.estimator == "spo" and self.folder.finished_step
             else None,
             "seconds": {
                 "warm_start": warm.seconds,
@@ -192,17 +251,26 @@ class _Call:
         }
 
 
+def finished_prompts(folder: RunFolder) -> int:
+    """Prompts whose offline values are on disk."""
+    from spo_verl.data.values import OfflineValues
+
+    files = [folder.values] if folder.values.exists() else folder.value_parts
+    return sum(len(OfflineValues.read(file)) for file in files)
+
+
 def spent(folder: RunFolder) -> dict[str, dict[str, int]]:
     """Trajectories and tokens of a run, offline ones in a line of their own; steps that a crash undid are counted."""
     found: dict[str, dict[str, int]] = {}
-    if folder.values.exists():
+    files = [folder.values] if folder.values.exists() else folder.value_parts
+    if files:
         from spo_verl.data.values import OfflineValues
 
-        [source] = OfflineValues.read(folder.values).source
+        sources = [source for file in files for source in OfflineValues.read(file).source]
         found["offline values"] = {
-            "trajectories": source["responses"],
-            "response_tokens": source["response_tokens"],
-            "prompt_tokens": source["prompt_tokens"],
+            "trajectories": sum(source["responses"] for source in sources),
+            "response_tokens": sum(source["response_tokens"] for source in sources),
+            "prompt_tokens": sum(source["prompt_tokens"] for source in sources),
         }
     training = {"trajectories": 0, "response_tokens": 0, "prompt_tokens": 0}
     for record in folder.records("training"):

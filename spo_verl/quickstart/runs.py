@@ -9,7 +9,8 @@
         values.parquet              offline values (values.parquet.parts while they are being estimated)
         checkpoints/                verl's, with the tracker in global_step_N/spo
         attempts/<stage>-<n>/       each launch of verl: command.txt, train.log, metrics.jsonl, attempt.json
-        result.json, summary.png    once it is finished
+        warm_start/                 a warm start that is not finished yet
+        result.json, summary.png    what came of it so far; of fewer steps than wanted where the time of a call was over
 
 A call that was interrupted, at whatever moment, leaves a folder that the next call goes on with.
 """
@@ -48,6 +49,15 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def value_parts(self) -> list[Path]:
+        """Finished parts of an estimation that is not finished as a whole."""
+        return sorted(self.path.glob("values.parquet.parts/part-*.parquet"))
+
+    @property
+    def warm_start(self) -> Path:
+        return self.path / "warm_start"
 
     @property
     def plot(self) -> Path:
@@ -113,6 +123,11 @@ class RunFolder:
                 seconds += written[1] - written[0]
         return {"seconds": seconds, "peak_bytes": peak}
 
+    @property
+    def trained_step(self) -> int:
+        """The last step that verl reported, saved or not; 0 before the first."""
+        return max((record["step"] for record in self.metrics() if "critic/score/mean" in record["data"]), default=0)
+
     def result(self) -> dict[str, Any] | None:
         """What came of the run, or None while it is not finished.
 
@@ -128,7 +143,8 @@ class RunFolder:
                 f"{file} was written by another version of the quickstart (its format is {found.get('format')}, not "
                 f"{FORMAT}): move {self.path} elsewhere, or name the runs to be compared"
             )
-        return found
+        settings = found.get("settings", {})
+        return None if found.get("steps_done", settings.get("steps")) != settings.get("steps") else found
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / RESULT, result)
@@ -142,7 +158,7 @@ def open_run(base: Path, settings: Settings, *, fresh: bool) -> Iterator[RunFold
         QuickstartError: another call is at work in it.
     """
     base.mkdir(parents=True, exist_ok=True)
-    name = f"{settings.estimator}-seed{settings.seed}-{settings.identity()}"
+    name = _name(settings)
     existing = _numbered(base, name)
     number = max(existing, default=0) + (1 if fresh or not existing else 0)
     folder = RunFolder(base / (name if number == 1 else f"{name}-{number}"))
@@ -159,6 +175,15 @@ def open_run(base: Path, settings: Settings, *, fresh: bool) -> Iterator[RunFold
         yield folder
 
 
+def has_run(base: Path, settings: Settings) -> bool:
+    """Whether an earlier call has made a run of these settings."""
+    return base.is_dir() and bool(_numbered(base, _name(settings)))
+
+
+def _name(settings: Settings) -> str:
+    return f"{settings.estimator}-seed{settings.seed}-{settings.identity()}"
+
+
 def _numbered(base: Path, name: str) -> list[int]:
     found = (re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name) for path in base.iterdir())
     return [int(match[1] or 1) for match in found if match]
@@ -171,19 +196,18 @@ def finished_runs(base: Path, chosen: tuple[str, ...]) -> list[dict[str, Any]]:
         QuickstartError: a chosen folder holds no finished run, or there is none at all.
     """
     folders = [Path(name) for name in chosen] or sorted(path.parent for path in base.glob(f"*/{RESULT}"))
-    missing = [str(folder) for folder in folders if not (folder / RESULT).exists()]
-    if missing:
+    results = {folder: RunFolder(folder).result() for folder in folders}
+    missing = [str(folder) for folder, result in results.items() if result is None]
+    if chosen and missing:
         raise QuickstartError(
-            f"no finished run in {', '.join(missing)}: a finished one holds {RESULT}; a call with the same settings "
-            "finishes a run that was interrupted"
+            f"no finished run in {', '.join(missing)}: a call with the same settings finishes an interrupted run"
         )
-    if not folders:
+    if len(missing) == len(folders):
         raise QuickstartError(
             f"there is no finished run in {base} to compare: run ./quickstart.sh, then for instance "
             "./quickstart.sh --estimator grpo"
         )
-    results = [RunFolder(folder).result() for folder in folders]
-    return [result for result in results if result is not None]
+    return [result for result in results.values() if result is not None]
 
 
 def write_json(path: Path, content: Any) -> None:

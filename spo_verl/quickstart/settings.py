@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,10 +57,20 @@ class Settings:
         for name, value in (("train", self.train_prompts), ("held-out", self.held_out_prompts)):
             if value % len(LEVELS) or value < 2 * len(LEVELS):
                 problems.append(f"--{name}-prompts must be a multiple of the {len(LEVELS)} levels, from 16 on: {value}")
-        if self.steps < 1:
-            problems.append(f"--steps must be at least 1: {self.steps}")
-        if problems:
-            raise SpoConfigError("the quickstart cannot run with these settings:\n  - " + "\n  - ".join(problems))
+        for name, low, number in (
+            ("--steps", 1, self.steps),
+            ("--seed", 0, self.seed),
+            ("--offline-trials", 0, self.offline_trials),
+        ):
+            if number < low:
+                problems.append(f"{name} must be at least {low}: {number}")
+        if not 0 < self.learning_rate < math.inf:
+            problems.append(f"--learning-rate must be above 0: {self.learning_rate}")
+        if not 0 < self.warm_start.target <= 1:
+            problems.append(f"--warm-start-accuracy must be above 0 and at most 1: {self.warm_start.target}")
+        if not self.warm_start.max_seconds >= 0:
+            problems.append(f"--warm-start-seconds must be at least 0: {self.warm_start.max_seconds}")
+        refuse(problems)
 
     @property
     def offline(self) -> bool:
@@ -99,6 +111,18 @@ class Limits:
     seconds: float = 900.0
     silence_s: float = 300.0
     memory_gib: float = 10.0
+
+    def check(self) -> None:
+        """Raise one :class:`SpoConfigError` that lists every limit that is not above 0."""
+        options = {"--time-limit": self.seconds, "--silence-limit": self.silence_s, "--memory-limit": self.memory_gib}
+        refuse([f"{name} must be above 0: {value}" for name, value in options.items() if not value > 0])
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one :class:`SpoConfigError` for all problems, if there are any; a single one stands on one line."""
+    if problems:
+        listed = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+        raise SpoConfigError(f"the quickstart cannot run with these settings: {listed}")
 
 
 def digest(*parts: object) -> str:
@@ -175,6 +199,8 @@ def estimate_overrides(
         *training,
         f"spo.estimate.output={hydra_value(output)}",
         f"spo.estimate.trials={settings.offline_trials}",
+        # Parts that are finished outlast a call that is not; eight of them cost nothing.
+        f"spo.estimate.chunk={max(1, settings.train_prompts // 8)}",
         "trainer.resume_mode=disable",
         "trainer.val_before_train=False",
         "trainer.logger=[console]",

@@ -7,7 +7,7 @@ steps, so training stops at an accuracy, and a step and a time limit only bound 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class WarmStartSettings:
-    """``target`` is the mean sampled accuracy on the probe problems at which training stops."""
+    """``target`` is the mean sampled accuracy on the probe problems at which training stops.
+
+    After ``max_seconds`` it also stops with less, but not below ``floor``; after ``max_steps`` with whatever there is.
+    """
 
     target: float = 0.37
     floor: float = 0.15
@@ -116,18 +119,32 @@ def warm_start(
     reserved: frozenset[str],
     settings: WarmStartSettings,
     seed: int,
-    report: Callable[[int, float, float], None] = lambda step, seconds, accuracy: None,
+    report: Callable[[int, float, float, Callable[[], dict[str, Any]]], None] = lambda *_: None,
+    resume: Mapping[str, Any] | None = None,
 ) -> WarmStartReport:
     """Train ``model`` in place until its accuracy on ``probe`` reaches the target, or a limit is met.
 
-    ``report(step, seconds, accuracy)`` is called at each check.
+    Args:
+        report: called at each check as ``report(step, seconds, accuracy, snapshot)``; ``snapshot()`` is everything that
+            the rest of the training depends on.
+        resume: a snapshot of a model of the same settings. The training goes on from it as if it had not ended.
     """
     import torch
 
     rng = np.random.default_rng(np.random.SeedSequence((seed, 0x3A53)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    started = time.monotonic()
-    for step in range(1, settings.max_steps + 1):
+    done, started = 0, time.monotonic()
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        rng.bit_generator.state = resume["rng"]
+        done, started = resume["step"], started - resume["seconds"]
+
+    def snapshot() -> dict[str, Any]:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.bit_generator.state}
+        return {**state, "step": step, "seconds": seconds, "accuracy": accuracy, "by_level": by_level}
+
+    for step in range(done + 1, settings.max_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, step / settings.ramp_steps)
         model.train()
@@ -142,8 +159,9 @@ def warm_start(
         model.eval()
         accuracy_B = sampled_accuracy(model, tokenizer, probe)
         accuracy, seconds = float(accuracy_B.mean()), time.monotonic() - started
-        report(step, seconds, accuracy)
-        if accuracy >= settings.target or seconds > settings.max_seconds or step == settings.max_steps:
-            by_level = mean_by_level(accuracy_B, probe)
+        by_level = mean_by_level(accuracy_B, probe)
+        report(step, seconds, accuracy, snapshot)
+        late = seconds > settings.max_seconds and accuracy >= settings.floor
+        if accuracy >= settings.target or late or step == settings.max_steps:
             return WarmStartReport(step, seconds, accuracy, by_level, accuracy >= settings.target)
     raise ValueError("max_steps must be at least 1")

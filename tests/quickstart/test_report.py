@@ -35,6 +35,40 @@ def test_a_change_within_the_noise_is_not_called_one() -> None:
     assert "worse by 0.100" in worse
 
 
+def test_an_unfinished_run_says_how_far_it_came_and_how_to_go_on() -> None:
+    text = summary({**result(), "steps_done": 47})
+    assert text.startswith("This run is not finished: 47 of 50 steps.")
+    assert "+0.100 +- 0.010" in text
+    assert "the same call again" in text.split("How to go on")[1]
+    assert "What to try next" not in text
+    for finished in (result(), {**result(), "steps_done": 50}):
+        assert "How to go on" not in summary(finished)
+        assert "not finished" not in summary(finished)
+
+
+def test_before_the_first_step_there_is_only_before() -> None:
+    found = {**result(after=0.4), "steps_done": 0, "offline_prompts": 512, "tracker": None, "sampled": []}
+    found["warm_start"] = {"steps": 250, "accuracy": 0.12}
+    text = summary(found)
+    assert "0 of 50 steps" in text
+    assert "warm start: 250 steps, accuracy 0.120 of its problems (target 0.37)" in text
+    assert "offline values: 512 of 1024 prompts" in text
+    assert text.count("0.400") >= 2
+    table = text.split("computed exactly")[1].split("What it cost")[0]
+    assert not any(word in table for word in ("after", "change", "better", "worse"))
+
+
+@pytest.mark.parametrize("steps", [(), (0,), (0, 25), (0, 25, 47)])
+def test_verls_validations_are_those_that_there_are(steps: tuple[int, ...]) -> None:
+    sampled = [{"step": step, "accuracy": 0.4 + step / 1000, "standard_error": 0.02} for step in steps]
+    text = summary({**result(), "steps_done": 47, "sampled": sampled})
+    assert ("verl's own validation" in text) == bool(steps)
+    if steps:
+        assert f"{0.4 + steps[-1] / 1000:.3f} after step {steps[-1]} (standard error 0.020)" in text
+    if len(steps) > 1:
+        assert "0.400 after step 0, " in text
+
+
 def test_the_group_baseline_has_no_tracker_to_show() -> None:
     text = summary(result(estimator="grpo", offline=0))
     assert "tracker" not in text.replace("spo/ the tracker", "")
@@ -60,6 +94,8 @@ def test_the_plot_is_a_png(estimator: str, tmp_path: Path) -> None:
     draw_summary(result(estimator=estimator, offline=8192 if estimator == "spo" else 0), path)
     assert path.read_bytes().startswith(PNG)
     assert list(tmp_path.iterdir()) == [path]
+    draw_summary({**result(after=0.4), "steps_done": 0, "tracker": None, "curve": result()["curve"][:1]}, path)
+    assert path.read_bytes().startswith(PNG)
 
 
 def test_runs_that_differ_in_seed_only_are_put_together(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.launching.deadline import STOPPED
 from spo_verl.launching.launch import Run
 from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
-from spo_verl.quickstart.accuracy import accuracies, read_accuracy
-from spo_verl.quickstart.errors import QuickstartError
+from spo_verl.quickstart.accuracy import read_accuracy
+from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.progress import EstimateProgress, Progress
 from spo_verl.quickstart.run import failure, quickstart, spent
 from spo_verl.quickstart.runs import RunFolder
@@ -77,6 +78,45 @@ def test_wrong_settings_are_listed_together() -> None:
     for words in ("multiple of 32", "less than one batch of 100", "multiple of the 8 levels, from 16 on: 9", "--steps"):
         assert words in str(caught.value)
     Settings().check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["typo"], "'typo' is neither an option"),
+        (["--compare-all"], "--compare-all"),
+        (["+x"], "'+x' is neither an option"),
+        (["=3"], "'=3' is neither an option"),
+        (["trainer.total_training_steps=3"], "--steps"),
+        (["+trainer.default_local_dir=/x"], "--folder"),
+        (["--seed", "-1"], "--seed must be at least 0: -1"),
+        (["--seed", "one"], "argument --seed: invalid int value"),
+        (["--steps", "0"], "--steps must be at least 1: 0"),
+        (["--offline-trials", "-2"], "--offline-trials must be at least 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be above 0: nan"),
+        (["--warm-start-accuracy", "2"], "--warm-start-accuracy must be above 0 and at most 1: 2.0"),
+        (["--warm-start-seconds", "nan"], "--warm-start-seconds must be at least 0"),
+        (["--time-limit", "0"], "--time-limit must be above 0: 0.0"),
+        (["--time-limit", "nan"], "--time-limit must be above 0: nan"),
+        (["--memory-limit", "-1"], "--memory-limit must be above 0"),
+        (["--estimator", "ppo"], "invalid choice: 'ppo'"),
+    ],
+)
+def test_what_cannot_run_is_refused_on_one_line_and_leaves_nothing(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    try:
+        status = main([*arguments, "--folder", str(folder)])
+    except SystemExit as end:  # argparse's
+        status = int(end.code or 0)
+    assert status == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert words in shown.err
+    assert shown.err.startswith("error: ")
+    assert not folder.exists()
 
 
 def test_accuracy_is_read_from_verls_validation_metrics() -> None:
@@ -215,16 +255,21 @@ class StandIn:
         for name in ("command.txt", "train.log"):
             (folder / name).write_text("")
         status = self.ends.pop(0)
+        if status == "stopped early":
+            (folder / "train.log").write_text(f"{STOPPED}, so step 3 of 4 is its last one\n")
         if folder.name.startswith("values"):
             if status == "finished":
                 (folder.parents[1] / "values.parquet").write_text("")
             return finished([], status, folder)
-        step = 4 if status == "finished" else 2
+        step = {"finished": 4, "stopped early": 3, "before": 0}.get(status, 2)
         checkpoints = folder.parents[1] / "checkpoints"
-        (checkpoints / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
-        (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
-        records = [validation(0, 0.3), validation(4, 0.5)] if step == 4 else [validation(0, 0.3)]
+        if step:
+            (checkpoints / f"global_step_{step}").mkdir(parents=True, exist_ok=True)
+            (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
+        done = 0 if not step else 3 if status in ("time limit", "silent") else step  # what was done, saved or not
+        records = [{"step": number, "data": {"critic/score/mean": 0.3}} for number in range(1, done + 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        status = {"stopped early": "finished", "before": "time limit"}.get(status, status)
         return finished(records, status, folder)
 
 
@@ -237,8 +282,14 @@ def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(run_module, "run_main_ppo", trainer)
         return trainer
 
+    def made_up(call: run_module._Call, *_: object) -> dict:
+        return {**result(steps=4, offline=0), "steps_done": call.folder.finished_step, "offline_prompts": 0}
+
     monkeypatch.setattr(run_module, "prepare_model", lambda *_, **__: (tmp_path / "model", WARM))
-    monkeypatch.setattr(run_module._Call, "_result", lambda self, *_: result(**{"steps": 4, "offline": 0}))
+    monkeypatch.setattr(run_module._Call, "_initial", lambda *_: None)
+    monkeypatch.setattr(run_module._Call, "_result", made_up)
+    monkeypatch.setattr(run_module, "draw_summary", lambda _, path: path.write_bytes(b"drawn"))
+    monkeypatch.setattr(run_module, "finished_prompts", lambda _: 256)
     return start
 
 
@@ -249,8 +300,11 @@ def test_the_stages_follow_each_other_and_a_finished_run_is_only_shown(staged, t
     assert [name for name, _, _ in trainer.calls] == ["values-1", "training-1"]
     assert any(override.startswith("spo.initial.values=") for override in trainer.calls[1][1])
     for _, _, given in trainer.calls:
-        assert 400 < given["time_limit_s"] <= 500
+        assert 400 < given["time_limit_s"] <= 500 - run_module.RESERVE_S
         assert (given["silence_limit_s"], given["memory_limit_bytes"]) == (7.0, 3 * 2**30)
+    # The trainer is to stop before its launch is ended; a sampling has no step to stop after.
+    assert trainer.calls[0][2]["stop_after_s"] is None
+    assert trainer.calls[1][2]["stop_after_s"] == trainer.calls[1][2]["time_limit_s"] - run_module.RESERVE_S
     text = "\n".join(said)
     assert all(f"[{number}/5]" in text for number in range(1, 6))
     [folder] = tmp_path.glob("spo-seed0-*")
@@ -266,22 +320,81 @@ def test_the_stages_follow_each_other_and_a_finished_run_is_only_shown(staged, t
     assert len(list(tmp_path.glob("spo-seed0-*"))) == 2
 
 
-def test_an_interrupted_run_is_gone_on_with(staged, tmp_path: Path) -> None:
-    staged("time limit")
-    with pytest.raises(QuickstartError, match=r"Finished parts of the offline values are kept.* goes on from there"):
-        quickstart(Settings(steps=4), tmp_path, say=lambda line: None)
-    staged("finished", "time limit")
-    with pytest.raises(QuickstartError, match=r"the first 2 of 4 steps are kept"):
-        quickstart(Settings(steps=4), tmp_path, say=lambda line: None)
-    trainer, said = staged("finished"), []
-    quickstart(Settings(steps=4), tmp_path, say=said.append)
-    assert [name for name, _, _ in trainer.calls] == ["training-2"]
-    assert any("going on after step 2" in line for line in said)
+def test_a_call_whose_time_is_over_shows_what_there_is_and_the_next_one_goes_on(staged, tmp_path: Path) -> None:
+    def call(*ends: str, **limits: float) -> tuple[StandIn, str]:
+        trainer, said = staged(*ends), []
+        found = quickstart(Settings(steps=4), tmp_path, limits=Limits(**limits), say=said.append)
+        [folder] = tmp_path.glob("spo-seed0-*")
+        assert (folder / "summary.png").exists()
+        assert json.loads((folder / "result.json").read_text())["steps_done"] == found["steps_done"]
+        text = "\n".join(said)
+        assert "[5/5]" in text
+        return trainer, text
+
+    _, text = call("time limit")
+    assert "0 of 4 steps" in text
+    assert "while offline values were sampled. Those of 256 of 1024 prompts are kept: the same call again" in text
+    _, text = call("finished", "before")
+    assert "were over before the first training step was done. Everything before it is kept" in text
+    _, text = call("time limit")  # a step that hangs until the launch is ended
+    assert "2 of 4 steps" in text
+    assert "were over after 3 of 4 steps. The first 2 of them are kept: the same call again goes on" in text
+    _, text = call("stopped early")
+    assert "going on after step 2" in text
+    assert "were over after 3 of 4 steps. All of them are kept: the same call again goes on" in text
     # Not launched at all where no time is left.
-    trainer = staged("finished")
-    with pytest.raises(QuickstartError, match="5 s of this call are over"):
-        quickstart(Settings(steps=4, seed=1), tmp_path, limits=Limits(seconds=5.0), say=lambda line: None)
+    trainer, text = call(seconds=5.0)
     assert trainer.calls == []
+    assert "3 of 4 steps" in text
+    trainer, text = call("finished")
+    assert [name for name, _, _ in trainer.calls] == ["training-4"]
+    assert "going on after step 3" in text
+    assert "were over" not in text
+
+
+def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: Path) -> None:
+    class Late(StandIn):
+        def __call__(self, overrides: list[str], folder: Path, **limits: object) -> Run:
+            run = super().__call__(overrides, folder, **limits)
+            return finished(list(run.metrics), "time limit", folder)
+
+    staged()
+    trainer = Late("finished", "finished")
+    run_module.run_main_ppo = trainer  # put back by the fixture
+    said: list[str] = []
+    assert quickstart(Settings(steps=4), tmp_path, say=said.append)["steps_done"] == 4
+    assert "not finished" not in "\n".join(said)
+
+
+def test_a_training_that_fails_shows_what_was_kept_and_then_why(staged, tmp_path: Path) -> None:
+    staged("finished", "silent")
+    said: list[str] = []
+    with pytest.raises(QuickstartError, match="printed nothing for 300 s and was ended as hung"):
+        quickstart(Settings(steps=4), tmp_path, say=said.append)
+    assert "2 of 4 steps" in "\n".join(said)
+    # Without a kept step there is nothing to show.
+    staged("failed")
+    with pytest.raises(QuickstartError, match="exit status 1"):
+        quickstart(Settings(steps=4, seed=1), tmp_path, say=said.append)
+
+
+def test_a_warm_start_that_outlasts_the_call_is_shown(staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = staged()
+
+    def out_of_time(*_: object, partial: Path, **__: object) -> None:
+        partial.mkdir()
+        report = {"steps": 20, "seconds": 9.0, "accuracy": 0.1, "accuracy_by_level": [0.1] * 8, "reached": False}
+        (partial / "warm_start.json").write_text(json.dumps({"report": report}))
+        raise OutOfTime("in the warm start, after 20 steps. They are kept")
+
+    monkeypatch.setattr(run_module, "prepare_model", out_of_time)
+    said: list[str] = []
+    found = quickstart(Settings(steps=4), tmp_path, limits=Limits(seconds=7.0), say=said.append)
+    assert (found["steps_done"], trainer.calls) == (0, [])
+    assert said[-1] == (
+        "\nThe 7 s of this call (--time-limit) were over in the warm start, after 20 steps. They are kept: the same "
+        "call again goes on from there."
+    )
 
 
 @pytest.mark.parametrize("settings", [Settings(steps=4, offline_trials=0), Settings(steps=4, estimator="grpo")])
@@ -290,13 +403,6 @@ def test_without_offline_values_there_is_one_launch(staged, tmp_path: Path, sett
     quickstart(settings, tmp_path, say=lambda line: None)
     assert [name for name, _, _ in trainer.calls] == ["training-1"]
     assert not any("spo.initial.values" in override for override in trainer.calls[0][1])
-
-
-def test_a_training_that_reports_no_validation_is_an_error(tmp_path: Path) -> None:
-    assert [entry.step for entry in accuracies([validation(0, 0.3), validation(2, 0.4)], prompts=64)] == [0, 2]
-    call = run_module._Call(Settings(), tmp_path, RunFolder(tmp_path), Limits(), lambda line: None)
-    with pytest.raises(QuickstartError, match="did not report a validation before and after"):
-        call._result(tmp_path, WARM)
 
 
 def test_comparing_nothing_is_an_error_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

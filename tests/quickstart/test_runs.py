@@ -99,6 +99,14 @@ def test_finished_runs_are_found_and_others_refused(tmp_path: Path) -> None:
             RunFolder(tmp_path / name).write_result({"format": FORMAT, "name": name})
     assert [result["name"] for result in finished_runs(tmp_path, ())] == ["a", "b"]
     assert finished_runs(tmp_path, (str(tmp_path / "b"),)) == [{"format": FORMAT, "name": "b"}]
+    # What a call whose time was over has shown is no finished run, and the next call goes on.
+    part = RunFolder(tmp_path / "unfinished")
+    part.write_result({"format": FORMAT, "settings": {"steps": 50}, "steps_done": 47})
+    assert part.result() is None
+    assert len(finished_runs(tmp_path, ())) == 2
+    part.write_result({"format": FORMAT, "settings": {"steps": 50}, "steps_done": 50})
+    assert len(finished_runs(tmp_path, ())) == 3
+    (part.path / "result.json").unlink()
     with pytest.raises(QuickstartError, match=r"no finished run in .*unfinished"):
         finished_runs(tmp_path, (str(tmp_path / "b"), str(tmp_path / "unfinished")))
 

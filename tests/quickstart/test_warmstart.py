@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spo_verl.quickstart import warmstart
-from spo_verl.quickstart.errors import QuickstartError
+from spo_verl.quickstart import prepare, warmstart
+from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.model import SPECIAL, ModelShape, build_model, build_tokenizer, save
-from spo_verl.quickstart.prepare import prepare_model
+from spo_verl.quickstart.prepare import prepare_model, read_report
 from spo_verl.quickstart.settings import Settings
 from spo_verl.quickstart.task import CHARACTERS, Problem, build_task
 from spo_verl.quickstart.warmstart import (
@@ -53,8 +54,6 @@ def test_the_default_model_is_small_and_seeded() -> None:
 
 
 def test_what_was_saved_is_what_transformers_loads(model, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     save(model, TOKENIZER, tmp_path)
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert type(loaded).__name__ == "Qwen3ForCausalLM"
@@ -143,8 +142,9 @@ def test_it_stops_at_the_target_and_at_the_limits(monkeypatch: pytest.MonkeyPatc
     assert (reached.steps, reached.accuracy, reached.reached) == (4, pytest.approx(0.2), True)
     out_of_steps = run(short(target=0.9))
     assert (out_of_steps.steps, out_of_steps.reached) == (6, False)
-    out_of_time = run(short(target=0.9, max_seconds=0.0))
-    assert (out_of_time.steps, out_of_time.reached) == (2, False)
+    # Too late is only late enough with an accuracy that rewards can build on.
+    out_of_time = run(short(target=0.9, max_seconds=0.0, floor=0.15))
+    assert (out_of_time.steps, out_of_time.accuracy, out_of_time.reached) == (4, pytest.approx(0.2), False)
 
 
 def test_training_lowers_the_loss_and_is_repeatable() -> None:
@@ -165,9 +165,13 @@ def test_a_warm_start_is_cached_by_its_inputs(tmp_path: Path) -> None:
     task = build_task(train=8, held_out=8, seed=0, probe=8)
     settings = Settings(shape=TINY, warm_start=short(max_steps=2, floor=0.0))
     said: list[str] = []
-    first, report = prepare_model(settings, task, tmp_path, said.append)
+
+    def prepared(wanted: Settings):
+        return prepare_model(wanted, task, tmp_path, said.append, partial=tmp_path / "partial")
+
+    first, report = prepared(settings)
     assert not any("reusing" in line for line in said)
-    second, again = prepare_model(settings, task, tmp_path, said.append)
+    second, again = prepared(settings)
     assert (first, report) == (second, again)
     assert "reusing" in said[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [first.name]
@@ -177,23 +181,55 @@ def test_a_warm_start_is_cached_by_its_inputs(tmp_path: Path) -> None:
         dataclasses.replace(settings, warm_start=short(max_steps=3, floor=0.0)),
         dataclasses.replace(settings, shape=dataclasses.replace(TINY, layers=2)),
     )
-    others = {prepare_model(change, task, tmp_path, said.append)[0] for change in changes}
+    others = {prepared(change)[0] for change in changes}
     assert len(others | {first}) == 4
     # The length of the training does not matter to the model it starts from.
-    assert prepare_model(dataclasses.replace(settings, steps=7), task, tmp_path, said.append)[0] == first
+    assert prepared(dataclasses.replace(settings, steps=7))[0] == first
 
 
 def test_a_warm_start_that_learned_nothing_is_an_error_and_not_cached(tmp_path: Path) -> None:
     task = build_task(train=8, held_out=8, seed=0, probe=8)
     settings = Settings(shape=TINY, warm_start=short(max_steps=2, floor=0.5))
-    with pytest.raises(QuickstartError, match="--warm-start-seconds"):
-        prepare_model(settings, task, tmp_path, lambda line: None)
+    with pytest.raises(QuickstartError, match=r"too low to learn from rewards \(at least 0.5\); take another --seed"):
+        prepare_model(settings, task, tmp_path, lambda line: None, partial=tmp_path / "partial")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_warm_start_that_outlasts_the_call_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    settings = Settings(warm_start=WarmStartSettings(target=2.0, max_steps=1000, check_every=1, batch_size=8))
+def test_a_warm_start_that_outlasts_its_calls_is_the_one_of_a_single_call(tmp_path: Path) -> None:
+    settings = Settings(shape=TINY, warm_start=short(max_steps=8, floor=0.0, target=1.0))
     task = build_task(train=16, held_out=16, seed=0, probe=16)
-    with pytest.raises(QuickstartError, match=r"the time of this call \(--time-limit\) ended in the warm start"):
-        prepare_model(settings, task, tmp_path, lambda line: None, seconds=0.2)
-    assert list(tmp_path.iterdir()) == []
+    partial, said = tmp_path / "partial", []
+    for steps in (2, 4, 6):
+        with pytest.raises(OutOfTime, match=f"in the warm start, after {steps} steps at accuracy 0.*They are kept"):
+            prepare_model(settings, task, tmp_path, said.append, partial=partial, seconds=0.0)
+        assert read_report(partial).steps == steps
+        # What there is can be evaluated like the model that comes of it.
+        AutoModelForCausalLM.from_pretrained(partial)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["partial"]
+    entry, report = prepare_model(settings, task, tmp_path, said.append, partial=partial)
+    assert (report.steps, partial.exists()) == (8, False)
+    whole, other = prepare_model(settings, task, tmp_path / "whole", said.append, partial=partial)
+    assert report.accuracy == pytest.approx(other.accuracy, rel=1e-5)
+    parts = AutoModelForCausalLM.from_pretrained(entry).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(whole).state_dict().items():
+        assert torch.allclose(parts[name], weight, atol=1e-6), name
+
+
+def test_a_warm_start_that_is_killed_has_lost_half_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(shape=TINY, warm_start=short(max_steps=6, floor=0.0, target=1.0))
+    task = build_task(train=16, held_out=16, seed=0, probe=16)
+    monkeypatch.setattr(prepare, "KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr(prepare, "SHOWN_EVERY", 4)
+
+    def killed(line: str) -> None:
+        if "step     4" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_model(settings, task, tmp_path, killed, partial=tmp_path / "partial")
+    assert read_report(tmp_path / "partial").steps == 2
+    assert torch.load(tmp_path / "partial" / "state.pt", weights_only=False)["step"] == 2
+    # Of another version of the quickstart nothing is taken.
+    monkeypatch.setattr(prepare, "FORMAT", prepare.FORMAT + 1)
+    with pytest.raises(OutOfTime, match="after 2 steps"):
+        prepare_model(settings, task, tmp_path, lambda line: None, partial=tmp_path / "partial", seconds=0.0)
