@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spo_verl import core
+from spo_verl.core.sampling import checked_update
 from spo_verl.errors import SpoStateError
 
 IN_FLIGHT_REMEDY = (
@@ -199,7 +200,14 @@ class QuotaIndex:
             raise SpoStateError(" ".join(problems))
 
     def replace(self, weight_P: NDArray[np.float64]) -> None:
-        """Set all weights."""
+        """Set all weights; on an error nothing has changed.
+
+        Raises:
+            SpoStateError: not one weight per prompt.
+            SpoArgumentError: a weight is NaN, infinite or negative.
+        """
+        if np.shape(weight_P) != self.sources.source_P.shape:
+            raise SpoStateError(f"weights have shape {np.shape(weight_P)}; pass {self.sources.source_P.shape}.")
         self._index_Q = [core.WeightIndex(weight_P[slots]) for slots in self._slots_Q]
 
     def draw(
@@ -240,8 +248,8 @@ class QuotaIndex:
         return np.concatenate(slots)[order_B], np.concatenate(shares)[order_B]
 
     def update(self, slot_B: ArrayLike, weight_B: NDArray[np.float64]) -> None:
-        """Set the weights of distinct slots, as ``WeightIndex.update``."""
-        slots = np.asarray(slot_B, dtype=np.int64)
+        """Set the weights of distinct slots, as ``WeightIndex.update``: on an error nothing has changed."""
+        slots, weight_B = checked_update(slot_B, weight_B, len(self.sources.source_P))
         source_B = self.sources.source_P[slots]
         for source in np.unique(source_B):
             mine_B = source_B == source
