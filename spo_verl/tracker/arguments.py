@@ -20,7 +20,10 @@ LARGEST = int(np.iinfo(np.int64).max)
 
 def shown(given: object) -> str:
     """A value for a message: short, and printable whatever it holds."""
-    text = ascii(given)
+    try:
+        text = ascii(given)
+    except Exception:  # noqa: BLE001 - nested too deep, too many digits, a __repr__ that fails: the type has to do
+        text = f"<{type(given).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -154,7 +154,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise SpoCheckpointError(f"there is no tracker checkpoint at {folder}{_interrupted(folder)}. {REMEDY}")
     content = _parse(folder)
     stated = content.pop("checksum", None)
-    if stated != checksum(content):
+    try:
+        found = checksum(content)
+    except RecursionError as error:
+        raise damaged(folder, MANIFEST, "is nested too deep to be a manifest") from error
+    if stated != found:
         raise damaged(folder, MANIFEST, "does not match its own checksum, so it was altered after it was written")
     known = {entry.name for entry in fields(Manifest)}
     unknown, missing = sorted(content.keys() - known), sorted(known - content.keys() - {"clock"})

@@ -86,7 +86,7 @@ class TrackerSettings:
         references: log-prob columns of stored responses, the one that forgetting uses first; ``()`` stores
             none.
         max_tokens: stored tokens per response, ``None`` for all.
-        seed: of the plugin's own random choices, not negative.
+        seed: of the plugin's own random choices, not negative, below 2^128.
 
     Raises:
         SpoConfigError: lists every setting that is out of range.
@@ -128,7 +128,7 @@ class TrackerSettings:
             "rho": _number(self.rho) and 0 < self.rho <= 1,
             "references": _identifiers(self.references),
             "max_tokens": self.max_tokens is None or (is_whole(self.max_tokens) and 0 < self.max_tokens <= LARGEST),
-            "seed": is_whole(self.seed) and self.seed >= 0,
+            "seed": is_whole(self.seed) and 0 <= self.seed < 2**128,
             "floor": _number(self.floor) and self.floor >= 0,
             "drift_scale": _number(self.drift_scale) and self.drift_scale > 0,
             "max_in_flight": self.max_in_flight is None

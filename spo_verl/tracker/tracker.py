@@ -70,7 +70,7 @@ class Tracker:
         self._index: core.WeightIndex | QuotaIndex
         if settings.quota is None:
             self._index = core.WeightIndex(weight_P)
-        elif sources is None:
+        elif not isinstance(sources, PromptSources):
             raise SpoStateError("quotas need the data source of every prompt; pass sources=PromptSources.of(labels).")
         else:
             self._index = QuotaIndex(weight_P, sources, settings.quota)
@@ -102,6 +102,7 @@ class Tracker:
             SpoStateError: keys or evidence are unusable; names the slot. Quota and sources do not fit together. The
                 version is not a whole number >= 0.
         """
+        _check_settings(settings)
         version = checked_version(version)
         table = PromptTable.create(key_P, alpha_P, beta_P)
         if settings.forgetting_mode == "version":
@@ -142,6 +143,7 @@ class Tracker:
             SpoCheckpointError: the folder is unusable; see :func:`spo_verl.tracker.checkpoint.read`.
             SpoDatasetMismatchError: no prompt in common.
         """
+        _check_settings(settings)
         version = None if version is None else checked_version(version)
         fresh = PromptTable.create(key_P, alpha_P, beta_P)
         saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings, version)
@@ -170,7 +172,7 @@ class Tracker:
             raise SpoStateError(f"a batch of {shown(size)} prompts was asked for; pass a whole number.")
         if not 1 <= size <= self.size:
             raise SpoStateError(
-                f"a batch of {size} different prompts was asked for, the dataset has {self.size}; lower "
+                f"a batch of {shown(size)} different prompts was asked for, the dataset has {self.size}; lower "
                 f"data.train_batch_size to between 1 and {self.size}, or add prompts."
             )
         version = None if version is None else checked_version(version)
@@ -573,7 +575,7 @@ class Tracker:
                 "none, or set spo.forgetting.mode=drift."
             )
         number = isinstance(movement, (int, float, np.integer, np.floating)) and not isinstance(movement, bool)
-        if not number or not 0 <= movement <= sys.float_info.max:
+        if not number or not 0 <= (movement if isinstance(movement, int) else float(movement)) <= sys.float_info.max:
             raise SpoStateError(
                 f"movement {shown(movement)} is not a finite number >= 0; pass a mean absolute difference."
             )
@@ -581,3 +583,8 @@ class Tracker:
         if not np.isfinite(moved):
             raise SpoStateError(f"movement {shown(movement)} takes the sum beyond all floats; pass nats per token.")
         return moved
+
+
+def _check_settings(settings: TrackerSettings) -> None:
+    if not isinstance(settings, TrackerSettings):
+        raise SpoStateError(f"settings are {shown(settings)}; pass TrackerSettings.")
