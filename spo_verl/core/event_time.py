@@ -179,6 +179,9 @@ def _whole(name: str, given: npt.ArrayLike) -> IntArray:
         array = array.astype(np.int64)  # an empty list has no integer type of its own
     if not np.issubdtype(array.dtype, np.integer):
         raise SpoArgumentError(f"{name} has type {array.dtype}; pass integers")
+    largest = np.iinfo(np.int64).max
+    if array.dtype.kind == "u":
+        require(array <= largest, name, array, f"it must be at most {largest}")
     return array.astype(np.int64)
 
 

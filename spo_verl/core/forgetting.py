@@ -37,4 +37,5 @@ def retention(
     require_number(rho_min <= rho_max <= 1.0, "rho_max", rho_max, f"it must lie in [rho_min, 1] = [{rho_min}, 1]")
     divergence = as_float64("divergence_B", divergence_B)
     require(divergence >= 0, "divergence_B", divergence, "a divergence must be a number >= 0")
-    return np.asarray(np.clip(np.exp2(-divergence / half_life), rho_min, rho_max))
+    with np.errstate(over="ignore"):  # a quotient beyond all floats is as good as an infinite divergence
+        return np.asarray(np.clip(np.exp2(-divergence / half_life), rho_min, rho_max))

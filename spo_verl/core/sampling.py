@@ -183,9 +183,7 @@ class WeightIndex:
             SpoArgumentError: a weight is NaN, infinite or negative, a slot does not exist or occurs twice
                 (its weight would be ambiguous), or shapes differ.
         """
-        slot_B = _checked_slots("slot_B", slot_B, self._size)
-        weight_B = _checked_weights("weight_B", weight_B)
-        require_number(weight_B.shape == slot_B.shape, "weight_B.shape", weight_B.shape, f"slots are {slot_B.shape}")
+        slot_B, weight_B = checked_update(slot_B, weight_B, self._size)
         self._blocks.reshape(-1)[slot_B] = weight_B
         touched = np.unique(slot_B // self._blocks.shape[1])
         self._block_sums[touched] = self._blocks[touched].sum(axis=1)
@@ -362,6 +360,14 @@ def _share(weight_P: FloatArray, slot_B: IntArray, total: float, available: int)
     if total > 0:
         return np.asarray(weight_P[slot_B] / total)
     return np.full(slot_B.size, 1.0 / max(available, 1))
+
+
+def checked_update(slot_B: npt.ArrayLike, weight_B: npt.ArrayLike, size: int) -> tuple[IntArray, FloatArray]:
+    """Slots and weights as ``WeightIndex.update`` takes them, out of ``size`` slots; errors as there."""
+    slots = _checked_slots("slot_B", slot_B, size)
+    weights = _checked_weights("weight_B", weight_B)
+    require_number(weights.shape == slots.shape, "weight_B.shape", weights.shape, f"slots are {slots.shape}")
+    return slots, weights
 
 
 def _checked_slots(name: str, slot_B: npt.ArrayLike, size: int) -> IntArray:

@@ -15,6 +15,7 @@ How the folder is made and verified stands in :mod:`spo_verl.tracker.folder`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,18 +28,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 import spo_verl
-from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoStateError
+from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoConfigError, SpoError, SpoStateError
 from spo_verl.tracker import folder as folders
+from spo_verl.tracker.arguments import LARGEST, checked_whole, is_whole, plain, shown
 from spo_verl.tracker.memory import MemoryView, ResponseMemory
 from spo_verl.tracker.reports import WriteReport
 from spo_verl.tracker.responses import PackedResponses
 from spo_verl.tracker.rollouts import Ledger, Rollout
 from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PURPOSES, TrackerSettings
 from spo_verl.tracker.snapshot import Snapshot, open_rows, recent_rows
-from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED, PromptTable, fingerprint
+from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED, NO_VERSION, PromptTable, fingerprint, usable
 
 PROMPTS, RESPONSES, ROLLOUTS = "prompts.arrow", "responses.arrow", "rollouts.arrow"
 BATCH_ROWS = 1_000_000
+
+SWAP_SECONDS = 2.0
+"""How long a reader waits for the folder that a writer is about to put in place."""
+SWAP_POLL_SECONDS = 0.005
 
 _ROLLOUTS_SCHEMA = pa.schema(
     [
@@ -119,23 +125,40 @@ def _write_arrow(path: Path, schema: Any, batches: Iterator[Any]) -> dict[str, A
 
 def check_extra(extra: dict[str, Any] | None) -> dict[str, Any]:
     """A copy of what is to be saved along; raises :class:`SpoStateError` where JSON would change it."""
+    if extra is not None and not isinstance(extra, dict):
+        raise SpoStateError(f"extra is a {type(extra).__name__}; pass a dictionary.")
     try:
         copied = json.loads(json.dumps(extra or {}, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SpoStateError(f"extra cannot be saved as JSON: {error}; pass plain numbers, strings, lists.") from error
     if copied != (extra or {}):
         raise SpoStateError("extra would come back changed from JSON; use string keys, and lists for tuples.")
     return dict(copied)
 
 
+def target_of(folder: str | Path) -> Path:
+    """An absolute path; raises :class:`SpoCheckpointError` for what is no path."""
+    try:
+        path = Path(folder).absolute()
+        os.fsencode(path)
+    except (TypeError, ValueError, OSError) as error:
+        raise SpoCheckpointError(
+            f"{shown(folder)} is no place for a tracker checkpoint ({error}); pass a path."
+        ) from error
+    if "\0" in str(path):
+        raise SpoCheckpointError(f"{shown(folder)} is no place for a tracker checkpoint (it holds a zero byte).")
+    return path
+
+
 def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str, Any] | None) -> WriteReport:
     """Write a checkpoint folder at once or not at all, replacing what stands there.
 
     Raises:
-        SpoStateError: ``extra`` is not JSON.
+        SpoStateError: ``extra`` is not JSON, or ``step`` is not a whole number >= 0.
         SpoCheckpointError: the file system refused; what stood there is still there.
     """
-    target, extra, began = Path(folder).absolute(), check_extra(extra), time.perf_counter()
+    target, step, extra = target_of(folder), checked_whole("step", step), check_extra(extra)
+    began = time.perf_counter()
     table, memory, ledger = snapshot.table, snapshot.memory, snapshot.ledger
     prompts = _prompts_schema(_prompt_types(moved=table.moved_P is not None))
     try:
@@ -165,7 +188,7 @@ def _manifest(snapshot: Snapshot, step: int, extra: dict[str, Any], files: dict[
         format=folders.FORMAT,
         format_version=folders.FORMAT_VERSION,
         spo_verl_version=spo_verl.__version__,
-        step=int(step),
+        step=step,
         dataset={"prompts": table.active, "fingerprint": fingerprint(table.key_P[: table.active])},
         settings=snapshot.settings.as_json(),
         counts={
@@ -216,21 +239,55 @@ class Saved:
 def read(folder: str | Path) -> Saved:
     """Verify a checkpoint folder (manifest, sizes, checksums, digest) and read it. Changes nothing on disk.
 
+    A folder that is replaced meanwhile is read anew, and waited for where the new one is just being put in place.
+
     Raises:
-        SpoCheckpointError: there is no such folder.
+        SpoCheckpointError: there is no such folder, or it may not be read.
         SpoCheckpointDamagedError: something is missing, truncated, altered or inconsistent; names the file.
         SpoCheckpointVersionError: a newer format, or settings that this version does not know.
     """
-    path = Path(folder).absolute()
+    path = target_of(folder)
+    waited = 0.0
+    while True:
+        before = folders.identity(path)
+        try:
+            return _read(path)
+        except SpoCheckpointError:
+            # A writer that put another folder in place meanwhile: what was read is a bit of each, so it is read anew.
+            if folders.identity(path) == before is not None:
+                raise
+            # Between a writer's two renames there is none for an instant; a killed one leaves it so.
+            if before is None and (waited >= SWAP_SECONDS or not folders.replaced_beside(path)):
+                raise
+        waited += SWAP_POLL_SECONDS if before is None else 0.0
+        time.sleep(SWAP_POLL_SECONDS)
+
+
+def _read(path: Path) -> Saved:
+    """One attempt at :func:`read`; every error names the folder, and the file where it is one file's."""
+    try:
+        return _read_whole(path)
+    except SpoError:
+        raise
+    except OSError as error:
+        name = error.filename or path
+        raise SpoCheckpointError(
+            f"tracker checkpoint {path}: {name} cannot be read ({error.strerror or error}); mend its permissions, or "
+            f"the disk. {folders.REMEDY}"
+        ) from error
+
+
+def _read_whole(path: Path) -> Saved:
     manifest = folders.read_manifest(path)
     _check_names(path, manifest)
     folders.verify_files(path, manifest, {PROMPTS, RESPONSES, ROLLOUTS})
+    _check_values(path, manifest)
     saved = Saved(
         folder=path,
         manifest=manifest,
         table=_read_prompts(path, manifest),
         memory=_read_responses(path, manifest),
-        ledger=_read_rollouts(path),
+        ledger=_read_rollouts(path, manifest),
     )
     if saved.snapshot().digest != manifest.digest:
         raise folders.damaged(path, folders.MANIFEST, "has a digest that the data files do not give")
@@ -254,9 +311,30 @@ def _check_names(path: Path, manifest: folders.Manifest) -> None:
         if differing:
             raise SpoCheckpointVersionError(
                 f"tracker checkpoint {path}: {section} in {folders.MANIFEST} are not those of this version "
-                f"of spo_verl (they differ in {', '.join(sorted(differing))}); it was written by spo_verl "
+                f"of spo_verl (they differ in {', '.join(map(plain, sorted(differing)))}); it was written by spo_verl "
                 f"{manifest.spo_verl_version}, install that. {folders.REMEDY}"
             )
+
+
+def _check_values(path: Path, manifest: folders.Manifest) -> None:
+    """Refuse settings, a clock or generator states that were never saved like this."""
+    try:
+        TrackerSettings(**manifest.settings)
+    except SpoConfigError as error:
+        raise folders.damaged(path, folders.MANIFEST, f"has impossible settings ({error})") from error
+    for name, now in manifest.clock.items():
+        counts = is_whole(now) and 0 <= now <= LARGEST
+        if not counts and not (name == "movement" and isinstance(now, float) and now >= 0):
+            raise folders.damaged(path, folders.MANIFEST, f"has the {name} {shown(now)} as its clock")
+    for purpose, state in manifest.random.items():
+        generator = np.random.PCG64(0)
+        try:
+            generator.state = state
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            what = f"has a state of the generator {purpose!r} that cannot be restored ({shown(error)})"
+            raise folders.damaged(path, folders.MANIFEST, what) from error
+        if generator.state != state:
+            raise folders.damaged(path, folders.MANIFEST, f"has an impossible state of the generator {purpose!r}")
 
 
 @contextmanager
@@ -266,18 +344,34 @@ def _batches(path: Path, name: str, schema: Any) -> Iterator[Iterator[Any]]:
         with pa.memory_map(str(path / name)) as source, pa.ipc.open_file(source) as reader:
             if not reader.schema.equals(schema):
                 raise folders.damaged(path, name, f"has the columns {reader.schema.names} instead of {schema.names}")
-            yield (reader.get_batch(index) for index in range(reader.num_record_batches))
-    except pa.ArrowException as error:
+            yield (_validated(reader.get_batch(index)) for index in range(reader.num_record_batches))
+    except SpoError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # otherwise it is Arrow's own, about the content
+            raise
         raise folders.damaged(path, name, f"is not a readable Arrow file ({error})") from error
+    except (pa.ArrowException, ValueError, IndexError, OverflowError) as error:
+        raise folders.damaged(path, name, f"is not a readable Arrow file ({error})") from error
+
+
+def _validated(batch: Any) -> Any:
+    """A record batch whose offsets and texts hold what they say; raises where not, or where a value is missing."""
+    batch.validate(full=True)
+    return batch
 
 
 def _read_prompts(path: Path, manifest: folders.Manifest) -> PromptTable:
     rows, active = manifest.counts["rows"], manifest.dataset["prompts"]
-    key_P = np.empty(rows, dtype=f"V{KEY_BYTES}")
     dtypes = _prompt_types(moved="movement" in manifest.clock)
-    columns = {name: np.empty(rows, dtype=dtype) for name, dtype in dtypes.items()}
     first = 0
     with _batches(path, PROMPTS, _prompts_schema(dtypes)) as batches:
+        if not active or rows * KEY_BYTES > manifest.files[PROMPTS]["bytes"]:
+            raise folders.damaged(
+                path, folders.MANIFEST, f"counts {rows} rows, {active} of the dataset; {PROMPTS} has others"
+            )
+        key_P = np.empty(rows, dtype=f"V{KEY_BYTES}")
+        columns = {name: np.empty(rows, dtype=dtype) for name, dtype in dtypes.items()}
         for batch in batches:
             rows_of_batch = slice(first, first + batch.num_rows)
             key_buffer = batch.column("key").buffers()[1]
@@ -287,7 +381,16 @@ def _read_prompts(path: Path, manifest: folders.Manifest) -> PromptTable:
             first += batch.num_rows
     if first != rows:
         raise folders.damaged(path, PROMPTS, f"has {first} rows instead of {rows}")
-    return PromptTable(active=active, key_P=key_P, **columns)
+    table = PromptTable(active=active, key_P=key_P, **columns)
+    wrong_R = ~usable(table.alpha_P, table.beta_P) | (table.draws_P < 0) | (table.visits_P < 0)
+    wrong_R |= table.version_P < NO_VERSION
+    if table.moved_P is not None:
+        wrong_R |= ~((table.moved_P >= 0) & np.isfinite(table.moved_P))
+    if wrong_R.any():
+        at = int(np.argmax(wrong_R))
+        row = ", ".join(f"{name} {column_P[at]}" for name, column_P in table.columns())
+        raise folders.damaged(path, PROMPTS, f"has impossible values in row {at}: {row}")
+    return table
 
 
 def _read_responses(path: Path, manifest: folders.Manifest) -> ResponseMemory:
@@ -296,6 +399,7 @@ def _read_responses(path: Path, manifest: folders.Manifest) -> ResponseMemory:
     with _batches(path, RESPONSES, _responses_schema(sorted(references))) as batches:
         for batch in batches:
             columns = {name: batch.column(name) for name in batch.schema.names}
+            _check_responses(path, columns, references, manifest.counts["rows"])
             memory.extend(
                 PackedResponses(
                     slot_B=columns["slot"].to_numpy(),
@@ -309,13 +413,35 @@ def _read_responses(path: Path, manifest: folders.Manifest) -> ResponseMemory:
     return memory
 
 
-def _read_rollouts(path: Path) -> Ledger:
+def _check_responses(path: Path, columns: Mapping[str, Any], references: list[str], rows: int) -> None:
+    """Refuse slots that do not exist or occur twice, and columns of different lengths."""
+    slot_B, length_B = columns["slot"].to_numpy(), columns["token"].value_lengths().to_numpy()
+    fits = bool(((slot_B >= 0) & (slot_B < rows)).all() and (np.diff(slot_B) > 0).all())
+    fits = fits and np.array_equal(columns["mask"].value_lengths().to_numpy(), (length_B + 7) // 8)
+    for name in references:
+        fits = fits and np.array_equal(columns[f"log_prob_{name}"].value_lengths().to_numpy(), length_B)
+    if not fits:
+        raise folders.damaged(path, RESPONSES, "has slots that do not exist, or columns that do not fit together")
+
+
+def _rollout_problem(row: Mapping[str, Any], rows: int) -> bool:
+    """Whether this is no open rollout."""
+    present = None not in row.values()
+    return not present or not (
+        0 <= row["slot"] < rows and 0 <= row["value"] <= 1 and 0 <= row["n_eff"] < np.inf and row["version"] >= 0
+    )
+
+
+def _read_rollouts(path: Path, manifest: folders.Manifest) -> Ledger:
     open_rollouts: dict[str, Rollout] = {}
     recent: dict[str, tuple[int, ...]] = {}
     with _batches(path, ROLLOUTS, _ROLLOUTS_SCHEMA) as batches:
         for batch in batches:
             for row in batch.to_pylist():
-                uid, is_open, sessions = row.pop("uid"), row.pop("open"), tuple(row.pop("sessions"))
+                uid, is_open, sessions = row.pop("uid"), row.pop("open"), tuple(row.pop("sessions") or ())
+                wrong = uid is None or is_open is None or None in sessions or uid in open_rollouts or uid in recent
+                if wrong or (is_open and _rollout_problem(row, manifest.counts["rows"])):
+                    raise folders.damaged(path, ROLLOUTS, f"has an impossible rollout {shown(uid)}")
                 if is_open:
                     open_rollouts[uid] = Rollout(**row, sessions=sessions)
                 else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spo_verl.errors import SpoStateError
+from spo_verl.tracker.arguments import checked_uids, shown
 from spo_verl.tracker.outcomes import check_shapes
 from spo_verl.tracker.reports import Late
 from spo_verl.tracker.settings import Ending
@@ -19,8 +21,24 @@ Rows = tuple[Sequence[str], ArrayLike, ArrayLike, ArrayLike]
 
 def check_kind(kind: str) -> None:
     """Raise :class:`SpoStateError` where a rollout cannot end so."""
-    if kind not in get_args(Ending):
-        raise SpoStateError(f"a rollout ends as one of {', '.join(get_args(Ending))}, not as {kind!r}.")
+    if not isinstance(kind, str) or kind not in get_args(Ending):
+        raise SpoStateError(f"a rollout ends as one of {', '.join(get_args(Ending))}, not as {shown(kind)}.")
+
+
+def checked(late: Sequence[Late]) -> list[Late]:
+    """The same groups with lists of uids; raises :class:`SpoStateError` where one is no group or of no known kind."""
+    if not isinstance(late, (list, tuple)) or not all(isinstance(group, Late) for group in late):
+        raise SpoStateError(f"late is {shown(late)}; pass a list of Late.")
+    for group in late:
+        check_kind(group.kind)
+    return [
+        replace(
+            group,
+            uids=checked_uids(group.uids, "observe"),
+            ended=None if group.ended is None else checked_uids(group.ended, "settle"),
+        )
+        for group in late
+    ]
 
 
 def joined(rows: Rows, late: Sequence[Late]) -> Rows:

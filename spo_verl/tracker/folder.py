@@ -8,10 +8,14 @@ it, reading ignores it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +25,9 @@ from types import TracebackType
 from typing import Any
 
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError, SpoCheckpointVersionError
+from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "spo_verl.tracker"
 FORMAT_VERSION = 1
@@ -86,6 +93,55 @@ def damaged(folder: Path, name: str, what: str) -> SpoCheckpointDamagedError:
     return SpoCheckpointDamagedError(f"tracker checkpoint {folder}: {name} {what}. {REMEDY}")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, links followed; raises OSError where one may not look."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise
+
+
+def require_file(folder: Path, name: str, hence: str = "") -> None:
+    """Raise :class:`SpoCheckpointDamagedError` unless this is a file: opening a pipe or device might never end."""
+    comma = f", {hence}" if hence else ""
+    try:
+        mode = (folder / name).stat().st_mode
+    except FileNotFoundError:
+        raise damaged(folder, name, f"is missing{comma}") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise damaged(folder, name, f"is a symbolic link that leads to itself{comma}") from error
+    if not stat.S_ISREG(mode):
+        raise damaged(folder, name, f"is {'a folder' if stat.S_ISDIR(mode) else 'no file'}{comma}")
+
+
+def identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells a folder from another one that takes its place; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def replaced_beside(folder: Path) -> list[Path]:
+    """Former checkpoints of this place that a writer has moved away: it is at work now, or it was killed."""
+    try:
+        return [path for path in _leftovers(folder) if path.name.startswith(_prefix(folder, "replaced"))]
+    except OSError:
+        return []
+
+
+def _interrupted(folder: Path) -> str:
+    former = replaced_beside(folder)
+    return f" (a save was interrupted; the former one is {former[0]}, rename it back)" if former else ""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest alone.
 
@@ -94,41 +150,99 @@ def read_manifest(folder: Path) -> Manifest:
         SpoCheckpointDamagedError: no manifest, not JSON, altered, or a field is missing.
         SpoCheckpointVersionError: a newer format, or fields that this version does not know.
     """
-    if not folder.is_dir():
-        raise SpoCheckpointError(f"there is no tracker checkpoint at {folder}. {REMEDY}")
+    if not is_folder(folder):
+        raise SpoCheckpointError(f"there is no tracker checkpoint at {folder}{_interrupted(folder)}. {REMEDY}")
     content = _parse(folder)
     stated = content.pop("checksum", None)
-    if stated != checksum(content):
+    try:
+        found = checksum(content)
+    except RecursionError as error:
+        raise damaged(folder, MANIFEST, "is nested too deep to be a manifest") from error
+    if stated != found:
         raise damaged(folder, MANIFEST, "does not match its own checksum, so it was altered after it was written")
     known = {entry.name for entry in fields(Manifest)}
     unknown, missing = sorted(content.keys() - known), sorted(known - content.keys() - {"clock"})
     if unknown:
         raise SpoCheckpointVersionError(
             f"tracker checkpoint {folder}: {MANIFEST} has fields that this version of spo_verl does not know "
-            f"({', '.join(unknown)}); it was written by spo_verl {content.get('spo_verl_version')}, install "
-            f"that. {REMEDY}"
+            f"({', '.join(map(plain, unknown))}); it was written by spo_verl {shown(content.get('spo_verl_version'))}, "
+            f"install that. {REMEDY}"
         )
     if missing:
         raise damaged(folder, MANIFEST, f"lacks the fields {', '.join(missing)}")
+    for what in _wrong_types(content):
+        raise damaged(folder, MANIFEST, what)
     return Manifest(**content)
 
 
+def _is_count(given: object) -> bool:
+    return is_whole(given) and 0 <= given <= LARGEST
+
+
+def _wrong_types(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is not as :class:`Manifest` says, apart from the names within settings, counters, random and clock."""
+    for name in ("spo_verl_version", "digest"):
+        if not isinstance(content[name], str):
+            yield f"has the {name} {shown(content[name])}, which is not text"
+    if not _is_count(content["step"]):
+        yield f"has the step {shown(content['step'])}, which is not a whole number >= 0"
+    sections = ("dataset", "settings", "counts", "counters", "random", "files", "extra", "clock")
+    for name in sections:
+        if not isinstance(content.get(name, {}), dict):
+            yield f"has a {name} that is not an object but {shown(content[name])}"
+    required = {
+        "dataset": ("prompts",),
+        "counts": ("rows", "aside", "stored_responses", "stored_tokens", "open", "recent"),
+        **{f"files/{name}": ("bytes",) for name in content["files"]},
+    }
+    for section, names in required.items():
+        entries = content["files"][section[len("files/") :]] if section.startswith("files/") else content[section]
+        for name in names:
+            if not isinstance(entries, dict) or not _is_count(entries.get(name)):
+                yield f"has no whole number >= 0 as {name} of {shown(section)}"
+    for name, total in content["counters"].items():
+        if not _is_count(total):
+            yield f"has the counter {shown(name)} at {shown(total)}, which is not a whole number >= 0"
+    if content["dataset"]["prompts"] + content["counts"]["aside"] != content["counts"]["rows"]:
+        yield "has counts that contradict each other: rows is not prompts and aside together"
+
+
+def _only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is beyond all floats")
+    return number
+
+
 def _parse(folder: Path) -> dict[str, Any]:
+    require_file(folder, MANIFEST, "so the folder was never finished or was altered")
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise damaged(folder, MANIFEST, "is missing, so the folder was never finished or was altered") from None
-    except ValueError as error:  # JSON and UTF-8 errors alike
+        text = (folder / MANIFEST).read_bytes().decode()
+        content = json.loads(text, object_pairs_hook=_only_once, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors alike
         raise damaged(folder, MANIFEST, f"is not readable JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise damaged(folder, MANIFEST, f"is not the manifest of a tracker checkpoint (no format {FORMAT!r})")
     version = content.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise damaged(folder, MANIFEST, f"has the format version {version!r}, which is not a positive integer")
+    if not is_whole(version) or version < 1:
+        raise damaged(folder, MANIFEST, f"has the format version {shown(version)}, which is not a positive integer")
     if version > FORMAT_VERSION:
+        wrote = content.get("spo_verl_version")
         raise SpoCheckpointVersionError(
-            f"tracker checkpoint {folder}: {MANIFEST} has format {version}, this version of spo_verl reads "
-            f"up to {FORMAT_VERSION}; install spo_verl {content.get('spo_verl_version')} or newer. {REMEDY}"
+            f"tracker checkpoint {folder}: {MANIFEST} has format {shown(version)}, this version of spo_verl reads "
+            f"up to {FORMAT_VERSION}; install spo_verl {wrote if isinstance(wrote, str) else shown(wrote)} or newer. "
+            f"{REMEDY}"
         )
     return content
 
@@ -143,14 +257,14 @@ def verify_files(folder: Path, manifest: Manifest, expected: set[str]) -> None:
         raise damaged(folder, MANIFEST, f"lists {sorted(manifest.files)} instead of {sorted(expected)}")
     for name, entry in manifest.files.items():
         path = folder / name
-        if not path.is_file():
-            raise damaged(folder, name, "is missing")
+        require_file(folder, name)
         if path.stat().st_size != entry["bytes"]:
             raise damaged(folder, name, f"has {path.stat().st_size} bytes instead of {entry['bytes']}")
     for name, entry in manifest.files.items():
         found = _file_sha256(folder / name)
-        if found != entry["sha256"]:
-            raise damaged(folder, name, f"has the checksum {found} instead of {entry['sha256']}: its content changed")
+        if found != entry.get("sha256"):
+            stated = shown(entry.get("sha256"))
+            raise damaged(folder, name, f"has the checksum {found} instead of {stated}: its content changed")
 
 
 def _file_sha256(path: Path) -> str:
@@ -218,26 +332,50 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _prefix(target: Path, kind: str) -> str:
+    return f".{target.name}.{kind}-"
+
+
 def _leftovers(target: Path) -> Iterator[Path]:
-    prefixes = tuple(f".{target.name}.{kind}-" for kind in ("writing", "replaced"))
+    prefixes = tuple(_prefix(target, kind) for kind in ("writing", "replaced"))
     yield from (path for path in target.parent.iterdir() if path.name.startswith(prefixes))
+
+
+def remove(path: Path) -> bool:
+    """Delete a file, a link (not what it leads to) or a folder, write-protected or not; whether it is gone.
+
+    What cannot be deleted is logged and stays: it is in nobody's way, as every writer takes a new name.
+    """
+    try:
+        if path.is_symlink() or not is_folder(path):
+            path.unlink(missing_ok=True)
+            return True
+        for parent, folders, _ in os.walk(path):
+            for one in (parent, *(os.path.join(parent, name) for name in folders)):
+                if not os.path.islink(one) and not os.access(one, os.R_OK | os.W_OK | os.X_OK):
+                    os.chmod(one, stat.S_IRWXU)
+        shutil.rmtree(path)
+    except OSError as error:
+        logger.warning("spo: %s cannot be deleted (%s) and stays; delete it by hand.", path, error)
+        return False
+    return True
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that takes its place when the block ends well.
 
-    A folder that already stands at ``target`` (a step that is saved again because its first save was never
-    acknowledged) is moved out of the way first and deleted last. A process that is killed at any moment
-    leaves the old folder, the new folder or none at ``target``, and never a part of one. One writer per
+    What already stands at ``target`` (a step that is saved again because its first save was never acknowledged; or a
+    file or link that somebody left there) is moved out of the way first and deleted last. A process that is killed at
+    any moment leaves the old folder, the new folder or none at ``target``, and never a part of one. One writer per
     target at a time.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for path in list(_leftovers(target)):
-        shutil.rmtree(path)
+        remove(path)
     token = uuid.uuid4().hex[:12]
-    staging = target.with_name(f".{target.name}.writing-{token}")
-    replaced = target.with_name(f".{target.name}.replaced-{token}")
+    staging = target.with_name(_prefix(target, "writing") + token)
+    replaced = target.with_name(_prefix(target, "replaced") + token)
     staging.mkdir()
     try:
         yield staging
@@ -250,14 +388,15 @@ def staged(target: Path) -> Iterator[Path]:
 
 def _publish(staging: Path, target: Path, replaced: Path) -> None:
     """Rename ``staging`` to ``target``; what stands there goes to ``replaced``, and back if that fails."""
-    if target.exists():
+    if os.path.lexists(target):
         os.rename(target, replaced)
     try:
         os.rename(staging, target)
     except OSError:
-        if replaced.exists():
+        if os.path.lexists(replaced):
             os.rename(replaced, target)
         raise
     _sync_folder(target.parent)
     _sync_folder(target.parent.parent)
-    shutil.rmtree(replaced, ignore_errors=True)  # the new folder stands; what is left goes with the next write
+    if os.path.lexists(replaced):
+        remove(replaced)

@@ -118,7 +118,9 @@ class ResponseMemory:
         return self._used * per_group + self._entries * (8 + 4 + 8)
 
     def check(self, responses: StoredResponses) -> None:
-        """Raise :class:`SpoStateError` unless the responses bring exactly this memory's log-prob columns."""
+        """Raise :class:`SpoStateError` unless these are responses with exactly this memory's log-prob columns."""
+        if not isinstance(responses, StoredResponses):
+            raise SpoStateError(f"responses are a {type(responses).__name__}; pass StoredResponses.")
         if self.references and set(responses.log_prob) != set(self.references):
             raise SpoStateError(
                 f"responses bring the log-prob columns {sorted(responses.log_prob)}, the tracker was set up "

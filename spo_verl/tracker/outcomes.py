@@ -1,5 +1,9 @@
-"""Folding outcomes into evidence: group by prompt and version, discount once per version, add; or, in event time,
-add each version's outcomes with the weight of that version.
+"""Folding outcomes into evidence: group by prompt and version, discount, add; or, in event time, add each version's
+outcomes with the weight of that version.
+
+What stands behind a discount says how often it is applied. Under ``constant`` it is the version: one discount for each
+version beyond the last one. Under ``kl`` and ``drift`` it is a measurement, of the stored response or of the policy's
+movement: one discount for each prompt and request that has a version beyond the last one, however many there are.
 
 :func:`read` checks the request and :func:`plan` works out what the touched rows become; only :func:`commit`
 writes.
@@ -15,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spo_verl import core
 from spo_verl.errors import SpoRewardError, SpoStateError
+from spo_verl.tracker.arguments import as_array, as_floats, as_integers, shown
 from spo_verl.tracker.reading import newest_event, read_evidence
 from spo_verl.tracker.reports import ObserveReport
 from spo_verl.tracker.rollouts import Ledger
@@ -50,6 +55,11 @@ class Touched:
     visits_S: NDArray[np.int32]
     version_S: NDArray[np.int64]
     moved_S: NDArray[np.float64] | None
+    measured_S: NDArray[np.float64]
+    """What stands behind the request's one discount under ``kl`` and ``drift``: the largest divergence of the prompt's
+    rows (NaN ignored, 0 where there is none: the same in any order), or the scaled movement since its last discount."""
+    due_S: NDArray[np.bool_]
+    """Whether it has not been applied yet."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +101,15 @@ def check_shapes(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """The columns of a request with one entry per uid each, in their types; errors as for ``Tracker.observe``."""
     rows = len(uids)
+    for name, values in (("session_B", session_B), ("reward_B", reward_B), ("divergence_B", divergence_B)):
+        shape = as_array(f"observe: {name}", values).shape
+        if shape != (rows,):
+            raise SpoStateError(f"observe: {name} has shape {shape} for {rows} uids; pass one entry per uid.")
     return (
-        _column("session_B", session_B, rows, np.int64),
-        _column("reward_B", reward_B, rows, np.float64),
-        _column("divergence_B", divergence_B, rows, np.float64),
+        as_integers("observe: session_B", session_B),
+        as_floats("observe: reward_B", reward_B),
+        as_floats("observe: divergence_B", divergence_B),
     )
-
-
-def _column(name: str, values: ArrayLike, rows: int, dtype: type) -> NDArray:
-    array = np.asarray(values)
-    if array.shape != (rows,):
-        raise SpoStateError(f"observe: {name} has shape {array.shape} for {rows} uids; pass one entry per uid.")
-    if dtype is np.int64 and rows and not np.issubdtype(array.dtype, np.integer):
-        raise SpoStateError(f"observe: {name} has type {array.dtype}; pass integers.")
-    return array.astype(dtype)
 
 
 def _check_values(
@@ -114,7 +119,7 @@ def _check_values(
     if bad.size:
         at = int(bad[0])
         raise SpoRewardError(
-            f"observe: reward {reward_B[at]} of uid {uids[at]!r}, session {sessions[at]}, is not in [0, 1] "
+            f"observe: reward {reward_B[at]} of uid {shown(uids[at])}, session {sessions[at]}, is not in [0, 1] "
             f"({bad.size} of {len(reward_B)} are not); map rewards to [0, 1] first (spo.reward.low, "
             "spo.reward.high)."
         )
@@ -122,7 +127,7 @@ def _check_values(
     if bad.size:
         at = int(bad[0])
         raise SpoStateError(
-            f"observe: divergence {divergence_B[at]} of uid {uids[at]!r} is negative; pass core.divergence's "
+            f"observe: divergence {divergence_B[at]} of uid {shown(uids[at])} is negative; pass core.divergence's "
             "result, or NaN where there is no stored response."
         )
 
@@ -135,11 +140,22 @@ def _retention(settings: TrackerSettings, divergence_B: NDArray[np.float64]) -> 
     )
 
 
-def _largest(divergence_B: NDArray[np.float64], group_B: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
-    """Largest divergence of each group, NaN ignored, 0 where there is none: the same in any order of rows."""
-    largest = np.zeros(groups)
-    np.fmax.at(largest, group_B, divergence_B)
-    return largest
+def _measured(
+    settings: TrackerSettings,
+    divergence_B: NDArray[np.float64],
+    position_B: NDArray[np.int64],
+    moved_S: NDArray[np.float64] | None,
+    visits_S: NDArray[np.int32],
+    movement: float,
+) -> NDArray[np.float64]:
+    """``Touched.measured_S``; 0 at a first visit, before which there was nothing to move away from (Algorithm 1)."""
+    measured_S = np.zeros(len(visits_S))
+    if moved_S is not None:
+        with np.errstate(over="ignore"):  # beyond all bounds is far enough
+            measured_S = settings.drift_scale * (movement - moved_S)
+    elif settings.forgetting_mode == "kl":
+        np.fmax.at(measured_S, position_B, divergence_B)
+    return np.where(visits_S == 0, 0.0, measured_S)
 
 
 def _fold_version(
@@ -169,13 +185,12 @@ def _fold_version(
         n_eff = core.effective_sample_size(alpha, beta)
         # A late outcome of an older version finds evidence that has been discounted beyond it: it adds, no more.
         discounted = version_S < version
+        if settings.forgetting_mode != "constant":
+            discounted &= touched.due_S[at]
+            touched.due_S[at] &= ~discounted
         if touched.moved_S is not None:
-            divergence = settings.drift_scale * (movement - touched.moved_S[at])
             touched.moved_S[at] = np.where(discounted, movement, touched.moved_S[at])
-        else:
-            divergence = _largest(outcomes.divergence_B[rows], group_B, len(at))
-        # Nothing the current policy could have moved away from before the first visit (Algorithm 1): D = 0.
-        divergence = np.where(first_visit, 0.0, divergence)
+        divergence = np.where(discounted, touched.measured_S[at], 0.0)
         rho = np.where(discounted, _retention(settings, divergence), 1.0)
         touched.alpha_S[at], touched.beta_S[at] = core.update_evidence(
             alpha, beta, np.bincount(group_B, weights=reward_B), rho, count=count
@@ -204,13 +219,17 @@ def plan(table: PromptTable, settings: TrackerSettings, outcomes: Outcomes, move
         movement: the policy's summed movement so far, for ``forgetting_mode=drift``.
     """
     slot_S, position_B = np.unique(outcomes.slot_B, return_inverse=True)
+    visits_S = table.visits_P[slot_S]
+    moved_S = None if table.moved_P is None else table.moved_P[slot_S]
     touched = Touched(
         slot_S,
         table.alpha_P[slot_S],
         table.beta_P[slot_S],
-        table.visits_P[slot_S],
+        visits_S,
         table.version_P[slot_S],
-        None if table.moved_P is None else table.moved_P[slot_S],
+        moved_S,
+        _measured(settings, outcomes.divergence_B, position_B, moved_S, visits_S, movement),
+        np.ones(len(slot_S), dtype=np.bool_),
     )
     parts = [
         _fold_version(touched, position_B, outcomes, int(version), settings, movement)

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spo_verl import core
+from spo_verl.core.sampling import checked_update
 from spo_verl.errors import SpoStateError
+from spo_verl.tracker.arguments import as_array, shown
 
 IN_FLIGHT_REMEDY = (
     "lower trainer.v1.<mode>.num_warmup_batches, spo.oversample or data.train_batch_size, raise "
@@ -44,7 +46,9 @@ class PromptSources:
     source_P: NDArray[np.unsignedinteger]
 
     def __post_init__(self) -> None:
-        names, source_P = tuple(self.names), np.asarray(self.source_P)
+        if not isinstance(self.names, Iterable) or not all(isinstance(name, str) for name in self.names):
+            raise SpoStateError(f"data sources are {shown(self.names)}; pass their names as strings.")
+        names, source_P = tuple(self.names), as_array("source_P", self.source_P)
         if not names or list(names) != sorted(set(names)):
             raise SpoStateError(
                 f"data sources {list(names)} are not one or more distinct names in sorted order; use PromptSources.of."
@@ -63,6 +67,10 @@ class PromptSources:
     @classmethod
     def of(cls, labels: Iterable[str]) -> PromptSources:
         """From the name of each prompt's source, in slot order."""
+        labels = list(labels) if isinstance(labels, Iterable) else [labels]
+        wrong = next((label for label in labels if not isinstance(label, str)), None)
+        if wrong is not None or None in labels:
+            raise SpoStateError(f"a prompt's data source is {shown(wrong)}; pass the name of each as a string.")
         number_of: dict[str, int] = {}
         seen_P = np.fromiter((number_of.setdefault(label, len(number_of)) for label in labels), dtype=np.int32)
         names = sorted(number_of)
@@ -199,7 +207,14 @@ class QuotaIndex:
             raise SpoStateError(" ".join(problems))
 
     def replace(self, weight_P: NDArray[np.float64]) -> None:
-        """Set all weights."""
+        """Set all weights; on an error nothing has changed.
+
+        Raises:
+            SpoStateError: not one weight per prompt.
+            SpoArgumentError: a weight is NaN, infinite or negative.
+        """
+        if np.shape(weight_P) != self.sources.source_P.shape:
+            raise SpoStateError(f"weights have shape {np.shape(weight_P)}; pass {self.sources.source_P.shape}.")
         self._index_Q = [core.WeightIndex(weight_P[slots]) for slots in self._slots_Q]
 
     def draw(
@@ -240,8 +255,8 @@ class QuotaIndex:
         return np.concatenate(slots)[order_B], np.concatenate(shares)[order_B]
 
     def update(self, slot_B: ArrayLike, weight_B: NDArray[np.float64]) -> None:
-        """Set the weights of distinct slots, as ``WeightIndex.update``."""
-        slots = np.asarray(slot_B, dtype=np.int64)
+        """Set the weights of distinct slots, as ``WeightIndex.update``: on an error nothing has changed."""
+        slots, weight_B = checked_update(slot_B, weight_B, len(self.sources.source_P))
         source_B = self.sources.source_P[slots]
         for source in np.unique(source_B):
             mine_B = source_B == source

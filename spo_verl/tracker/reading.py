@@ -20,7 +20,7 @@ Column = NDArray[np.float64]
 
 
 def newest_event(version_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The version that evidence stands at; that of initial evidence, which the table marks by -1, is 0."""
+    """The version that evidence stands at; that of prompts which entered at version 0, marked by -1, is 0."""
     return np.maximum(version_B, 0)
 
 

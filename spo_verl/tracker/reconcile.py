@@ -101,10 +101,32 @@ def _resume_generators(saved: Saved, settings: TrackerSettings) -> dict[str, np.
     return generators
 
 
+def newest_version(saved: Saved) -> int:
+    """The version at which a run goes on that was not told one: that of its step, or the newest that it knows."""
+    dispatched = [one.version for one in saved.ledger.open.values()]
+    clock = int(saved.manifest.clock.get("version", 0))
+    return max(saved.manifest.step, clock, int(saved.table.version_P.max(initial=0)), *dispatched)
+
+
+def anchor(saved: PromptTable, fresh: PromptTable, was: str, now: str, version: int) -> tuple[PromptTable, PromptTable]:
+    """Known and new prompts with the versions that their evidence stands at under the present forgetting mode.
+
+    In event time evidence decays from there. New prompts enter now. Where the mode was another one, all evidence does:
+    no version has been discounted from it, so it says at the switch what it said before. On the way back evidence goes
+    on as it stands, and a prompt that was never observed has no version again.
+    """
+    if now == "version":
+        return saved if was == now else saved.anchored(version), fresh.anchored(version)
+    return saved.anchored(0, saved.visits_P == 0) if was == "version" else saved, fresh
+
+
 def resume(
-    saved: Saved, fresh: PromptTable, settings: TrackerSettings
+    saved: Saved, fresh: PromptTable, settings: TrackerSettings, version: int | None = None
 ) -> tuple[Saved, dict[str, np.random.Generator], LoadReport]:
     """Fit ``saved`` to the dataset of ``fresh`` and the present settings, in place, and return it."""
+    version = newest_version(saved) if version is None else version
+    modes = saved.settings.forgetting_mode, settings.forgetting_mode
+    saved.table, fresh = anchor(saved.table, fresh, *modes, version)
     meeting = meet(saved, fresh.with_moved(saved.table.moved_P is not None))
     saved.table = saved.table.with_moved(settings.forgetting_mode == "drift")
     saved.memory, dropped = refit(saved.memory, settings.references, settings.max_tokens)

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spo_verl.errors import SpoStateError
+from spo_verl.tracker.arguments import as_array, as_floats, as_integers
 
 GROUP = 8
 """Tokens per mask byte. Entries are stored in whole groups, so that tokens and mask share one offset."""
 
-_TOKEN_RANGE = np.iinfo(np.int32)
+_RANGES: dict[type, tuple[int, int]] = {
+    np.int32: (int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max)),
+    np.bool_: (0, 1),
+    np.uint64: (0, int(np.iinfo(np.int64).max)),
+}
+"""What integers of another type may become; ``int64`` takes them all."""
 
 
 def group_count(length_B: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -40,15 +47,22 @@ def offsets_of(length_B: NDArray[np.int32]) -> NDArray[np.int64]:
     return offset
 
 
-def _column(values: object, dtype: type, name: str) -> NDArray:
-    array = np.asarray(values)
+def _column(values: Any, dtype: type, name: str) -> NDArray:
+    name = f"responses.{name}"
+    array = as_array(name, values)
     if array.ndim != 1:
-        raise SpoStateError(f"responses.{name} has shape {array.shape}; flatten it to one axis.")
-    if dtype is np.int32 and array.size and array.dtype != np.int32:
-        low, high = array.min(), array.max()
-        if low < _TOKEN_RANGE.min or high > _TOKEN_RANGE.max:
-            raise SpoStateError(f"responses.{name} spans {low} to {high}, which token ids (int32) cannot hold.")
-    return np.ascontiguousarray(array, dtype=dtype)
+        raise SpoStateError(f"{name} has shape {array.shape}; flatten it to one axis.")
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    if dtype is np.float16:
+        return as_floats(name, array).astype(np.float16)
+    if dtype is np.uint64 and array.dtype.kind == "u":
+        return array.astype(np.uint64)
+    array = as_integers(name, array)
+    allowed = _RANGES.get(dtype)
+    if allowed is not None and array.size and not allowed[0] <= array.min() <= array.max() <= allowed[1]:
+        raise SpoStateError(f"{name} spans {array.min()} to {array.max()}; {dtype.__name__} holds {allowed}.")
+    return array.astype(dtype)
 
 
 def _not_finite(column_N: NDArray[np.float16]) -> NDArray[np.bool_]:
@@ -87,6 +101,8 @@ class StoredResponses:
         for name, dtype in (types | {"prompt_hash_B": np.uint64}).items():
             object.__setattr__(self, name, _column(getattr(self, name), dtype, name))
         with np.errstate(over="ignore"):  # an overflow is reported below, with its position
+            if not isinstance(self.log_prob, Mapping):
+                raise SpoStateError(f"responses.log_prob is a {type(self.log_prob).__name__}; pass a dictionary.")
             columns = {k: _column(v, np.float16, f"log_prob[{k!r}]") for k, v in self.log_prob.items()}
         object.__setattr__(self, "log_prob", columns)
         self._check()

@@ -146,15 +146,22 @@ class Ledger:
         return [uid for uid in dict.fromkeys(uids) if uid in self.open]
 
     def add_session(self, uid: str, session: int) -> None:
-        """Note an observed outcome of an open rollout."""
-        one = self.open[uid]
+        """Note an observed outcome of an open rollout; raises :class:`SpoStateError` where it is not open."""
+        (one,) = self.require_open([uid], "observe")
         self.open[uid] = Rollout(one.slot, one.value, one.n_eff, one.version, (*one.sessions, session))
 
     def settle(self, uids: Sequence[str]) -> int:
-        """Move open rollouts to the recent ones; returns how many of them never had an outcome."""
+        """Move open rollouts to the recent ones; returns how many of them never had an outcome.
+
+        Raises:
+            SpoStateError: a uid is not open, or occurs twice.
+        """
+        ending = dict(zip(uids, self.require_open(uids, "settle"), strict=True))
+        if len(ending) < len(uids):
+            raise SpoStateError("settle: a uid occurs more than once in the request; pass each once.")
         failed = 0
-        for uid in uids:
-            one = self.open.pop(uid)
+        for uid, one in ending.items():
+            del self.open[uid]
             failed += not one.sessions
             self.recent[uid] = one.sessions
             self.in_flight[one.slot] -= 1

@@ -20,7 +20,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spo_verl.errors import SpoError, SpoServiceError, SpoStateError
-from spo_verl.tracker.checkpoint import check_extra
+from spo_verl.tracker.arguments import checked_whole, shown
+from spo_verl.tracker.checkpoint import check_extra, target_of
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport, WriteReport
 from spo_verl.tracker.responses import StoredResponses
@@ -80,8 +81,11 @@ class TrackerHost:
         return report
 
     def call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        """A verb or property of the tracker."""
-        attribute = getattr(self._ready(), verb)
+        """A verb or property of the tracker; raises :class:`SpoStateError` where it has none of this name."""
+        tracker = self._ready()
+        if not isinstance(verb, str) or verb.startswith("_") or not hasattr(tracker, verb):
+            raise SpoStateError(f"the tracker has no verb {shown(verb)}; see spo_verl.tracker.Tracker.")
+        attribute = getattr(tracker, verb)
         return attribute(*args, **kwargs) if callable(attribute) else attribute
 
     def begin_save(
@@ -91,7 +95,7 @@ class TrackerHost:
         began = time.perf_counter()
         if self._save is not None:
             raise SpoStateError("a save of the tracker has been begun and not ended; call end_save first.")
-        extra = check_extra(extra)
+        folder, step, extra = target_of(folder), checked_whole("step", step), check_extra(extra)
         snapshot = self._ready().snapshot()
         answer = {"digest": snapshot.digest} if digest else {}
         self._save = _Save(snapshot, folder, step, extra)
@@ -145,9 +149,11 @@ class TrackerClient:
         alpha_P: NDArray | None = None,
         beta_P: NDArray | None = None,
         sources: PromptSources | None = None,
+        version: int = 0,
     ) -> int:
         """Make the tracker, see :meth:`Tracker.create`; returns the number of prompts."""
-        call = self._actor.create.remote(key_P, settings, alpha_P=alpha_P, beta_P=beta_P, sources=sources)
+        evidence = {"alpha_P": alpha_P, "beta_P": beta_P}
+        call = self._actor.create.remote(key_P, settings, **evidence, sources=sources, version=version)
         return cast(int, self._get(call, SAVE_SECONDS))
 
     def load(
@@ -159,10 +165,11 @@ class TrackerClient:
         alpha_P: NDArray | None = None,
         beta_P: NDArray | None = None,
         sources: PromptSources | None = None,
+        version: int | None = None,
     ) -> LoadReport:
         """Make the tracker from a checkpoint, see :meth:`Tracker.load`; the actor reads the files."""
         evidence = {"alpha_P": alpha_P, "beta_P": beta_P}
-        call = self._actor.load.remote(str(folder), key_P, settings, **evidence, sources=sources)
+        call = self._actor.load.remote(str(folder), key_P, settings, **evidence, sources=sources, version=version)
         return cast(LoadReport, self._get(call, SAVE_SECONDS))
 
     def draw(self, size: int, version: int | None = None) -> Draw:
@@ -333,7 +340,14 @@ class TrackerClient:
         )
 
     def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        return self._get(self._actor.call.remote(verb, *args, **kwargs), CALL_SECONDS)
+        try:
+            call = self._actor.call.remote(verb, *args, **kwargs)
+        except TypeError as error:  # a generator, an open file, ...
+            raise SpoStateError(
+                f"{verb}: an argument cannot be sent to the tracker service ({_first_line(error)}); pass lists, arrays "
+                "and plain values."
+            ) from error
+        return self._get(call, CALL_SECONDS)
 
     def _get(self, call: Any, seconds: float) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.tracker.arguments import LARGEST, is_whole, shown
 
 SamplingMode = Literal["prioritized", "uniform"]
 ForgettingMode = Literal["kl", "constant", "version", "drift"]
@@ -37,6 +39,30 @@ ADDED_LATER = {
 }
 """Names that a checkpoint may lack because it is older than they are; it then had their defaults."""
 
+LARGEST_EPSILON = 1e100
+
+
+def _number(given: object) -> bool:
+    """Whether it is a finite number of Python."""
+    return isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) <= sys.float_info.max
+
+
+def _one_of(choices: Any, given: object) -> bool:
+    return isinstance(given, str) and given in get_args(choices)
+
+
+def _identifiers(names: object) -> bool:
+    """Whether these are distinct names that can be columns of a file."""
+    if not isinstance(names, tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        return False
+    return len(set(names)) == len(names)
+
+
+def _quota(quota: object) -> bool:
+    return isinstance(quota, dict) and all(
+        isinstance(name, str) and _number(part) and part > 0 for name, part in quota.items()
+    )
+
 
 @dataclass(frozen=True)
 class TrackerSettings:
@@ -45,7 +71,7 @@ class TrackerSettings:
     Attributes:
         sampling_mode: draw by the weights of equation (11), or all prompts alike.
         gamma: exponent of the effective sample size in (11), in [0, 1].
-        epsilon: exploration bonus of (11), not negative.
+        epsilon: exploration bonus of (11), not negative, at most ``LARGEST_EPSILON``, so that weights can be summed.
         quota: data source -> its part of every batch, finite and positive; only the proportions count. ``None`` (and an
             empty mapping, which becomes it): sources play no part.
         max_in_flight: a prompt with so many open rollouts is not drawn, at least 1; ``None``: no limit.
@@ -60,7 +86,7 @@ class TrackerSettings:
         references: log-prob columns of stored responses, the one that forgetting uses first; ``()`` stores
             none.
         max_tokens: stored tokens per response, ``None`` for all.
-        seed: of the plugin's own random choices, not negative.
+        seed: of the plugin's own random choices, not negative, below 2^128.
 
     Raises:
         SpoConfigError: lists every setting that is out of range.
@@ -83,27 +109,33 @@ class TrackerSettings:
     max_in_flight: int | None = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "references", tuple(self.references))
-        object.__setattr__(self, "quota", dict(self.quota) if self.quota else None)
-        names = self.references
+        for entry in fields(self):
+            given = getattr(self, entry.name)
+            if isinstance(given, np.generic):  # the settings are saved as JSON
+                object.__setattr__(self, entry.name, given.item())
+        if isinstance(self.references, list):
+            object.__setattr__(self, "references", tuple(self.references))
+        if isinstance(self.quota, Mapping):
+            object.__setattr__(self, "quota", dict(self.quota) or None)
         allowed = {
-            "sampling_mode": self.sampling_mode in get_args(SamplingMode),
-            "gamma": 0 <= self.gamma <= 1,
-            "epsilon": 0 <= self.epsilon < np.inf,
-            "forgetting_mode": self.forgetting_mode in get_args(ForgettingMode),
-            "half_life": 0 < self.half_life < np.inf,
-            "rho_min": 0 < self.rho_min <= self.rho_max,
-            "rho_max": self.rho_max <= 1,
-            "rho": 0 < self.rho <= 1,
-            "references": len(set(names)) == len(names) and all(name.isidentifier() for name in names),
-            "max_tokens": self.max_tokens is None or self.max_tokens > 0,
-            "seed": self.seed >= 0,
-            "floor": 0 <= self.floor < np.inf,
-            "drift_scale": 0 < self.drift_scale < np.inf,
-            "max_in_flight": self.max_in_flight is None or self.max_in_flight >= 1,
-            "quota": all(isinstance(name, str) and 0 < part < np.inf for name, part in (self.quota or {}).items()),
+            "sampling_mode": _one_of(SamplingMode, self.sampling_mode),
+            "gamma": _number(self.gamma) and 0 <= self.gamma <= 1,
+            "epsilon": _number(self.epsilon) and 0 <= self.epsilon <= LARGEST_EPSILON,
+            "forgetting_mode": _one_of(ForgettingMode, self.forgetting_mode),
+            "half_life": _number(self.half_life) and self.half_life > 0,
+            "rho_min": _number(self.rho_min) and _number(self.rho_max) and 0 < self.rho_min <= self.rho_max,
+            "rho_max": _number(self.rho_max) and self.rho_max <= 1,
+            "rho": _number(self.rho) and 0 < self.rho <= 1,
+            "references": _identifiers(self.references),
+            "max_tokens": self.max_tokens is None or (is_whole(self.max_tokens) and 0 < self.max_tokens <= LARGEST),
+            "seed": is_whole(self.seed) and 0 <= self.seed < 2**128,
+            "floor": _number(self.floor) and self.floor >= 0,
+            "drift_scale": _number(self.drift_scale) and self.drift_scale > 0,
+            "max_in_flight": self.max_in_flight is None
+            or (is_whole(self.max_in_flight) and 1 <= self.max_in_flight <= LARGEST),
+            "quota": self.quota is None or _quota(self.quota),
         }
-        wrong = [f"{name}={getattr(self, name)!r}" for name, fine in allowed.items() if not fine]
+        wrong = [f"{name}={shown(getattr(self, name))}" for name, fine in allowed.items() if not fine]
         if wrong:
             raise SpoConfigError(
                 f"tracker settings out of range: {', '.join(wrong)}; the ranges stand in TrackerSettings."

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spo_verl.errors import SpoStateError
+from spo_verl.tracker.arguments import as_array, as_floats
 
 KEY_BYTES = 16
 NO_VERSION = -1
-"""``version_P`` of a prompt without a discounted outcome."""
+"""``version_P`` of a prompt without a discounted outcome; in event time, of one that entered at version 0."""
 
 COLUMNS: dict[str, np.dtype] = {
     "alpha_P": np.dtype(np.float64),
@@ -37,7 +38,7 @@ def as_keys(key_P: NDArray) -> NDArray[np.void]:
     Raises:
         SpoStateError: another type or shape, no prompt at all, or two equal keys.
     """
-    array = np.asarray(key_P)
+    array = as_array("prompt keys", key_P)
     if array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == KEY_BYTES:
         array = np.ascontiguousarray(array).view(f"V{KEY_BYTES}")[:, 0]
     if array.dtype != np.dtype(f"V{KEY_BYTES}") or array.ndim != 1:
@@ -109,7 +110,8 @@ class PromptTable:
     | ``draws_P`` | how often it was drawn |
     | ``visits_P`` | observed outcomes |
     | ``version_P`` | policy version at whose outcomes the evidence was last discounted (with event time: the newest
-      event, which the evidence stands at), -1 for none |
+      event, which the evidence stands at: before the first outcome the version at which the prompt entered), -1 for
+      none, or for entry at version 0 |
     | ``moved_P`` | the policy's summed movement at that discount; None except under ``forgetting_mode=drift`` |
 
     Evidence stands relative to its own last discount: what happens between visits is worked out at the next
@@ -151,7 +153,7 @@ class PromptTable:
 
     def checked_slots(self, slot_B: ArrayLike, count: int | None = None) -> NDArray[np.int64]:
         """Slots of the dataset as a new int64 array; raises :class:`SpoStateError` for anything else."""
-        slots = np.asarray(slot_B)
+        slots = as_array("slots", slot_B)
         if slots.size == 0:
             slots = np.zeros(0, dtype=np.int64)  # an empty list has no integer type of its own
         if slots.ndim != 1 or not np.issubdtype(slots.dtype, np.integer):
@@ -182,6 +184,11 @@ class PromptTable:
             return self
         return replace(self, moved_P=np.zeros(len(self)) if wanted else None)
 
+    def anchored(self, version: int, row_R: NDArray[np.bool_] | None = None) -> PromptTable:
+        """The table where the evidence of these rows, or of all, stands at ``version``; 0 is -1, see ``version_P``."""
+        at = version or NO_VERSION
+        return replace(self, version_P=np.where(True if row_R is None else row_R, at, self.version_P))
+
     def with_columns(self, key_P: NDArray[np.void], columns: dict[str, NDArray]) -> PromptTable:
         """A table of the same dataset with other columns."""
         return PromptTable(active=self.active, key_P=key_P, **columns)
@@ -199,10 +206,10 @@ def _initial(
         return np.full(size, 0.5), np.full(size, 0.5)
     if alpha_P is None or beta_P is None:
         raise SpoStateError("initial evidence needs both alpha_P and beta_P (core.initial_evidence returns both).")
-    alpha, beta = np.array(alpha_P, dtype=np.float64), np.array(beta_P, dtype=np.float64)
+    alpha, beta = as_floats("alpha_P", alpha_P), as_floats("beta_P", beta_P)
     if alpha.shape != (size,) or beta.shape != (size,):
         raise SpoStateError(f"initial evidence has shapes {alpha.shape} and {beta.shape}; ({size},) is needed.")
-    bad_P = np.flatnonzero(~(np.isfinite(alpha) & np.isfinite(beta) & (alpha >= 0) & (beta >= 0) & (alpha + beta > 0)))
+    bad_P = np.flatnonzero(~usable(alpha, beta))
     if bad_P.size:
         at = int(bad_P[0])
         raise SpoStateError(
@@ -211,3 +218,10 @@ def _initial(
             "positive."
         )
     return alpha, beta
+
+
+def usable(alpha_P: NDArray[np.float64], beta_P: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where evidence can be computed with: both parts >= 0, of a mass that is positive and finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mass_P = alpha_P + beta_P
+    return np.asarray((alpha_P >= 0) & (beta_P >= 0) & (mass_P > 0) & np.isfinite(mass_P))

@@ -9,6 +9,7 @@ settings the tracker continues bit for bit as if it had never stopped.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from spo_verl import core
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker import checkpoint, endings, outcomes, reconcile, summary
+from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, is_whole, shown
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
 from spo_verl.tracker.reading import Clock, read_evidence, weights, weights_age
@@ -27,6 +29,9 @@ from spo_verl.tracker.rollouts import Ledger, frozen_of
 from spo_verl.tracker.settings import COUNTERS, LATER_COUNTERS, Ending, TrackerSettings, make_generators
 from spo_verl.tracker.snapshot import Snapshot
 from spo_verl.tracker.table import PromptTable
+
+MOST_BINS = 100_000
+"""Bins of a histogram at most."""
 
 
 class Tracker:
@@ -65,7 +70,7 @@ class Tracker:
         self._index: core.WeightIndex | QuotaIndex
         if settings.quota is None:
             self._index = core.WeightIndex(weight_P)
-        elif sources is None:
+        elif not isinstance(sources, PromptSources):
             raise SpoStateError("quotas need the data source of every prompt; pass sources=PromptSources.of(labels).")
         else:
             self._index = QuotaIndex(weight_P, sources, settings.quota)
@@ -81,6 +86,7 @@ class Tracker:
         alpha_P: NDArray | None = None,
         beta_P: NDArray | None = None,
         sources: PromptSources | None = None,
+        version: int = 0,
     ) -> Tracker:
         """A tracker of prompts that nothing but the given evidence is known of.
 
@@ -89,11 +95,18 @@ class Tracker:
             settings: see :class:`TrackerSettings`.
             alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
             sources: data source of each prompt; needed, and looked at, only with ``settings.quota``.
+            version: policy version at which the run goes on, not negative. In event time the given evidence is of this
+                version (z_0) and decays from it.
 
         Raises:
-            SpoStateError: keys or evidence are unusable; names the slot. Quota and sources do not fit together.
+            SpoStateError: keys or evidence are unusable; names the slot. Quota and sources do not fit together. The
+                version is not a whole number >= 0.
         """
+        _check_settings(settings)
+        version = checked_version(version)
         table = PromptTable.create(key_P, alpha_P, beta_P)
+        if settings.forgetting_mode == "version":
+            table = table.anchored(version)
         memory = ResponseMemory(len(table), settings.references, settings.max_tokens)
         generators = make_generators(settings.seed, settings.purposes)
         return cls(settings, table, memory, Ledger(), dict.fromkeys(COUNTERS, 0), generators, sources)
@@ -108,6 +121,7 @@ class Tracker:
         alpha_P: NDArray | None = None,
         beta_P: NDArray | None = None,
         sources: PromptSources | None = None,
+        version: int | None = None,
     ) -> tuple[Tracker, LoadReport]:
         """Continue from a checkpoint folder; the dataset may have been reordered, extended or shrunk.
 
@@ -119,14 +133,20 @@ class Tracker:
             folder: as written by :meth:`Snapshot.write`; it is only read.
             key_P, settings, alpha_P, beta_P, sources: as for :meth:`create`; quotas may differ from those of the
                 checkpoint, which evidence does not depend on.
+            version: policy version at which the run goes on; None: the checkpoint's step, or the newest version that it
+                knows where that is larger. In event time the evidence of new prompts is of this version, and that of
+                all prompts where the checkpoint's forgetting mode was another.
 
         Raises:
-            SpoStateError: keys or evidence are unusable, or quota and sources do not fit together.
+            SpoStateError: keys or evidence are unusable, quota and sources do not fit together, or the version is not a
+                whole number >= 0.
             SpoCheckpointError: the folder is unusable; see :func:`spo_verl.tracker.checkpoint.read`.
             SpoDatasetMismatchError: no prompt in common.
         """
+        _check_settings(settings)
+        version = None if version is None else checked_version(version)
         fresh = PromptTable.create(key_P, alpha_P, beta_P)
-        saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings)
+        saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings, version)
         counters, clock = dict(saved.manifest.counters), saved.manifest.clock
         return cls(settings, saved.table, saved.memory, saved.ledger, counters, generators, sources, clock), report
 
@@ -148,15 +168,17 @@ class Tracker:
             SpoStateError: fewer than one or more than there are, in all or of a data source; or more than prompts in
                 flight leave; or a negative version.
         """
+        if not is_whole(size):
+            raise SpoStateError(f"a batch of {shown(size)} prompts was asked for; pass a whole number.")
         if not 1 <= size <= self.size:
             raise SpoStateError(
-                f"a batch of {size} different prompts was asked for, the dataset has {self.size}; lower "
+                f"a batch of {shown(size)} different prompts was asked for, the dataset has {self.size}; lower "
                 f"data.train_batch_size to between 1 and {self.size}, or add prompts."
             )
+        version = None if version is None else checked_version(version)
         taken = self._taken()
         self._refuse_what_is_in_flight(size, taken)
         if version is not None:
-            _check_version(version)
             self._clock.note_version(version)
         index = self._weighed()
         if isinstance(index, QuotaIndex):
@@ -180,6 +202,7 @@ class Tracker:
         Raises:
             SpoStateError: a uid is known or occurs twice, a slot does not exist, or the version is negative.
         """
+        uids, version = checked_uids(uids, "dispatch"), checked_version(version)
         slots = self._table.checked_slots(slot_B, len(uids))
         self._ledger.refuse_known(uids)
         frozen = self._freeze(slots, version)
@@ -197,6 +220,7 @@ class Tracker:
         Raises:
             SpoStateError: a uid is not open, or has been observed already.
         """
+        uids, version = checked_uids(uids, "redispatch"), checked_version(version)
         open_B = self._ledger.require_open(uids, "redispatch")
         begun = [uid for uid, one in zip(uids, open_B, strict=True) if one.sessions]
         if begun:
@@ -212,7 +236,7 @@ class Tracker:
         Raises:
             SpoStateError: a uid is not open.
         """
-        open_B = self._ledger.require_open(uids, "recall")
+        open_B = self._ledger.require_open(checked_uids(uids, "recall"), "recall")
         frozen = frozen_of(open_B)
         return Recall(frozen, self._memory.recall(frozen.slot_B))
 
@@ -274,7 +298,7 @@ class Tracker:
             SpoStateError: a uid was never dispatched, or there is no such kind.
         """
         endings.check_kind(kind)
-        self._commit_settle(self._ledger.to_settle(uids), kind)
+        self._commit_settle(self._ledger.to_settle(checked_uids(uids, "settle")), kind)
 
     def absorb(self, late: Sequence[Late]) -> ObserveReport:
         """``observe`` and ``settle`` for rollouts that end without training, as one verb: all of it, or nothing.
@@ -292,8 +316,7 @@ class Tracker:
         Raises:
             SpoStateError: negative or not finite, or the forgetting mode is another.
         """
-        self._check_movement(movement)
-        self._commit_movement(movement)
+        self._clock.movement = self._moved(movement)
 
     def finish_step(
         self,
@@ -322,15 +345,14 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for the parts.
         """
-        if movement is not None:
-            self._check_movement(movement)
+        moved = None if movement is None else self._moved(movement)
         slots = None if responses is None else self._plan_remember(remember_uids, responses)
         rows = (uids, session_B, reward_B, divergence_B)
         report, untrained = self._finish(rows, late, settle_uids)
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
-        if movement is not None:
-            self._commit_movement(movement)
+        if moved is not None:
+            self._clock.movement = moved
         return StepReport(report, self.metrics(), untrained)
 
     # -- looking at it
@@ -382,8 +404,12 @@ class Tracker:
         return np.concatenate([value_P for value_P, _ in self._parts()])
 
     def value_histogram(self, bins: int) -> NDArray[np.int64]:
-        """(bins,) how many prompts have their value in each of ``bins`` equal parts of [0, 1]."""
-        return summary.value_histogram(self._parts(), bins)
+        """(bins,) how many prompts have their value in each of ``bins`` equal parts of [0, 1].
+
+        Raises:
+            SpoStateError: ``bins`` is not a whole number from 1 to ``MOST_BINS``.
+        """
+        return summary.value_histogram(self._parts(), checked_whole("number of bins", bins, least=1, most=MOST_BINS))
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log, by plain name; O(P), milliseconds below a million prompts.
@@ -475,7 +501,6 @@ class Tracker:
             self._index.refuse(size, taken)
 
     def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
-        _check_version(version)
         alpha_B, beta_B = self._table.alpha_P[slot_B], self._table.beta_P[slot_B]
         value_B, n_eff_B = read_evidence(self.settings, version, alpha_B, beta_B, self._table.version_P[slot_B])
         return Frozen(
@@ -488,6 +513,7 @@ class Tracker:
     def _plan_observe(
         self, uids: Sequence[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike
     ) -> outcomes.Plan:
+        uids = checked_uids(uids, "observe")
         news = outcomes.read(self._ledger, uids, session_B, reward_B, divergence_B)
         return outcomes.plan(self._table, self.settings, news, self._clock.movement or 0.0)
 
@@ -506,8 +532,8 @@ class Tracker:
         self, rows: endings.Rows, late: Sequence[Late], settle_uids: Sequence[str] = ()
     ) -> tuple[ObserveReport, int]:
         """Observe and settle; the report, and how many of the new outcomes were not trained on."""
-        for group in late:
-            endings.check_kind(group.kind)
+        late = endings.checked(late)
+        settle_uids, rows = checked_uids(settle_uids, "settle"), (checked_uids(rows[0], "observe"), *rows[1:])
         ending: list[tuple[list[str], Ending]] = [
             (self._ledger.to_settle(group.over), group.kind) for group in (*late, Late("trained", ended=settle_uids))
         ]
@@ -521,7 +547,7 @@ class Tracker:
 
     def _plan_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
         self._memory.check(responses)
-        slot_B = frozen_of(self._ledger.require_open(uids, "remember")).slot_B
+        slot_B = frozen_of(self._ledger.require_open(checked_uids(uids, "remember"), "remember")).slot_B
         wrong = responses.row_B[(responses.row_B < 0) | (responses.row_B >= len(slot_B))]
         if wrong.size:
             raise SpoStateError(f"remember: row {wrong[0]} of the responses points outside the {len(slot_B)} uids.")
@@ -541,20 +567,24 @@ class Tracker:
         if more:
             self._counters[name] = self._counters.get(name, 0) + more
 
-    def _check_movement(self, movement: float) -> None:
+    def _moved(self, movement: float) -> float:
+        """The summed movement after one more; raises :class:`SpoStateError` where there is no such movement."""
         if self._clock.movement is None:
             raise SpoStateError(
                 f"the movement of the policy plays no part in forgetting_mode={self.settings.forgetting_mode}; pass "
                 "none, or set spo.forgetting.mode=drift."
             )
-        if not 0 <= movement < np.inf:
-            raise SpoStateError(f"movement {movement} is not a finite number >= 0; pass a mean absolute difference.")
+        number = isinstance(movement, (int, float, np.integer, np.floating)) and not isinstance(movement, bool)
+        if not number or not 0 <= (movement if isinstance(movement, int) else float(movement)) <= sys.float_info.max:
+            raise SpoStateError(
+                f"movement {shown(movement)} is not a finite number >= 0; pass a mean absolute difference."
+            )
+        moved = self._clock.movement + float(movement)
+        if not np.isfinite(moved):
+            raise SpoStateError(f"movement {shown(movement)} takes the sum beyond all floats; pass nats per token.")
+        return moved
 
-    def _commit_movement(self, movement: float) -> None:
-        assert self._clock.movement is not None
-        self._clock.movement += float(movement)
 
-
-def _check_version(version: int) -> None:
-    if version < 0:
-        raise SpoStateError(f"policy version {version} is negative; count versions from 0.")
+def _check_settings(settings: TrackerSettings) -> None:
+    if not isinstance(settings, TrackerSettings):
+        raise SpoStateError(f"settings are {shown(settings)}; pass TrackerSettings.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_file
 
 from spo_verl.data.identity import IDENTITY_VERSION
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
+from spo_verl.tracker.folder import is_folder, remove
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.service import TrackerClient
 from spo_verl.tracker.settings import TrackerSettings
@@ -93,8 +93,7 @@ class CheckpointFollower:
             keep = 1
         if isinstance(keep, int) and keep > 0:
             for old in self._saved[:-keep]:
-                if old.exists():
-                    shutil.rmtree(old)
+                remove(old)
             self._saved = self._saved[-keep:]
 
     # ------------------------------------------------------------------ load
@@ -114,16 +113,22 @@ class CheckpointFollower:
         if self._config.resume_mode != "auto":
             return
         marker = Path(get_checkpoint_tracker_filename(str(self.root)))
-        if not marker.exists():
+        try:
+            text = marker.read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
             return
-        text = marker.read_text().strip()
-        if not text.isdigit():
+        except OSError as error:
             raise SpoCheckpointError(
-                f"{marker} holds {text!r} instead of a step (a crash while verl wrote it?); write the step of the "
+                f"{marker} cannot be read ({error.strerror}); make it a readable file that holds a step, or set "
+                "trainer.resume_mode=disable to start anew."
+            ) from error
+        if not (text.isascii() and text.isdigit()):
+            raise SpoCheckpointError(
+                f"{marker} holds {text[:80]!a} instead of a step (a crash while verl wrote it?); write the step of the "
                 "newest complete global_step_* folder into it, or set trainer.resume_mode=disable to start anew."
             )
         folder = self.root / f"global_step_{text}"
-        if not folder.is_dir():
+        if not _there(folder):
             raise SpoCheckpointError(
                 f"{marker} names step {text}, but {folder} is missing; restore that folder, write an existing step "
                 "into the marker, or set trainer.resume_mode=disable to start anew."
@@ -136,16 +141,17 @@ class CheckpointFollower:
         is said loudly. One that SPO made must have it.
 
         Args:
-            step: verl's ``global_steps`` after loading; 0 when training starts from scratch.
+            step: verl's ``global_steps`` after loading; 0 when training starts from scratch. It is the policy version
+                that the next step samples with, at which new evidence stands in event time.
 
         Raises:
             SpoCheckpointError: and its children, see :mod:`spo_verl.tracker.checkpoint`.
         """
         if step == 0:
-            self._tracker.create(self._key_P, self._settings, **self._initial)
+            self._tracker.create(self._key_P, self._settings, **self._initial, version=step)
             return
         folder = self._checkpoint_folder(step) / FOLDER
-        if not folder.exists():
+        if not _there(folder):
             if not self._foreign:
                 raise SpoCheckpointDamagedError(
                     f"{folder} is missing, although {folder.parent} was not made by another estimator (that would "
@@ -158,9 +164,9 @@ class CheckpointFollower:
                 folder.parent,
                 step,
             )
-            self._tracker.create(self._key_P, self._settings, **self._initial)
+            self._tracker.create(self._key_P, self._settings, **self._initial, version=step)
             return
-        report = self._tracker.load(folder, self._key_P, self._settings, **self._initial)
+        report = self._tracker.load(folder, self._key_P, self._settings, **self._initial, version=step)
         if report.step != step:
             raise SpoCheckpointDamagedError(
                 f"{folder} holds the tracker of step {report.step}, not of step {step}: a folder was moved or copied "
@@ -173,3 +179,13 @@ class CheckpointFollower:
         if self._config.resume_mode == "resume_path":
             return Path(os.path.abspath(self._config.resume_from_path))
         return self.root / f"global_step_{step}"
+
+
+def _there(folder: Path) -> bool:
+    """Whether there is such a folder; raises :class:`SpoCheckpointError` where one may not look."""
+    try:
+        return is_folder(folder)
+    except OSError as error:
+        raise SpoCheckpointError(
+            f"{folder} cannot be looked at ({error.strerror}); mend the permissions of the folders above it."
+        ) from error

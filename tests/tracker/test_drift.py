@@ -161,3 +161,18 @@ def test_an_unknown_clock_is_refused(tmp_path):
     rewrite_manifest(tmp_path / "spo", clock={"movement": 0.0, "tide": 1})
     with pytest.raises(SpoCheckpointVersionError, match=r"clock in manifest.json .*differ in tide"):
         Tracker.load(tmp_path / "spo", keys(3), DRIFT)
+
+
+def test_versions_of_one_request_share_the_one_movement():
+    tracker = Tracker.create(keys(1), DRIFT)
+    observe_one(tracker, "first", 0, 0, 1.0)  # (1.375, 0.375)
+    tracker.advance(0.0625)
+    tracker.dispatch(["a"], [0], 3)
+    tracker.dispatch(["b"], [0], 5)
+    report = tracker.observe(["b", "a"], [0, 0], [0.0, 1.0], [np.nan] * 2)
+    assert evidence_of(tracker, 0) == (1.6875, 1.1875)
+    assert (report.rho_B.tolist(), report.divergence_B.tolist()) == ([0.5, 1.0], [0.0625, 0.0])
+    # in two requests the second is a visit of its own: no movement since, hence rho_max
+    tracker.advance(0.0625)
+    assert observe_one(tracker, "c", 0, 6, 1.0).rho_B.tolist() == [0.5]
+    assert observe_one(tracker, "d", 0, 7, 1.0).rho_B.tolist() == [0.75]

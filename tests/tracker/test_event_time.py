@@ -245,6 +245,141 @@ def test_a_rollout_that_is_issued_again_after_a_restart(tmp_path):
     assert again.n_eff_B.tolist() == [(1 + 1 / 16) / 4]
 
 
+# ---------------------------------------------------------------------- where evidence enters
+
+
+def test_given_evidence_is_of_the_version_at_which_the_tracker_begins():
+    alpha_P, beta_P = np.array([6.0, 1.0]), np.array([2.0, 1.0])
+    tracker = Tracker.create(keys(2), VERSION, alpha_P=alpha_P, beta_P=beta_P, version=200)
+    assert tracker.version == 200
+    first = tracker.dispatch(["a"], [0], 200)
+    assert (first.value_B.tolist(), first.n_eff_B.tolist()) == ([0.75], [8.0])
+    assert tracker.dispatch(["b"], [0], 202).n_eff_B.tolist() == [2.0]
+    # (6 + 1, 2) at 200: the outcome is of the version of the evidence
+    assert tracker.observe(["a"], [0], [1.0], [np.nan]).rho_B.tolist() == [1.0]
+    assert state_of(tracker, 0) == (7.0, 2.0, 200)
+    # an outcome from before the prompt entered weighs less: (1 + 1/8, 1) at 200
+    observe_one(tracker, "old", 1, 197, 1.0)
+    assert state_of(tracker, 1) == (1.125, 1.0, 200)
+
+
+@pytest.mark.parametrize("mode", ["kl", "constant", "drift"])
+def test_in_the_other_modes_nothing_depends_on_where_it_begins(mode):
+    settings = TrackerSettings(forgetting_mode=mode, gamma=0.5)
+    trackers = [Tracker.create(keys(9), settings, version=version) for version in (0, 200)]
+    for version in range(200, 206):
+        drawn = [train_step(tracker, version, 4).tolist() for tracker in trackers]
+        assert drawn[0] == drawn[1]
+    assert trackers[0].digest() == trackers[1].digest()
+
+
+@pytest.mark.parametrize("entry", [0, 37])
+def test_histories_equal_equation_3_with_each_prompts_own_entry(tmp_path, entry):
+    """Prompts that come with later datasets, over several restarts: z_0 is the version of each one's entry."""
+    rng, rho = np.random.default_rng(entry), 0.875
+    settings = TrackerSettings(forgetting_mode="version", rho=rho, gamma=0.5, max_in_flight=None, references=())
+    alpha_P, beta_P = rng.uniform(0.1, 8, 16), rng.uniform(0.1, 8, 16)
+    size, version, pending, history = 4, entry, [], []
+    entered = dict.fromkeys(range(size), entry)
+    tracker = Tracker.create(keys(size), settings, alpha_P=alpha_P[:size], beta_P=beta_P[:size], version=entry)
+    for turn in range(60):
+        if turn % 20 == 19:
+            tracker.snapshot().write(tmp_path / "spo", step=version)
+            size += 4
+            entered |= dict.fromkeys(range(size - 4, size), version)
+            given = {"alpha_P": alpha_P[:size], "beta_P": beta_P[:size]}
+            tracker, report = Tracker.load(tmp_path / "spo", keys(size), settings, **given)
+            assert report.new == 4
+        slot = int(rng.integers(0, size))
+        frozen = tracker.dispatch([f"u{turn}"], [slot], version)
+        seen = [(k, r) for x, k, r in history if x == slot]
+        at = max([version, entered[slot], *(k for k, _ in seen)])
+        read_alpha = rho ** (at - entered[slot]) * alpha_P[slot] + sum(rho ** (at - k) * r for k, r in seen)
+        read_beta = rho ** (at - entered[slot]) * beta_P[slot] + sum(rho ** (at - k) * (1 - r) for k, r in seen)
+        assert frozen.value_B[0] == pytest.approx(read_alpha / (read_alpha + read_beta), rel=1e-12)
+        assert frozen.n_eff_B[0] == pytest.approx(read_alpha + read_beta, rel=1e-12)
+        pending.append((f"u{turn}", slot, version, float(rng.random())))
+        rng.shuffle(pending)
+        for uid, x, k, reward in [pending.pop() for _ in range(int(rng.integers(0, len(pending) + 1)))]:
+            tracker.observe([str(uid)], [0], [float(reward)], [np.nan])
+            history.append((int(x), int(k), float(reward)))
+        version += int(rng.integers(0, 3))
+
+
+@pytest.mark.parametrize("mode", ["kl", "constant", "drift"])
+def test_a_change_to_event_time_changes_nothing_that_is_read_at_that_moment(tmp_path, mode):
+    rng, before = np.random.default_rng(0), TrackerSettings(forgetting_mode=mode, gamma=0.5, references=())
+    alpha_P, beta_P = rng.uniform(0.1, 8, 30), rng.uniform(0.1, 8, 30)
+    run = Tracker.create(keys(30), before, alpha_P=alpha_P, beta_P=beta_P)
+    for version in range(0, 200, 40):
+        train_step(run, version, 5, references=())
+    run.dispatch(["held"], [7], 198)
+    run.snapshot().write(tmp_path / "spo", step=200)
+    now = TrackerSettings(forgetting_mode="version", gamma=0.5, references=(), rho=0.5)
+    # the dataset lost a prompt and has a new one
+    order = [*range(29), 99]
+    new = {"alpha_P": np.full(30, 6.0), "beta_P": np.full(30, 2.0)}
+    switched, report = Tracker.load(tmp_path / "spo", keys(order), now, **new)
+    assert (report.new, report.vanished, switched.version) == (1, 1, 200)
+    expected = core.value(*run.evidence()), core.effective_sample_size(*run.evidence())
+    read = switched.dispatch([f"u{slot}" for slot in range(30)], range(30), 200)
+    np.testing.assert_array_equal(read.value_B[:29], expected[0][:29])
+    np.testing.assert_array_equal(read.n_eff_B, [*expected[1][:29], 8.0])
+    np.testing.assert_array_equal(switched.values()[:29], expected[0][:29])
+    # three versions later an eighth of it is left; an outcome of version 198 counts a quarter
+    assert switched.dispatch(["later"], [3], 203).n_eff_B[0] == expected[1][3] / 8
+    alpha = float(switched.evidence([7])[0][0])
+    switched.observe(["held"], [0], [1.0], [np.nan])
+    assert float(switched.evidence([7])[0][0]) == alpha + 0.25
+    # the prompt that was lost comes back with the evidence of the switch
+    switched.settle(switched.open_uids())
+    switched.snapshot().write(tmp_path / "again", step=201)
+    again, _ = Tracker.load(tmp_path / "again", keys(30), now)
+    assert again.dispatch(["back"], [29], 201).n_eff_B[0] == expected[1][29] / 2
+    # once it runs in event time, a restart anchors nothing anew
+    resumed, _ = Tracker.load(tmp_path / "again", keys(order), now)
+    assert resumed.digest() == switched.digest()
+
+
+@pytest.mark.parametrize("mode", ["kl", "constant", "drift"])
+def test_a_change_back_from_event_time(tmp_path, mode):
+    run = Tracker.create(keys(3), TrackerSettings(forgetting_mode="version", references=()), version=50)
+    observe_one(run, "a", 0, 60, 1.0)
+    run.settle(["a"])
+    run.snapshot().write(tmp_path / "spo", step=70)
+    settings = TrackerSettings(forgetting_mode=mode, references=(), rho=0.5, rho_max=0.75, rho_min=0.5)
+    back, _ = Tracker.load(tmp_path / "spo", keys(4), settings)
+    # evidence as it stands at each prompt's newest event; a prompt without outcomes has no version again
+    np.testing.assert_array_equal(np.stack(back.evidence())[:, :3], np.stack(run.evidence()))
+    assert back._table.version_P.tolist() == [60, -1, -1, -1]
+    expected = 0.5 if mode == "constant" else 0.75
+    # so that its first visit discounts, also one of a rollout that is older than its entry into event time
+    for uid, slot, version in (("b", 1, 40), ("c", 2, 70), ("d", 3, 70), ("e", 0, 70)):
+        assert observe_one(back, uid, slot, version, 1.0).rho_B.tolist() == [expected], uid
+
+
+def test_the_version_at_which_a_run_goes_on_can_be_told(tmp_path):
+    run = Tracker.create(keys(2), TrackerSettings(references=()))
+    observe_one(run, "a", 0, 8, 1.0)
+    run.dispatch(["open"], [1], 12)
+    run.snapshot().write(tmp_path / "spo", step=3)
+    for version, expected in ((None, 12), (20, 20), (9, 9), (0, 0)):
+        loaded, _ = Tracker.load(tmp_path / "spo", keys(3), VERSION, version=version)
+        assert loaded._table.version_P.tolist() == [expected or -1] * 3
+
+
+def test_a_checkpoint_from_before_entries_were_kept_reads_as_it_did(tmp_path):
+    """Version -1 under event time was, and is, evidence of version 0."""
+    run = Tracker.create(keys(3), VERSION)
+    observe_one(run, "a", 0, 5, 1.0)
+    run.settle(["a"])
+    run.snapshot().write(tmp_path / "spo", step=6)
+    assert run._table.version_P.tolist() == [5, -1, -1]
+    again, _ = Tracker.load(tmp_path / "spo", keys(3), VERSION)
+    assert again.digest() == run.digest()
+    assert again.dispatch(["b"], [1], 6).n_eff_B.tolist() == [0.5**6]
+
+
 # ---------------------------------------------------------------------- checkpoints and settings
 
 
@@ -256,7 +391,7 @@ def test_the_clock_stands_in_the_manifest_only_in_event_time(tmp_path):
         assert json.loads((tmp_path / "spo" / MANIFEST).read_text()).get("clock") == expected
 
 
-def test_evidence_of_another_mode_goes_on_from_its_last_version(tmp_path):
+def test_evidence_of_another_mode_goes_on_from_the_newest_version(tmp_path):
     before = Tracker.create(keys(4), TrackerSettings(references=()))
     observe_one(before, "a", 0, 8, 1.0)
     before.settle(["a"])
@@ -267,7 +402,7 @@ def test_evidence_of_another_mode_goes_on_from_its_last_version(tmp_path):
     alpha, beta = (float(column[0]) for column in before.evidence([0]))
     frozen = after.dispatch(["b", "c"], [0, 1], 9)
     assert frozen.value_B.tolist() == [alpha / (alpha + beta), 0.5]
-    assert frozen.n_eff_B.tolist() == [(alpha + beta) / 2, 0.5**9]
+    assert frozen.n_eff_B.tolist() == [(alpha + beta) / 2, 0.5]
     # and back
     after.snapshot().write(tmp_path / "back")
     back, _ = Tracker.load(tmp_path / "back", keys(4), TrackerSettings(references=()))

@@ -277,3 +277,87 @@ def test_recall_and_remember_need_open_rollouts():
         tracker.recall(["x"])
     with pytest.raises(SpoStateError, match="remember: uid 'x' is not open"):
         tracker.remember(["x"], responses([2]))
+
+
+# ---------------------------------------------------------------------- one measurement, one discount
+
+
+def test_versions_of_one_request_share_the_one_measured_divergence():
+    # D = 0.06 (rho = 1/2) was measured once, on the one stored response; versions 3 and 5 come back together.
+    tracker = Tracker.create(keys(1), DYADIC)
+    observe_one(tracker, "first", 0, 0, 1.0)  # (1.375, 0.375)
+    tracker.dispatch(["b"], [0], 5)
+    tracker.dispatch(["a"], [0], 3)
+    report = tracker.observe(["b", "a"], [0, 0], [0.0, 1.0], [0.06, 0.06])
+    assert evidence_of(tracker, 0) == (1.6875, 1.1875)
+    assert report.version_B.tolist() == [3, 5]
+    assert report.rho_B.tolist() == [0.5, 1.0]
+    assert report.divergence_B.tolist() == [0.06, 0.0]
+    assert report.discounted_B.tolist() == [True, False]
+    # the next request brings a new measurement
+    assert observe_one(tracker, "c", 0, 6, 1.0, divergence=0.12).rho_B.tolist() == [0.25]
+
+
+@pytest.mark.parametrize("measured", [(0.12, np.nan), (np.nan, 0.12), (0.06, 0.12), (0.12, 0.0)])
+def test_the_measured_divergence_counts_whichever_version_brings_it(measured):
+    # An evicted rollout comes without a divergence, the trained one of another version with it.
+    tracker = Tracker.create(keys(2), DYADIC)
+    observe_one(tracker, "first", 0, 0, 1.0)  # (1.375, 0.375)
+    tracker.dispatch(["a"], [0], 3)
+    tracker.dispatch(["b"], [0], 5)
+    tracker.dispatch(["other"], [1], 5)
+    report = tracker.observe(["a", "b", "other"], [0] * 3, [1.0, 1.0, 1.0], [*measured, 9.0])
+    assert report.rho_B.tolist() == [0.25, 1.0, 0.75]
+    assert evidence_of(tracker, 0) == (0.34375 + 2, 0.09375)
+    assert evidence_of(tracker, 1) == (1.375, 0.375)  # its first visit: nothing to move away from
+
+
+def test_a_late_version_beside_a_newer_one():
+    # version 4 has been discounted; 3 only adds, then 5 discounts what is there, once
+    tracker = Tracker.create(keys(1), DYADIC)
+    observe_one(tracker, "first", 0, 4, 1.0)  # (1.375, 0.375)
+    tracker.dispatch(["late", "later"], [0, 0], 3)
+    tracker.dispatch(["new"], [0], 5)
+    tracker.dispatch(["newer"], [0], 6)
+    report = tracker.observe(["new", "late", "newer"], [0] * 3, [0.0, 1.0, 1.0], [0.06, np.nan, 0.06])
+    assert report.rho_B.tolist() == [1.0, 0.5, 1.0]
+    assert evidence_of(tracker, 0) == (2.375 / 2 + 1, 0.375 / 2 + 1)
+    # on its own it adds, whatever was measured with it
+    assert tracker.observe(["later"], [0], [1.0], [9.0]).rho_B.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("mode", ["kl", "constant", "drift"])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_requests_equal_a_loop_over_prompts(seed, mode):
+    """Several rollouts per prompt in flight, any versions in one request: the rules written out, prompt by prompt."""
+    rng = np.random.default_rng(seed)
+    settings = TrackerSettings(forgetting_mode=mode, rho=0.9, max_in_flight=None, references=())
+    tracker = Tracker.create(keys(4), settings)
+    alpha, beta, last, moved, visited = ([x] * 4 for x in (0.5, 0.5, -1, 0.0, False))
+    pending, total = [], 0.0
+    for step in range(40):
+        uids = [f"{step}.{number}" for number in range(3)]
+        slots = rng.integers(0, 4, 3).tolist()
+        tracker.dispatch(uids, slots, step)
+        pending += [(uid, slot, step) for uid, slot in zip(uids, slots, strict=True)]
+        taken = [pending.pop(int(rng.integers(len(pending)))) for _ in range(min(len(pending), int(rng.integers(6))))]
+        divergences = [float(rng.choice([np.nan, rng.exponential(0.05)])) for _ in taken]
+        rewards = rng.random(len(taken)).tolist()
+        movement = float(rng.exponential(0.01)) if mode == "drift" else None
+        tracker.finish_step([uid for uid, *_ in taken], [0] * len(taken), rewards, divergences, movement=movement)
+        for slot in range(4):
+            mine = [row for row, (_, x, _) in enumerate(taken) if x == slot]
+            measured = max([0.0, *(divergences[row] for row in mine if divergences[row] == divergences[row])])
+            divergence = 0.0 if not visited[slot] else measured if mode == "kl" else total - moved[slot]
+            rho = 0.9 if mode == "constant" else min(max(2 ** (-divergence / 0.06), 0.875), 0.96)
+            free = True
+            for version in sorted({taken[row][2] for row in mine}):
+                if version > last[slot] and (free or mode == "constant"):
+                    alpha[slot], beta[slot], free, moved[slot] = rho * alpha[slot], rho * beta[slot], False, total
+                last[slot] = max(last[slot], version)
+                rewarded = [rewards[row] for row in mine if taken[row][2] == version]
+                alpha[slot] += sum(rewarded)
+                beta[slot] += len(rewarded) - sum(rewarded)
+                visited[slot] = True
+        total += movement or 0.0
+        np.testing.assert_allclose(tracker.evidence(), [alpha, beta], rtol=1e-12)

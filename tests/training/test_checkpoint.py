@@ -186,3 +186,69 @@ def test_resume_path_names_the_folder(tmp_path):
     )
     mine.load(5)
     assert tracker.call("counters")["drawn"] == 4
+
+
+EVENT_TIME = TrackerSettings(forgetting_mode="version", references=())
+
+
+def read_at(tracker: LocalTracker, slot: int, version: int) -> float:
+    """Effective sample size of a prompt at a policy version."""
+    return float(tracker.call("dispatch", [f"{slot}.{version}"], [slot], version).n_eff_B[0])
+
+
+def event_time(root: Path, tracker: LocalTracker, keys: np.ndarray = KEYS, **settings: Any) -> CheckpointFollower:
+    """A run with forgetting by version and an offline mass of 8 for every prompt."""
+    config = OmegaConf.create({"default_local_dir": str(root), "resume_mode": "auto", **settings})
+    mass = np.full(len(keys), 4.0)
+    return CheckpointFollower(config, tracker, keys, EVENT_TIME, initial_evidence=(mass, mass))
+
+
+def test_offline_evidence_is_whole_when_the_run_begins_whatever_its_step(tmp_path):
+    (tmp_path / "global_step_200").mkdir()
+    for step in (0, 200):
+        tracker = LocalTracker()
+        mine = event_time(tmp_path, tracker)
+        mine.note_foreign_state({"_num_yielded": 3})  # at 200 the checkpoint is another estimator's
+        mine.load(step)
+        assert read_at(tracker, 3, step) == 8.0
+        assert read_at(tracker, 4, step + 1) == 7.0
+
+
+def test_evidence_of_new_prompts_and_of_another_mode_is_whole_at_the_resume(tmp_path):
+    old = LocalTracker()
+    old.create(KEYS[:6], TrackerSettings(references=()), alpha_P=np.full(6, 2.0), beta_P=np.full(6, 1.0))
+    config = OmegaConf.create({"default_local_dir": str(tmp_path), "resume_mode": "auto"})
+    save_as_verl_does(CheckpointFollower(config, old, KEYS[:6], TrackerSettings(references=())), tmp_path, 200)
+    tracker = LocalTracker()
+    event_time(tmp_path, tracker, KEYS[:7]).load(200)
+    assert (read_at(tracker, 0, 200), read_at(tracker, 6, 200)) == (3.0, 8.0)
+    save_as_verl_does(event_time(tmp_path, tracker, KEYS[:7]), tmp_path, 204)
+    again = LocalTracker()
+    event_time(tmp_path, again).load(204)
+    assert (read_at(again, 1, 204), read_at(again, 7, 204)) == (3.0 * 0.875**4, 8.0)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", "²".encode(), b"5\x00", b"-5", b"5.0", b"9" * 5000, b"\xf0\x9f"])
+def test_a_marker_of_any_content_is_explained(tmp_path, content):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_bytes(content)
+    with pytest.raises(SpoCheckpointError, match="resume_mode=disable"):
+        follower(tmp_path, LocalTracker()).require_marked_folder()
+
+
+def test_a_folder_in_place_of_the_marker_is_explained(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").mkdir()
+    with pytest.raises(SpoCheckpointError, match=r"cannot be read \(Is a directory\)"):
+        follower(tmp_path, LocalTracker()).require_marked_folder()
+
+
+def test_what_cannot_be_pruned_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    mine = follower(tmp_path, trained(), max_actor_ckpt_to_keep=1)
+    save_as_verl_does(mine, tmp_path, 2)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with caplog.at_level("WARNING", logger="spo_verl"):
+        save_as_verl_does(mine, tmp_path, 3)
+    assert "global_step_2/spo cannot be deleted" in caplog.text
