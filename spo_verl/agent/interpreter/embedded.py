@@ -245,7 +245,7 @@ class _Server:
             raise _ServerGoneError(str(report.get("error") or f"a program could not be contained: {stderr.strip()}"))
         outcome, note = _ending(report, program.size > program.limit, self.config)
         told = outcome == "failed" and stderr.strip()
-        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if told else note)
+        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if told else note, report["status"])
 
 
 class EmbeddedInterpreter:
@@ -376,4 +376,4 @@ def _environment() -> dict[str, str]:
     """Nothing of the trainer's environment, which may hold keys, but where the loader finds Python's own library."""
     own = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**own, **threads, "LANG": "C.UTF-8", "HOME": "/dev/shm", "TMPDIR": "/dev/shm", "MPLBACKEND": "agg"}
+    return {**own, **threads, "LANG": "C.UTF-8", "HOME": "/dev/shm", "TMPDIR": "/dev/shm", "MPLBACKEND": "agg", "JE_ARROW_MALLOC_CONF": "background_thread:false"}

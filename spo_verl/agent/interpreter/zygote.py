@@ -140,6 +140,8 @@ def serve(control: socket.socket, settings: dict[str, Any], containment: Any, na
                 _send(control, {"id": order["run"], "error": f"fork: {error}"})
             else:
                 if program is None:
+                    selector.close()  # it is part of a cycle: collected later, it would close descriptors of the program
+                    control.close()
                     return job
                 running[program.id] = program
                 selector.register(program.pidfd, selectors.EVENT_READ, program.id)
@@ -332,13 +334,20 @@ class _Ending:
             atexit._run_exitfuncs()
             flushed = _flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            gc.collect()
+            sys.modules.setdefault("tracemalloc", None)  # type: ignore[arg-type] # warnings find no import system then
+            _unseen(gc.collect)
             for name in ("stdin", "stdout", "stderr"):
                 setattr(sys, name, getattr(sys, f"__{name}__"))
             for name in ("last_type", "last_value", "last_traceback"):
                 vars(sys).pop(name, None)
-            _destroy(sys.modules.pop("__main__"))
-            if _flush() and flushed:
+            main = weakref.ref(sys.modules["__main__"])
+            _unseen(sys.modules.pop, "__main__")
+            _unseen(gc.collect)
+            if (left := main()) is not None:  # something outside the program knows it
+                vars(left).update(dict.fromkeys(vars(left).keys() - {"__builtins__"}))
+            with contextlib.suppress(Exception):  # Python drops the streams here, which flushes what it can
+                sys.stdout.flush()
+            if flushed:
                 status = self.status
         finally:
             if self.interrupted and status != UNWRITABLE:
@@ -346,16 +355,12 @@ class _Ending:
             os._exit(status)
 
 
-def _destroy(module: types.ModuleType) -> None:
-    """Let go of the program's globals, so that open files are flushed and ``__del__`` is called."""
-    left = weakref.ref(module)
-    del module
-    gc.collect()
-    still = left()
-    if still is not None:
-        for name in list(vars(still)):
-            if name != "__builtins__":
-                vars(still)[name] = None
+_STEP = compile("step(*arguments)", "sys", "exec")
+
+
+def _unseen(step: Callable[..., object], *arguments: object) -> None:
+    """Call what may end objects of the program. Python does so with no frame to blame, and calls that place ``sys:1``."""
+    exec(_STEP, {"step": step, "arguments": arguments})
 
 
 def _exit_status(code: object) -> int:
@@ -380,7 +385,7 @@ def _flush() -> bool:
     flushed = True
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name, None)
-        if stream is None or getattr(stream, "closed", False):
+        if stream is None or _is_closed(stream):
             continue
         try:
             stream.flush()
@@ -392,8 +397,20 @@ def _flush() -> bool:
     return flushed
 
 
+def _is_closed(stream: Any) -> bool:
+    try:
+        return bool(stream.closed)
+    except Exception:  # noqa: BLE001 - a stream of the program's own, or a detached one
+        return False
+
+
 def _print_uncaught(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """``sys.excepthook``, which Python writes in C: that one would look for the lines of the program in a file."""
+    if isinstance(error, SyntaxError) and trace is None:  # of the program as a whole
+        if error.text is None and error.filename == PROGRAM:
+            error.text = linecache.getline(PROGRAM, error.lineno or 0)
+        _own_excepthook(kind, error, None)
+        return
     described = traceback.TracebackException(kind, error, trace, compact=True)
     if not hasattr(traceback, "_compute_suggestion_error"):  # before Python 3.12 only the one in C has suggestions
         _suggest(described, error)
@@ -415,7 +432,8 @@ def _suggest(described: Any, error: BaseException | None) -> None:
             finally:
                 sys.stderr = kept
             _, mark, suggestion = said.rpartition(". Did you mean: ")
-            described._str += mark + suggestion
+            if mark:
+                described._str += mark + suggestion
         if described.__cause__ is not None:
             described, error = described.__cause__, error.__cause__
         else:
@@ -423,14 +441,18 @@ def _suggest(described: Any, error: BaseException | None) -> None:
 
 
 _own_excepthook = sys.excepthook
+_OWN_FILE = __file__  # Python deletes the name at the end of the module
 
 
 def _print_unraisable(unraisable: Any) -> None:
     """``sys.unraisablehook``, for the same reason."""
     error = unraisable.exc_value
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None and trace.tb_frame.f_code.co_filename in (_OWN_FILE, _STEP.co_filename):
+        trace = trace.tb_next
     _to_stderr(f"{unraisable.err_msg or 'Exception ignored in'}: {_safe_repr(unraisable.object)}\n")
-    if error is not None and error.__traceback__ is not None:
-        _to_stderr("Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__))
+    if trace is not None:
+        _to_stderr("Traceback (most recent call last):\n", *traceback.format_tb(trace))
     _to_stderr(*traceback.format_exception_only(error))
 
 
