@@ -17,7 +17,10 @@ Style = Literal["tool", "code"]
 OPENING: dict[Style, str] = {"tool": "<tool_call>", "code": "<code>"}
 CLOSING: dict[Style, str] = {"tool": "</tool_call>", "code": "</code>"}
 
-_FENCE = re.compile(r"\A```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)\n?```\Z", re.DOTALL | re.IGNORECASE)
+_OPENING_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[^`\n]*(?:\n|\Z)")
+_FENCED_LINE = re.compile(r"[ \t]*(`{3,})[ \t]*(?:(?:python[\d.]*|py)[ \t]+)?(.+?)[ \t]*\1[ \t]*\Z", re.IGNORECASE)
+_BEHIND_TAG = re.compile(r"[ \t]+(?!```|~~~)\S")
+_CODE_LINE = re.compile(r"^([ \t]*)[^\s#]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,57 @@ def parse_call(text: str, style: Style, tool_name: str) -> Call | Malformed | No
 
 
 def _program(body: str) -> Call | Malformed:
-    code = body.strip("\n")
-    fenced = _FENCE.match(code.strip())
-    code = fenced.group(1) if fenced else code
+    body = body.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    code = _dedented(_unfenced(body), _BEHIND_TAG.match(body) is not None)
     if not code.strip():
         return Malformed("The call holds no code. Nothing was run.")
     return Call(code)
+
+
+def _unfenced(body: str) -> str:
+    """``body`` without blank lines around it and without the fence of a Markdown code block.
+
+    The fence may be indented, be of backticks or tildes, name a language, share the last line of the code, or lack one of
+    its ends. What is fenced within the code (in a string) stays.
+    """
+    body = body.strip("\n").rstrip()
+    body = re.sub(r"\A(?:[ \t]*\n)+", "", body)
+    line = _FENCED_LINE.match(body)
+    if line is not None and "\n" not in body:
+        return line.group(2)
+    opening = _OPENING_FENCE.match(body)
+    if opening is not None:
+        body = body[opening.end() :]
+    # One that closes nothing is no Python either, unless a string ends in it.
+    mark = re.escape(opening.group(1)) if opening is not None else "```"
+    closing = re.search(rf"(?:\A|\n)[ \t]*{mark}\Z" if opening is None else rf"\n?[ \t]*{mark}[`~]*\Z", body)
+    if closing is not None:
+        body = body[: closing.start()]
+    return body.strip("\n").rstrip()
+
+
+def _dedented(code: str, behind_tag: bool) -> str:
+    """``code`` so that its first statement is not indented, which Python would refuse.
+
+    Each line that has the indentation of the first statement loses it. If the code begins on the line of the tag
+    (``<code> x = 1``) and other lines lack that indentation, it is none of the code, and only the first line loses it.
+    """
+    first = _CODE_LINE.search(code)
+    if first is None or not first.group(1):
+        return code.lstrip(" \t")
+    indent = first.group(1)
+    lines = code.split("\n")
+    if behind_tag and not all(line.startswith(indent) for line in lines if _CODE_LINE.match(line)):
+        return code.lstrip(" \t")
+    return "\n".join(_without(line, indent) for line in lines)
+
+
+def _without(line: str, indent: str) -> str:
+    if line.startswith(indent):
+        return line[len(indent) :]
+    own = line[: len(line) - len(line.lstrip(" \t"))]
+    width, excess = (len(text.expandtabs()) for text in (indent, own))
+    return " " * (excess - width) + line[len(own) :] if excess >= width else line
 
 
 def _tool_call(body: str, tool_name: str) -> Call | Malformed:

@@ -233,7 +233,7 @@ class CodeInterpreterLoop(AgentLoopBase):
 
     async def _append(self, rollout: _Rollout, text: str, allowed: int) -> bool:
         """Append an output in at most ``allowed`` tokens; False, and nothing changed, when it cannot be made to fit."""
-        text = defuse(text, self.facts.markup)
+        text = await self.loop.run_in_executor(None, defuse, text, self.facts.markup)
         while allowed >= 1:
             shorter, cut = await self.loop.run_in_executor(
                 None, clip, text, allowed, self.settings.keep, self._encode, self._decode
@@ -316,7 +316,8 @@ class CodeInterpreterLoop(AgentLoopBase):
         probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "PROBE"}]
         plain = self._render(probe)
         end = self._encode(plain.rpartition("PROBE")[2])
-        added = {str(token) for token in self.tokenizer.get_added_vocab()}
+        # An added token that is a run of one character (blanks, dashes) only makes text shorter.
+        added = {str(token) for token in self.tokenizer.get_added_vocab() if len(set(str(token))) > 1}
         tags = {*OPENING.values(), *CLOSING.values(), *INTERPRETER_TAGS}
         return _TokenizerFacts(
             turn_end=end[0] if end else int(self.tokenizer.eos_token_id),

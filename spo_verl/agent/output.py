@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from spo_verl.agent.interpreter import ProgramResult
@@ -15,24 +16,54 @@ CHARACTERS_PER_TOKEN = 32
 
 
 def describe(result: ProgramResult) -> str:
-    """What the model is told: stdout, stderr, and how the program ended where stderr does not say it."""
-    parts = [part.rstrip("\n") for part in (result.stdout, result.stderr, result.note)]
+    """What the model is told: stdout, stderr, and how the program ended where stderr does not say it.
+
+    Half a surrogate pair, which a server's JSON may hold and no tokenizer takes, is shown as Python escapes it.
+    """
+    texts = (result.stdout, result.stderr, result.note)
+    parts = [text.encode(errors="backslashreplace").decode().rstrip("\n") for text in texts]
     return "\n".join(part for part in parts if part.strip()) or SILENT
 
 
 def defuse(text: str, markup: Iterable[str]) -> str:
     """``text`` in which no special token and no tag of the conversation is left: a space breaks each.
 
-    A program may print ``<|im_end|>`` or ``</interpreter>``; tokenized as it is, that would end the message.
+    A program may print ``<|im_end|>`` or ``</interpreter>``; tokenized as it is, that would end the message. Between two
+    characters at most one space is added, however many entries meet there, so the text at most doubles (and grows by
+    one more space there for each entry that itself has spaces in this place). An entry of blanks, or of one character
+    with blanks around it, means nothing to a conversation and is left.
     """
-    # A break may leave another entry behind ("</code>" in "<</code>code>"); entries get shorter runs, so it ends.
-    for _ in range(3):
-        found = [item for item in markup if len(item) > 1 and item in text]
+    items = _smallest(tuple(markup))
+    while True:
+        # A break may make another entry ("a b" of "ab"), so until nothing is found.
+        found = sorted((place for item in items for place in _places(text, item)), reverse=True)
         if not found:
-            break
-        for item in sorted(found, key=len, reverse=True):
-            text = text.replace(item, f"{item[0]} {item[1:]}")
-    return text
+            return text
+        parts: list[str] = []
+        end = last = len(text) + 1  # place of the break that was made last, to the right of all that follow
+        for begin, stop in found:
+            if not begin < last < stop:
+                last = begin + 1
+                parts.append(text[last:end])
+                end = last
+        text = " ".join([text[:end], *reversed(parts)])
+
+
+@lru_cache(maxsize=16)
+def _smallest(markup: tuple[str, ...]) -> tuple[str, ...]:
+    """The entries that a break can take apart, without those that hold another and are broken with it."""
+    items = {item for item in markup if len(item.strip(" ")) > 1 and not item.isspace()}
+    return tuple(item for item in items if not any(other in item for other in items if other != item))
+
+
+def _places(text: str, item: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of every occurrence of an entry, overlapping ones included, without the blanks around it."""
+    core = item.strip(" ")
+    lead = item.index(core)
+    found = text.find(item)
+    while found >= 0:
+        yield found + lead, found + lead + len(core)
+        found = text.find(item, found + 1)
 
 
 def clip(

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spo_verl.agent.interpreter import ProgramResult
 from spo_verl.agent.output import SILENT, clip, defuse, describe
@@ -78,3 +80,57 @@ def test_no_markup_is_left(text):
 def test_other_text_is_not_changed():
     text = "if a < b and c > d: print('<b>')"
     assert defuse(text, MARKUP) == text
+
+
+RUNS = {
+    "blanks": tuple(" " * size for size in range(2, 25)),
+    "tabs": tuple("\t" * size for size in range(2, 10)),
+    "newlines": tuple("\n" * size for size in range(2, 32)),
+    "dashes": tuple("-" * size for size in range(2, 25)),
+    "brackets": ("<<", "<<<", ">>", "<|", "|>", "<|im_end|>"),
+}
+TRACEBACK = 'Traceback (most recent call last):\n  File "<program>", line 1, in <module>\n    f()\n    ^^^\nNameError: f'
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("size", [1, 2, 4, 40, 4000])
+def test_entries_that_overlap_at_most_double_a_text(name, size):
+    runs = RUNS[name]
+    text = runs[0][0] * size + "x" + "".join(runs) * 3
+    harmless = defuse(text, runs)
+    assert len(harmless) <= 2 * len(text)
+    assert harmless.replace(" ", "") == text.replace(" ", "")
+    assert not any(run in harmless for run in runs if not run.isspace())
+
+
+@pytest.mark.parametrize("name", ["blanks", "tabs", "newlines"])
+def test_blanks_are_no_markup(name):
+    for text in (TRACEBACK, "a" + RUNS[name][-1] * 3 + "b"):
+        assert defuse(text, RUNS[name]) == text
+
+
+def test_an_entry_is_broken_behind_its_first_character():
+    assert defuse("a<|im_end|>b</code><<", MARKUP) == "a< |im_end|>b< /code><<"
+    assert defuse("x <s> <s>", (" <s>", "<s>")) == "x < s> < s>"
+
+
+PIECES = st.text(alphabet="ab<> \n-", max_size=40)
+
+
+@given(PIECES, st.lists(st.text(alphabet="ab<> \n-", min_size=1, max_size=6), max_size=6))
+def test_whatever_the_entries_none_is_left_and_the_growth_is_bounded(text, markup):
+    harmless = defuse(text, markup)
+    assert not [entry for entry in markup if len(entry.strip(" ")) > 1 and not entry.isspace() and entry in harmless]
+    assert harmless.replace(" ", "") == text.replace(" ", "")
+    spaces = max((entry.strip(" ").count(" ") for entry in markup), default=0)
+    assert len(harmless) <= (2 + spaces) * len(text)
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "\ude00", "\ud83d\ud83d", "\udcff"])
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_half_a_surrogate_pair_is_escaped(half, stream):
+    texts = ["", "", ""]
+    texts[stream] = f"value {half}\n"
+    told = describe(ProgramResult(texts[0], texts[1], "failed", 0.0, texts[2]))
+    assert told == "value " + "".join(f"\\u{ord(character):04x}" for character in half)
+    assert clip(told, 100, "both", encode, decode) == (told, False)

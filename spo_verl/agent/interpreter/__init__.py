@@ -27,6 +27,7 @@ class ProgramResult:
             ``output_limit`` (stopped because it wrote too much), ``killed`` (by a signal).
         seconds: time from its start to its end.
         note: a sentence for the model where stderr does not say what happened; empty otherwise.
+        status: exit code, negative for the number of a signal; ``None`` where the backend does not tell.
     """
 
     stdout: str
@@ -34,6 +35,7 @@ class ProgramResult:
     outcome: Outcome
     seconds: float
     note: str = ""
+    status: int | None = None
 
 
 class Interpreter(Protocol):

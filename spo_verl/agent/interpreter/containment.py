@@ -16,6 +16,7 @@ import ctypes
 import os
 import platform
 import resource
+import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _FENCES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 1 << 18
+_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 
 # --- prctl and capabilities ---
 
@@ -57,50 +59,118 @@ ALLOWED: dict[str, int] = {
     # files, by path (Landlock decides which) and by descriptor
     "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "pread64": 17,
     "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22, "select": 23, "dup": 32, "dup2": 33,
-    "sendfile": 40, "flock": 73, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "getdents": 78, "getcwd": 79,
-    "chdir": 80, "fchdir": 81, "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88,
-    "readlink": 89, "umask": 95, "statfs": 137, "fstatfs": 138, "readahead": 187, "getdents64": 217, "fadvise64": 221,
-    "epoll_wait": 232, "epoll_ctl": 233, "mkdirat": 258, "newfstatat": 262, "unlinkat": 263, "renameat": 264,
-    "linkat": 265, "symlinkat": 266, "readlinkat": 267, "faccessat": 269, "pselect6": 270, "ppoll": 271,
-    "epoll_pwait": 281, "fallocate": 285, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
-    "preadv": 295, "pwritev": 296, "renameat2": 316, "copy_file_range": 326, "statx": 332, "close_range": 436,
-    "faccessat2": 439,
+    "sendfile": 40, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "getcwd": 79, "chdir": 80, "fchdir": 81,
+    "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88, "readlink": 89, "umask": 95,
+    "statfs": 137, "fstatfs": 138, "getdents64": 217, "epoll_wait": 232, "epoll_ctl": 233, "mkdirat": 258,
+    "newfstatat": 262, "unlinkat": 263, "renameat": 264, "linkat": 265, "symlinkat": 266, "readlinkat": 267,
+    "faccessat": 269, "pselect6": 270, "ppoll": 271, "epoll_pwait": 281, "fallocate": 285, "epoll_create1": 291,
+    "dup3": 292, "pipe2": 293, "preadv": 295, "pwritev": 296, "renameat2": 316, "copy_file_range": 326, "statx": 332,
+    "close_range": 436, "faccessat2": 439,
     # memory
-    "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "msync": 26, "mincore": 27, "madvise": 28,
+    "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "mremap": 25, "msync": 26, "madvise": 28,
     # signals to itself, timers, clocks
     "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "pause": 34, "nanosleep": 35, "getitimer": 36,
     "alarm": 37, "setitimer": 38, "gettimeofday": 96, "times": 100, "rt_sigpending": 127, "rt_sigtimedwait": 128,
-    "rt_sigsuspend": 130, "sigaltstack": 131, "time": 201, "restart_syscall": 219, "clock_gettime": 228,
-    "clock_getres": 229, "clock_nanosleep": 230,
+    "rt_sigsuspend": 130, "sigaltstack": 131, "time": 201, "restart_syscall": 219,
     # about itself
     "getpid": 39, "uname": 63, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "getuid": 102, "getgid": 104,
     "geteuid": 107, "getegid": 108, "getppid": 110, "getpgrp": 111, "getgroups": 115, "getresuid": 118,
-    "getresgid": 120, "getpgid": 121, "getsid": 124, "gettid": 186, "sched_getaffinity": 204, "getcpu": 309,
-    "getrandom": 318, "wait4": 61, "waitid": 247,
+    "getresgid": 120, "gettid": 186, "getcpu": 309, "getrandom": 318, "wait4": 61, "waitid": 247,
     # what the C library and the interpreter do inside one thread
-    "sched_yield": 24, "exit": 60, "arch_prctl": 158, "futex": 202, "set_tid_address": 218, "exit_group": 231,
-    "set_robust_list": 273, "get_robust_list": 274, "membarrier": 324, "rseq": 334,
-    # the ends of a socketpair; "socket" itself is not allowed
-    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "getsockname": 51, "getpeername": 52,
-    "setsockopt": 54, "getsockopt": 55,
+    "sched_yield": 24, "exit": 60, "futex": 202, "exit_group": 231,
 }  # fmt: skip
-"""System calls that are allowed whatever their arguments."""
+"""System calls that are allowed whatever their arguments: what Python, its standard library and the usual packages ask
+for. To find what another package needs, run it under ``strace -f``."""
 
-_OPEN, _OPENAT, _IOCTL, _SOCKETPAIR, _KILL, _FCNTL, _PRCTL, _TGKILL, _PRLIMIT = 2, 257, 16, 53, 62, 72, 157, 234, 302
-_CLONE3, _EPERM, _ENOTTY, _ENOSYS = 435, 1, 25, 38
+OWN_FILES: dict[str, int] = {
+    "truncate": 76, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "utime": 132, "utimes": 235,
+    "fchownat": 260, "futimesat": 261, "fchmodat": 268, "utimensat": 280, "fchmodat2": 452,
+}  # fmt: skip
+"""What changes a file without opening it for writing. Landlock does not ask for most of it, so it is allowed only where
+everything but the private folder is mounted read-only."""
+
+_EPERM, _ENOTTY, _ENOSYS, _EOPNOTSUPP = 1, 25, 38, 95
+_ABSENT: dict[int, int] = {
+    # openat2 and clone3 have their arguments in memory, where no filter sees them; libraries fall back on older calls.
+    437: _ENOSYS, 435: _ENOSYS,
+    # getxattr, lgetxattr, fgetxattr, listxattr, llistxattr, flistxattr: as on a file system without attributes
+    191: _EOPNOTSUPP, 192: _EOPNOTSUPP, 193: _EOPNOTSUPP, 194: _EOPNOTSUPP, 195: _EOPNOTSUPP, 196: _EOPNOTSUPP,
+}  # fmt: skip
+"""Refused with another error than ``EPERM``, one that libraries know how to go on after."""
+
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _RET_KILL, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN, _AND = 0x20, 0x15, 0x35, 0x06, 0x54
 
-_ARGUMENTS: dict[int, tuple[int, tuple[int, ...], int]] = {
+
+@dataclass(frozen=True)
+class Argument:
+    """What an argument of a system call must be: ``(argument & mask) in values``, of its lower or upper 32 bits."""
+
+    position: int
+    values: tuple[int, ...]
+    mask: int = 0xFFFFFFFF
+    upper: bool = False
+
+
+def _null(position: int) -> tuple[Argument, Argument]:
+    return Argument(position, (0,)), Argument(position, (0,), upper=True)
+
+
+def _opening(position: int) -> tuple[Argument, Argument]:
+    """Flags of ``open``: none but the usual ones; no access mode 3, for which Landlock asks for no right; no truncating
+    of what is opened for reading, which Landlock lets pass before its third version. ``O_PATH`` is not among them."""
+    create = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_TMPFILE | os.O_APPEND
+    usual = os.O_ACCMODE | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | os.O_SYNC
+    large_file = 0o100000
+    ways = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_TRUNC)
+    return (
+        Argument(position, (0,), mask=0xFFFFFFFF & ~(create | usual | large_file)),
+        Argument(position, ways, mask=os.O_ACCMODE | os.O_TRUNC),
+    )
+
+
+def _conditional(pid: int) -> dict[int, tuple[tuple[Argument, ...], int]]:
+    """System calls that are allowed for some arguments: number -> (what must hold of them all, the error otherwise).
+
+    Args:
+        pid: of the process that is held in.
+    """
+    itself, itself_or_zero = (Argument(0, (pid,)),), (Argument(0, (0, pid)),)
+    clocks = (Argument(0, tuple(range(12))),)  # the system's and its own; negative ones are of other processes
     # TCGETS, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TIOCGWINSZ: what opening and printing ask for
-    _IOCTL: (1, (0x5401, 0x541B, 0x5421, 0x5450, 0x5451, 0x5413), _ENOTTY),
-    _SOCKETPAIR: (0, (1,), _EPERM),
-    # no F_SETOWN or F_SETSIG, which make the kernel send any signal to any process of the user
-    _FCNTL: (1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032), _EPERM),
-    _PRCTL: (0, (PR_SET_NAME, PR_GET_NAME, PR_SET_VMA), _EPERM),
-}
-"""System calls allowed for some values of one argument: (its position, the values, the error otherwise)."""
+    requests = (Argument(1, (0x5401, 0x541B, 0x5421, 0x5450, 0x5451, 0x5413)),)
+    # F_DUPFD to F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ; no F_SETOWN or F_SETSIG, which make the kernel send any signal
+    # to any process of the user
+    commands = (Argument(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)),)
+    # asyncio wakes itself through a pair of stream sockets. A datagram socket of a pair can be sent from to any socket
+    # of the machine; a stream socket cannot, and sending with an address or with descriptors (sendmsg) is not allowed.
+    flags = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    pair = (
+        Argument(0, (socket.AF_UNIX,)),
+        Argument(1, (socket.SOCK_STREAM,), mask=0xFFFFFFFF & ~flags),
+        Argument(2, (0,)),
+    )
+    return {
+        2: (_opening(1), _EPERM),  # open
+        257: (_opening(2), _EPERM),  # openat
+        16: (requests, _ENOTTY),  # ioctl
+        72: (commands, _EPERM),  # fcntl
+        157: ((Argument(0, (PR_SET_NAME, PR_GET_NAME, PR_SET_VMA)),), _EPERM),  # prctl
+        53: (pair, _EPERM),  # socketpair
+        44: (_null(4), _EPERM),  # sendto
+        45: (_null(4), _EPERM),  # recvfrom
+        51: ((), _EPERM),  # getsockname: Python asks it of a socket that it is given
+        62: (itself, _EPERM),  # kill
+        234: (itself, _EPERM),  # tgkill
+        302: (itself_or_zero, _EPERM),  # prlimit64
+        204: (itself_or_zero, _EPERM),  # sched_getaffinity
+        121: (itself_or_zero, _EPERM),  # getpgid
+        124: (itself_or_zero, _EPERM),  # getsid
+        228: (clocks, _EPERM),  # clock_gettime
+        229: (clocks, _EPERM),  # clock_getres
+        230: (clocks, _EPERM),  # clock_nanosleep
+    }
 
 
 class ContainmentError(OSError):
@@ -194,7 +264,7 @@ def available(namespaces: bool) -> Fences:
 def _seccomp_works() -> bool:
     def install() -> None:
         _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _install_filter()
+        _install_filter(own_files=False)
 
     return platform.machine() == "x86_64" and _succeeds(install)
 
@@ -205,7 +275,10 @@ def contain(limits: Limits, fences: Fences) -> None:
     Raises:
         ContainmentError: one that the machine has could not be put up; the program must not run.
     """
-    folder = _private_folder(limits.disk_mb) if fences.namespaces and limits.disk_mb else None
+    folder, read_only = None, False
+    if fences.namespaces and limits.disk_mb:
+        folder = FOLDER
+        read_only = _private_folder(limits.disk_mb)
     os.chdir(folder or "/")
     _limit_resources(limits)
     _drop_capabilities()
@@ -213,15 +286,18 @@ def contain(limits: Limits, fences: Fences) -> None:
     if fences.landlock:
         _restrict_files(fences.landlock, limits.readable, folder)
     if fences.seccomp:
-        _install_filter()
+        _install_filter(own_files=read_only)
 
 
-def _private_folder(size_mb: int) -> str:
+def _private_folder(size_mb: int) -> bool:
+    """Mount the private folder. Returns whether all else could be made read-only."""
     _check(_libc.unshare(CLONE_NEWNS), "unshare(CLONE_NEWNS)")
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
+    read_only = _libc.syscall(_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes)) == 0
     options = f"size={size_mb}m,nr_inodes=4096,mode=0700".encode()
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     _check(_libc.mount(b"tmpfs", FOLDER.encode(), b"tmpfs", flags, options), f"mount(tmpfs, {FOLDER})")
-    return FOLDER
+    return bool(read_only)
 
 
 def _limit_resources(limits: Limits) -> None:
@@ -280,15 +356,20 @@ def _allow_below(ruleset: int, path: str, access: int) -> None:
         os.close(opened)
 
 
-def _install_filter() -> None:
-    program = build_filter(os.getpid())
+def _install_filter(own_files: bool) -> None:
+    program = build_filter(os.getpid(), own_files)
     data = ctypes.create_string_buffer(program)
     pointer = struct.pack("H6xQ", len(program) // 8, ctypes.addressof(data))
     _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer, 0, 0), "prctl(PR_SET_SECCOMP)")
 
 
-def build_filter(pid: int) -> bytes:
-    """The filter as instructions of classic BPF, for a process with this id."""
+def build_filter(pid: int, own_files: bool) -> bytes:
+    """The filter as instructions of classic BPF.
+
+    Args:
+        pid: of the process that it is for.
+        own_files: whether :data:`OWN_FILES` are allowed.
+    """
     lines: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, 4),
         (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH_X86_64),
@@ -297,26 +378,20 @@ def build_filter(pid: int) -> bytes:
         (_JUMP_GREATER_EQUAL, 0, 1, 0x40000000),  # numbers of the x32 ABI
         (_RETURN, 0, 0, _RET_ERRNO | _ENOSYS),
     ]
-    for number in ALLOWED.values():
+    for number in (*ALLOWED.values(), *(OWN_FILES.values() if own_files else ())):
         lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _RET_ALLOW)]
-    own: dict[int, tuple[int, tuple[int, ...], int]] = dict.fromkeys((_KILL, _TGKILL), (0, (pid,), _EPERM))
-    own[_PRLIMIT] = (0, (0, pid), _EPERM)
-    for number, (position, values, error) in {**_ARGUMENTS, **own}.items():
-        block = [(_LOAD, 0, 0, 16 + 8 * position)]
-        for value in values:
-            block += [(_JUMP_EQUAL, 0, 1, value), (_RETURN, 0, 0, _RET_ALLOW)]
-        block.append((_RETURN, 0, 0, _RET_ERRNO | error))
-        lines += [(_JUMP_EQUAL, 0, len(block), number), *block]
-    for number, position in ((_OPEN, 1), (_OPENAT, 2)):
-        # Before its third version Landlock takes O_RDONLY|O_TRUNC, which empties a file, for reading.
-        flags = os.O_ACCMODE | os.O_TRUNC
-        block = [
-            (_LOAD, 0, 0, 16 + 8 * position),
-            (_AND, 0, 0, flags),
-            (_JUMP_EQUAL, 0, 1, os.O_RDONLY | os.O_TRUNC),
-            (_RETURN, 0, 0, _RET_ERRNO | _EPERM),
-            (_RETURN, 0, 0, _RET_ALLOW),
-        ]
+    for number, error in _ABSENT.items():
+        lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _RET_ERRNO | error)]
+    for number, (arguments, error) in _conditional(pid).items():
+        block: list[tuple[int, int, int, int]] = []
+        for argument in arguments:
+            block += [(_LOAD, 0, 0, 16 + 8 * argument.position + 4 * argument.upper), (_AND, 0, 0, argument.mask)]
+            left = len(argument.values)
+            for value in argument.values:  # one that fits jumps over the others and the refusal
+                block.append((_JUMP_EQUAL, left, 0, value))
+                left -= 1
+            block.append((_RETURN, 0, 0, _RET_ERRNO | error))
+        block.append((_RETURN, 0, 0, _RET_ALLOW))
         lines += [(_JUMP_EQUAL, 0, len(block), number), *block]
     lines.append((_RETURN, 0, 0, _RET_ERRNO | _EPERM))
     return b"".join(struct.pack("HBBI", *line) for line in lines)

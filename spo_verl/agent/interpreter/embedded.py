@@ -23,6 +23,7 @@ from typing import Any
 from spo_verl.agent.config import LIMITS, EmbeddedConfig
 from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import Outcome, ProgramResult
+from spo_verl.agent.interpreter.attempts import Bait
 from spo_verl.agent.interpreter.gate import Gate
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -32,59 +33,6 @@ START_SECONDS = 60.0
 
 GRACE_SECONDS = 10.0
 """How long after a program's time limit the server must have reported its end."""
-
-ATTEMPTS_TO_ESCAPE = """
-import json, os, resource, socket, sys, threading
-
-def refused(attempt):
-    try:
-        attempt()
-    except (OSError, RuntimeError, MemoryError):
-        return True
-    return False
-
-def start_process():
-    if os.fork() == 0:
-        os._exit(0)
-
-def reach_network():
-    with socket.socket(socket.AF_INET) as probe:
-        probe.settimeout(0.2)
-        probe.connect(("127.0.0.1", 9))
-
-def socket_refused():
-    try:
-        reach_network()
-    except PermissionError:
-        return True
-    except OSError as error:
-        return error.errno == 101  # no network at all
-    return False
-
-def read_outside():
-    for path in ("/proc/self/environ", "/proc/1/environ", "/etc/passwd", "/"):
-        if os.path.isdir(path):
-            os.listdir(path)
-        elif os.path.exists(path):
-            open(path, "rb").read(1)
-        else:
-            continue
-        return  # got through
-    raise PermissionError
-
-cpu = resource.getrlimit(resource.RLIMIT_CPU)[1]
-space = resource.getrlimit(resource.RLIMIT_AS)[1]
-print(json.dumps({
-    "cpu_time": cpu == CPU_SECONDS,
-    "memory": space > 0 and refused(lambda: bytearray(space)),
-    "processes": refused(start_process) and refused(lambda: threading.Thread(target=int).start()),
-    "no_network": socket_refused(),
-    "private_files": refused(read_outside),
-    "no_signals": refused(lambda: os.kill(os.getppid(), 0)) and refused(lambda: os.kill(-1, 0)),
-    "folder": not refused(lambda: open("probe", "w").close()),
-}))
-"""
-
 
 class _ServerGoneError(Exception):
     """The server process ended, or does not answer."""
@@ -297,7 +245,7 @@ class _Server:
             raise _ServerGoneError(str(report.get("error") or f"a program could not be contained: {stderr.strip()}"))
         outcome, note = _ending(report, program.size > program.limit, self.config)
         told = outcome == "failed" and stderr.strip()
-        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if told else note)
+        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if told else note, report["status"])
 
 
 class EmbeddedInterpreter:
@@ -378,13 +326,14 @@ class EmbeddedInterpreter:
 
 
 async def _try_to_escape(server: _Server, hello: dict[str, Any]) -> Enforcement:
-    result = await server.run(ATTEMPTS_TO_ESCAPE.replace("CPU_SECONDS", str(server.config.cpu_seconds)))
-    try:
-        held = json.loads(result.stdout)
-    except ValueError as error:
-        raise _ServerGoneError(f"the program that tries the limits failed: {result.stderr.strip()[-500:]}") from error
-    folder = held.pop("folder")
-    return Enforcement(limits=held, folder=folder, **hello)
+    with Bait() as bait:
+        result = await server.run(bait.program(server.config.cpu_seconds))
+        try:
+            limits, folder = bait.held(result.stdout)
+        except ValueError as error:
+            said = result.stderr.strip()[-500:] or result.note
+            raise _ServerGoneError(f"the program that tries the limits failed: {said}") from error
+    return Enforcement(limits=limits, folder=folder, **hello)
 
 
 def _ending(report: dict[str, Any], over: bool, config: EmbeddedConfig) -> tuple[Outcome, str]:
@@ -427,4 +376,4 @@ def _environment() -> dict[str, str]:
     """Nothing of the trainer's environment, which may hold keys, but where the loader finds Python's own library."""
     own = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**own, **threads, "LANG": "C.UTF-8", "HOME": "/dev/shm", "TMPDIR": "/dev/shm", "MPLBACKEND": "agg"}
+    return {**own, **threads, "LANG": "C.UTF-8", "HOME": "/dev/shm", "TMPDIR": "/dev/shm", "MPLBACKEND": "agg", "JE_ARROW_MALLOC_CONF": "background_thread:false"}

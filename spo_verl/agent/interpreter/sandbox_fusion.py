@@ -142,4 +142,5 @@ def _of_run(run: Mapping[str, Any]) -> ProgramResult:
         outcome=outcome,
         seconds=float(seconds) if isinstance(seconds, (int, float)) else 0.0,
         note=note,
+        status=code if isinstance(code, int) else None,
     )
