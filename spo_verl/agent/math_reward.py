@@ -19,10 +19,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spo_verl.agent.grading.canonical import MAX_EXPRESSION, canonical, quick_verdict, tidy
+from spo_verl.agent.grading.canonical import canonical, quick_verdict
 from spo_verl.agent.grading.conditions import all_met, chosen
 from spo_verl.agent.grading.processes import GradingError, Limits, Verdict, close_all, grader
 from spo_verl.agent.grading.response import MAX_CHARACTERS, after_hashes, final_text, last_boxed
+from spo_verl.agent.grading.tokens import MAX_EXPRESSION
 from spo_verl.errors import SpoConfigError, SpoRewardError
 
 __all__ = ["GradingError", "close_all", "compute_score", "require_math_verify"]
@@ -129,7 +130,7 @@ def _compared(answer: str, truth: str, limits: Limits) -> Verdict:
         return "equal" if quick else "different"
     if len(truth) > MAX_EXPRESSION:
         return "different"
-    pair = (tidy(truth).rstrip("%"), tidy(answer).rstrip("%"))
+    pair = (truth, answer)
     if (known := _memory.get(pair)) is not None:
         return known
     verdict = grader(limits).compare(*pair)
