@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from spo_verl.agent.grading.comparing import same, with_fractions
 from spo_verl.agent.grading.exact import NeedsAlgebra, TooHard, Undefined, rational
+from spo_verl.agent.grading.foreign import is_foreign
 from spo_verl.agent.grading.reading import Answer, read
 from spo_verl.agent.grading.units import is_inert
 
@@ -27,6 +28,8 @@ def quick_verdict(answer: str, truth: str) -> bool | None:
     mine, theirs = read(answer), read(truth)
     if not mine.text:
         return False
+    if "other" in (mine.kind, theirs.kind) and mine.text != theirs.text and (is_foreign(answer) or is_foreign(truth)):
+        return None
     try:
         return (mine.kind == theirs.kind == "other" and mine.text == theirs.text) or same(mine, theirs, with_fractions)
     except (NeedsAlgebra, RecursionError):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from spo_verl.agent.grading import exact
-from spo_verl.agent.grading.reading import INFINITY, PERCENT, Answer, Node
-from spo_verl.agent.grading.units import is_inert
+from spo_verl.agent.grading.reading import INFINITY, PI, Answer, Node
+from spo_verl.agent.grading.units import PERCENT, is_inert
 
 Equality = Callable[[Node, Node], bool]
 
@@ -105,7 +105,7 @@ def _same_kind(answer: Answer, truth: Answer, equality: Equality) -> bool:
     pairs = list(zip(answer.parts, truth.parts, strict=False))
     if kind == "tuple":
         return answer.text[:1] + answer.text[-1:] == truth.text[:1] + truth.text[-1:] and _all_same(pairs, equality)
-    if kind in {"matrix", "ratio"}:
+    if kind in {"matrix", "row", "ratio"}:
         return answer.unit == truth.unit and _all_same(pairs, equality)
     if kind == "relation":
         swapped = answer.unit == "!=" and len(pairs) == 2
@@ -168,6 +168,8 @@ def _same_number(answer: Answer, truth: Answer, equality: Equality) -> bool:
         (not truth.unit and is_inert(answer.unit)) or (not answer.unit and is_inert(truth.unit))
     ):
         return False
+    if answer.unit != truth.unit and "degree" in (answer.unit, truth.unit) and (_has_pi(one) or _has_pi(other)):
+        return False
     infinite = [_infinite(node) for node in (one, other)]
     if any(infinite):
         return infinite[0] == infinite[1]
@@ -191,6 +193,10 @@ def _same_percentage(answer: Answer, truth: Answer, equality: Equality) -> bool:
     except (exact.NeedsAlgebra, exact.Undefined):
         small = True
     return not small and equality(percent, bare)
+
+
+def _has_pi(node: Node) -> bool:
+    return node == PI or any(_has_pi(part) for part in node.args)
 
 
 def _infinite(node: Node) -> int:

@@ -269,6 +269,8 @@ class _Folding:
             return self._logarithm(node)
         if node.op in FUNCTIONS:
             return self._trigonometric(node.op, node.args[0])
+        if node.op == "pm":
+            raise TooHard("two values")
         args = tuple(self.fold(one) for one in node.args)
         operation: Callable[..., Node] = getattr(self, "_" + node.op)
         return operation(*args)

@@ -18,7 +18,7 @@ AGREE = 45
 _KNOWN = re.compile(r"\\(?:sum|prod|int|lim|lfloor|rfloor|lceil|rceil)(?![a-zA-Z])")
 # Nothing that is read differently here and there: no words, no space between digits, no marks at numbers, no "=" but in
 # limits of sums.
-_DOUBTFUL = re.compile(r"\\text|[0-9]\s+[0-9.]|[0-9]\s*(?:'|_|%)|\\%|,|\\begin|<|>|\?|\|")
+_DOUBTFUL = re.compile(r"\\text|[0-9]\s+[0-9.]|[0-9]\s*(?:'|_|%)|\\%|(?<!\\),|\\begin|<|>|\?|\|")
 
 
 def is_foreign(text: str) -> bool:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Token, Unreadable, tokens, written
-from spo_verl.agent.grading.units import PERCENT, SCALES, unit_of
+from spo_verl.agent.grading.units import SCALES, unit_of
 
 MAX_DIGITS = 400
 """Digits of one number."""
@@ -213,7 +213,7 @@ def _equal(sides: list[list[Token]], text: str) -> Answer:
         return _equation(sides, text, ())
     if len(read_values) == 1:
         return Answer(**{**read_values[0].__dict__, "names": name})
-    return Answer("equal", read_values[-1].text, parts=tuple(read_values), names=name)
+    return Answer("equal", text, parts=tuple(read_values), names=name)
 
 
 def _equation(sides: list[list[Token]], text: str, names: tuple[str, ...]) -> Answer:
@@ -236,7 +236,9 @@ def _name(side: list[Token]) -> str | None:
     index = r"(?:_\{\w+\})?'{0,2}"
     if re.fullmatch(rf"{letter}{index}", text):
         return None if text in {"e", "i"} else text
-    if re.fullmatch(rf"{letter}{index}\({letter}\)", text) or re.fullmatch(r"(?:\\angle ?)?[A-Z]{{2,4}}", text):
+    if re.fullmatch(rf"{letter}{index}\({letter}\)", text) or re.fullmatch(r"\\angle ?[A-Za-z]{1,4}|[A-Z]{2,4}", text):
+        return text
+    if re.fullmatch(rf"\({letter}(?:,{letter})+\)", text):
         return text
     if side and all(token.kind == "word" for token in side) and side[0].text not in {"not", "no"} and len(side) <= 4:
         return text
@@ -412,7 +414,7 @@ def _matrix(body: str) -> Answer:
         cells = tuple(_value(tokens(cell)) for cell in row.split("&"))
         if any(cell.kind != "number" or cell.unit for cell in cells):
             raise Unreadable("a cell is no number")
-        parts.append(Answer("tuple", "&".join(cell.text for cell in cells), parts=cells))
+        parts.append(Answer("row", "&".join(cell.text for cell in cells), parts=cells))
     return Answer("matrix", "\\begin{matrix}" + "\\\\".join(part.text for part in parts) + "\\end{matrix}", parts=tuple(parts))
 
 
@@ -689,11 +691,3 @@ class _Parser:
         if self.peek().text in {"/", "\\cdot", "\\times", "*", "\\div", "("}:
             raise Unreadable("where the argument ends is not clear")
         return node
-
-
-def rational_text(value: Fraction) -> str:
-    """A rational number as a short string."""
-    return str(value)
-
-
-__all__ = ["INFINITY", "PERCENT", "Answer", "Node", "read"]

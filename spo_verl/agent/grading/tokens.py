@@ -20,6 +20,10 @@ class Unreadable(ValueError):
     """The text is no expression that this package reads."""
 
 
+class Unbalanced(Unreadable):
+    """Braces that do not match."""
+
+
 class Token(NamedTuple):
     r"""One token.
 
@@ -78,11 +82,11 @@ _ALIKE: dict[str, str] = {
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 
-_TEXT = r"text|textbf|textit|textrm|textsf|textnormal|mbox|mathrm|mathbf|mathit|mathsf|operatorname|rm|bf"
-_MATH_FONTS = {"mathrm", "mathbf", "mathit", "mathsf", "operatorname", "rm", "bf"}
+_TEXT = r"text|textbf|textit|textrm|textsf|textnormal|mbox|mathrm|mathbf|mathit|mathsf|operatorname"
+_MATH_FONTS = {"mathrm", "mathbf", "mathit", "mathsf", "operatorname"}
 _LAYOUT = {
     *("left right middle displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr").split(),
-    *("biggl biggr Biggl Biggr mathstrut strut null relax boldsymbol mathopen mathclose").split(),
+    *("biggl biggr Biggl Biggr mathstrut strut null relax boldsymbol mathopen mathclose rm bf").split(),
 }
 _WIDE = {"quad", "qquad", "enspace", "enskip", "space", "nobreakspace", "medspace", "thickspace", "hfill", "newline"}
 _LONG_SPACE = re.compile(r"\\(?:[hv]space\*?|[hv]?phantom|mspace)\s*\{[^{}]*\}|\\(?:hskip|kern|mkern|mskip)\s*-?[\d.]*\s*[a-z]{2}")
@@ -261,6 +265,8 @@ def _command(text: str, position: int, found: list[Token], space: str, *, text_m
         found.append(Token("row" if character == "\\" else "sign", "\\" + character, space))
         return after, ""
     name, after = match[1], match.end()
+    while after < len(text) and text[after].isspace():  # TeX skips it behind a command
+        after += 1
     if name in _WIDE:
         return after, "wide"
     if name == "thinspace" or name == "negthinspace":
@@ -340,11 +346,11 @@ def _thousands(found: list[Token], start: int, *, listing: bool) -> int:
         return start
     if start and found[start - 1].kind in {"number", "power"}:
         return start
-    first = _separator(found, start + 1)
-    if first is None or (first[0] == "," and listing):
+    first = _separator(found, start + 1, listing=listing)
+    if first is None:
         return start
     end = start + 1
-    while (one := _separator(found, end)) is not None and one[0] == first[0]:
+    while (one := _separator(found, end, listing=listing)) is not None and one[0] == first[0]:
         group = found[end + one[1]].text
         if not re.fullmatch(r"[0-9]{3}(?:\.[0-9]*)?", group):
             return start
@@ -352,27 +358,27 @@ def _thousands(found: list[Token], start: int, *, listing: bool) -> int:
         if "." in group:
             break
     # Something like 1,234,5 or "1,234 567" is a list or nothing at all.
-    return start if _separator(found, end) is not None else end
+    return start if _separator(found, end, listing=listing) is not None else end
 
 
-def _separator(found: list[Token], position: int) -> tuple[str, int] | None:
+def _separator(found: list[Token], position: int, *, listing: bool) -> tuple[str, int] | None:
     """The separator at a position that a number follows: its text and how many tokens it takes."""
     if position >= len(found):
         return None
     token = found[position]
     if token.kind == "number":
         return ("thin", 0) if token.space == "thin" else None
-    if token.text not in {",", "{,}"} or token.space or position + 1 >= len(found):
+    if token.text not in ({"{,}"} if listing else {",", "{,}"}) or token.space or position + 1 >= len(found):
         return None
     after = found[position + 1]
     if after.kind != "number" or after.space == "wide" or (after.space == "thin" and token.text != ","):
         return None
-    return ",", 1
+    return token.text, 1
 
 
 def _trimmed(found: list[Token]) -> list[Token]:
     """Without one full stop, comma or semicolon at the end, and without braces around the whole."""
-    if found and (found[-1].text in {",", ";"} or (found[-1].text == "." and found[-2:-1] and found[-2].text != ".")):
+    if found and (found[-1].text in {",", ";"} or (found[-1].text == "." and found[-2:-1] and not found[-2].text.endswith("."))):
         found = found[:-1]
     while found and found[-1].kind == "row":
         found = found[:-1]
@@ -391,9 +397,9 @@ def _check_braces(found: list[Token]) -> None:
     for token in found:
         braces += (token.text == "{") - (token.text == "}")
         if braces < 0:
-            raise Unreadable("a brace is closed that is not open")
+            raise Unbalanced("a brace is closed that is not open")
     if braces:
-        raise Unreadable("a brace is not closed")
+        raise Unbalanced("a brace is not closed")
 
 
 def _closing(found: list[Token], start: int) -> int:
