@@ -511,6 +511,8 @@ class _Folding:
 
     def _constant(self, name: str, *args: Node) -> Node:
         """A random rational number near the value of a function, the same for the same arguments."""
+        if "pi" not in self.point:  # only fractions are wanted
+            raise TooHard(name)
         import mpmath
 
         with mpmath.workprec(128):
@@ -623,10 +625,8 @@ def _bound(node: Node) -> tuple[float, int]:
     degree = math.prod(roots.values())
     if turns:
         degree *= _totient(math.lcm(*turns))
-    if degree > 100_000:
-        raise TooHard("roots of roots of roots")
     largest = max(value for pair in memo.values() for value in pair)
-    return (degree - 1) * u + lower + 1, int(largest)
+    return float(min(degree - 1, 10**6)) * u + lower + 1, int(largest)
 
 
 def _totient(n: int) -> int:
@@ -638,8 +638,7 @@ def _is_zero(node: Node) -> bool:
         return node.value == 0
     bits, size = _bound(node)
     # Most expressions are far from zero, which few digits show.
-    low = _numeric(node, 128 + size)
-    if low is not None and abs(low) > 2.0**-40:
+    if abs(_numeric(node, 128 + size)) > 2.0**-40:
         return False
     if bits + size > MAX_BITS:
         raise TooHard("the numbers are too close to tell")
@@ -656,10 +655,10 @@ def _is_real(node: Node) -> bool:
 def _sign(node: Node) -> int:
     if node.op == "num":
         return (node.value > 0) - (node.value < 0)
-    if _is_zero(node):
-        return 0
     if not _is_real(node):
         raise TooHard("the sign of a complex number")
+    if _is_zero(node):
+        return 0
     bits, size = _bound(node)
     return 1 if _numeric(node, int(bits) + 2 * size + 64).real > 0 else -1
 

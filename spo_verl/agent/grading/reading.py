@@ -196,24 +196,20 @@ def _relation(found: list[Token]) -> Answer:
 
 
 def _equal(sides: list[list[Token]], text: str) -> Answer:
-    names = tuple(name for name in (_name(side) for side in (sides[0], sides[-1])) if name)
-    first, last = _name(sides[0]) is not None, _name(sides[-1]) is not None
-    values = sides[1 if first else 0 : len(sides) - 1 if last and not (first and len(sides) == 2) else len(sides)]
-    if first and last and len(sides) == 2:
-        return _equation(sides, text, names[:1])
+    names = tuple(name for side in sides if (name := _name(side)) is not None)[:1]
+    values = [side for side in sides if _name(side) is None]
     if not values:
-        raise Unreadable("only names")
+        return _equation(sides, text, names)
     read_values = [_answer(side) if _split(side)[1:] else _value(side) for side in values]
     if any(value.kind in {"other", "words"} for value in read_values):
         raise Unreadable("a side that is not read")
     if len(values) > 1 and not names and any(_variables(value.node) for value in read_values if value.node):
         return _equation(sides, text, ())
-    name = names[:1]
-    if name and any(name[0] in _variables(value.node) for value in read_values if value.node):
+    if names and any(names[0] in _variables(value.node) for value in read_values if value.node):
         return _equation(sides, text, ())
     if len(read_values) == 1:
-        return Answer(**{**read_values[0].__dict__, "names": name})
-    return Answer("equal", text, parts=tuple(read_values), names=name)
+        return Answer(**{**read_values[0].__dict__, "names": names})
+    return Answer("equal", text, parts=tuple(read_values), names=names)
 
 
 def _equation(sides: list[list[Token]], text: str, names: tuple[str, ...]) -> Answer:
@@ -238,8 +234,8 @@ def _name(side: list[Token]) -> str | None:
         return None if text in {"e", "i"} else text
     if re.fullmatch(rf"{letter}{index}\({letter}\)", text) or re.fullmatch(r"\\angle ?[A-Za-z]{1,4}|[A-Z]{2,4}", text):
         return text
-    if re.fullmatch(rf"\({letter}(?:,{letter})+\)", text):
-        return text
+    if re.fullmatch(r"\([A-Za-z](?:,[A-Za-z])+\)", text) and list(text[1:-1:2]) == sorted(text[1:-1:2]):
+        return text  # (y,x)=(1,2) is another point than (1,2)
     if side and all(token.kind == "word" for token in side) and side[0].text not in {"not", "no"} and len(side) <= 4:
         return text
     return None
@@ -503,6 +499,7 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.atom()
+        raised = False
         while True:
             token = self.peek()
             if token.text == "!":
@@ -516,8 +513,9 @@ class _Parser:
                     self.position += 3
                     node = Node("deg", (node,))
                     continue
-                if node.op in {"pow", "deg"}:
+                if raised or node.op == "deg":
                     raise Unreadable("a power of a power")
+                raised = True
                 node = Node("pow", (node, self.braced() if self.peek().text == "{" else self.atom()))
             else:
                 return node

@@ -138,7 +138,7 @@ _PRODUCTS = re.compile(r"[xyz]+|abc|abcd|bcd|acd|abd|mnp|pqr|abx|[xyzt]{3}|rst|u
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _EXPONENT = re.compile(r"[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.^_{])")
 _LETTERS = re.compile(r"[A-Za-z]+")
-_GREEK = re.compile(r"[α-ωΑ-Ω]")
+_GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
 _MERIDIEM = re.compile(r"\b([ap])\.?\s*m\b\.?", re.IGNORECASE)
 
 
@@ -157,6 +157,8 @@ def plain(text: str) -> str:
         elif (name := unicodedata.normalize("NFKC", character)) and "\u2044" in name and not name.endswith("\u2044"):
             over, _, under = name.partition("\u2044")
             found.append(rf" \frac{{{over}}}{{{under}}} ")
+        elif greek := _GREEK.fullmatch(unicodedata.name(character, "")):
+            found.append("\\" + (greek[2].lower() if greek[1] == "SMALL" else greek[2].capitalize()) + " ")
         elif unicodedata.category(character) == "Nd":
             found.append(str(unicodedata.decimal(character)))
         elif unicodedata.category(character) == "Zs":
@@ -223,9 +225,6 @@ def _scan(text: str, *, text_mode: bool) -> list[Token]:
             after_number = bool(found) and found[-1].kind == "number"
             for kind, value in _letters(run, text_mode=text_mode, after_number=after_number):
                 add(kind, value)
-        elif _GREEK.match(character):
-            add("letter", character)
-            position += 1
         elif character == "$":
             position += 1
         else:
