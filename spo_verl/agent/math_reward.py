@@ -7,7 +7,7 @@ A reward function for verl::
 
 The answer is the last ``\boxed{...}`` of the model's final text: no tool output, no code, after the thinking
 (`spo_verl.agent.grading.response`). Most answers are settled by their canonical form; the others are compared by
-math-verify in processes that are bounded in time and memory. ``docs/howto-rewards.md`` says it for users.
+grading processes that are bounded in time and memory. ``docs/howto-rewards.md`` says it for users.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spo_verl.agent.grading.canonical import MAX_EXPRESSION, canonical, quick_verdict, tidy
-from spo_verl.agent.grading.conditions import all_met, chosen
+from spo_verl.agent.grading.canonical import canonical, quick_verdict
+from spo_verl.agent.grading.conditions import REFERENCE, all_met, chosen
 from spo_verl.agent.grading.processes import GradingError, Limits, Verdict, close_all, grader
 from spo_verl.agent.grading.response import MAX_CHARACTERS, after_hashes, final_text, last_boxed
+from spo_verl.agent.grading.tokens import MAX_EXPRESSION
+from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.errors import SpoConfigError, SpoRewardError
 
 __all__ = ["GradingError", "close_all", "compute_score", "require_math_verify"]
@@ -55,8 +57,9 @@ def compute_score(
     Args:
         data_source: Name of the dataset; returned, so that verl's validation dumps tell it.
         solution_str: The response as verl decodes it, tool output included.
-        ground_truth: The right answer, in LaTeX or plain; a list where several are right.
-        extra_info: Not used.
+        ground_truth: The right answer, in LaTeX or plain; a list, or its text in JSON, where several are right
+            (`spo_verl.agent.grading.truths`).
+        extra_info: Its ``index`` names the row in errors.
         verifier: ``math_verify``, or ``math_dapo`` for verl's own string comparison.
         conditions: Names of conditions on the form of a response (`spo_verl.agent.grading.conditions`), or
             ``reference`` for those of the reference recipe. A response that does not meet all of them is wrong.
@@ -77,7 +80,7 @@ def compute_score(
         GradingError: The grader itself does not work.
     """
     names = _checked(verifier, _hashable(conditions), seconds, memory_mb, processes, tuple(sorted(other)))
-    truths = _truths(ground_truth, data_source)
+    truths = _truths(ground_truth, data_source, extra_info)
     # A lone surrogate cannot be written to a file or sent to a process.
     response = solution_str[-MAX_CHARACTERS:].encode("utf-8", "replace").decode("utf-8")
     outcome: dict[str, Any] = {"score": 0.0, "acc": 0.0, "pred": "", "grading_timeout": 0.0, "data_source": data_source}
@@ -86,7 +89,10 @@ def compute_score(
         if not outcome["format_ok"]:
             return outcome
     if verifier == "math_dapo":
-        right, outcome["pred"] = _math_dapo(final_text(response), truths, strict_box)
+        # The recipe's conditions leave nothing but text after the thinking, and its own reward looks at the last
+        # characters whatever they are: the same here, so that the reward is the same.
+        as_recipe = strict_box and set(REFERENCE) <= set(names)
+        right, outcome["pred"] = _math_dapo(response if as_recipe else final_text(response), truths, strict_box)
     else:
         text = final_text(response)
         answer = last_boxed(text)
@@ -120,7 +126,8 @@ def _math_verify(answer: str, truths: Sequence[str], limits: Limits) -> tuple[Ve
         if verdict == "equal":
             return "equal", canonical(truth)
         result = verdict if verdict == "unanswered" else result
-    return result, vote
+    # "2 m" is wrong for "2 km" and must not vote with it.
+    return result, answer if vote in map(canonical, truths) else vote
 
 
 def _compared(answer: str, truth: str, limits: Limits) -> Verdict:
@@ -129,7 +136,7 @@ def _compared(answer: str, truth: str, limits: Limits) -> Verdict:
         return "equal" if quick else "different"
     if len(truth) > MAX_EXPRESSION:
         return "different"
-    pair = (tidy(truth).rstrip("%"), tidy(answer).rstrip("%"))
+    pair = (truth, answer)
     if (known := _memory.get(pair)) is not None:
         return known
     verdict = grader(limits).compare(*pair)
@@ -207,22 +214,13 @@ def _checked(
     return names
 
 
-def _truths(ground_truth: Any, data_source: str) -> list[str]:
-    """The right answers as texts; a solution in GSM8K's form is cut down to what stands after ``####``."""
-    given = ground_truth.tolist() if hasattr(ground_truth, "tolist") else ground_truth
-    several = list(given) if isinstance(given, (list, tuple)) else [given]
-    found = []
-    for one in several:
-        if isinstance(one, bool) or not isinstance(one, (str, int, float)):
-            raise SpoRewardError(
-                f"the ground truth of a row of {data_source} is {one!r}, not a text or a number: "
-                "look at reward_model.ground_truth in the data"
-            )
-        text = str(one).strip()
-        boxed = last_boxed(text)
-        found.append((after_hashes(text) or text if boxed is None else boxed).strip())
-    if not found or not all(found):
+def _truths(ground_truth: Any, data_source: str, extra_info: Mapping[str, Any] | None) -> list[str]:
+    try:
+        return right_answers(ground_truth)
+    except UnusableTruth as error:
+        index = extra_info.get("index") if isinstance(extra_info, Mapping) else None
+        where = "" if index is None else f" (extra_info.index {index})"
         raise SpoRewardError(
-            f"a row of {data_source} has an empty ground truth: look at reward_model.ground_truth in the data"
-        )
-    return found
+            f"a row of {data_source}{where} has a ground truth that nothing can equal: {error}. "
+            "Mend reward_model.ground_truth in the data; `spo-verl data check FILE` lists all such rows"
+        ) from None

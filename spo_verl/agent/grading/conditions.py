@@ -18,6 +18,11 @@ def _think_closed_once(response: str) -> bool:
     return response.count(END_OF_THINKING) == 1
 
 
+def _text_after_thinking(response: str) -> bool:
+    after = response.partition(END_OF_THINKING)[2]
+    return not any(tag in after for tag in ("<code>", "<interpreter>"))
+
+
 def _one_box(response: str) -> bool:
     return boxes(final_text(response)) == 1
 
@@ -37,6 +42,7 @@ def _blocks_closed(response: str) -> bool:
 
 CONDITIONS: dict[str, Callable[[str], bool]] = {
     "think_closed_once": _think_closed_once,
+    "text_after_thinking": _text_after_thinking,
     "box_near_end": _box_near_end,
     "one_box": _one_box,
     "box_after_tools": _box_after_tools,
@@ -44,7 +50,7 @@ CONDITIONS: dict[str, Callable[[str], bool]] = {
 }
 """Name -> whether a response meets the condition. ``docs/howto-rewards.md`` says what each is."""
 
-REFERENCE = ("think_closed_once", "box_near_end")
+REFERENCE = ("think_closed_once", "text_after_thinking", "box_near_end")
 """The conditions of the reference recipe, under the name ``reference``."""
 
 

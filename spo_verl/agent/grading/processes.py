@@ -1,9 +1,10 @@
-"""Symbolic comparison in a small pool of processes, bounded in time and memory.
+"""Comparison of expressions in a small pool of processes, bounded in time and memory.
 
-math-verify limits its own time with ``signal.alarm``, which works in the main thread only, and verl calls rewards in
-threads. Here each comparison runs in a process of its own interpreter: after ``seconds`` the process is killed and a
-new one takes its place. Processes are started with ``exec``, never forked, so no lock of this process can be held in
-them; a fork of this process drops the pool and makes its own.
+Signals that limit time work in the main thread only, and verl calls rewards in threads. Here each comparison runs in a
+process of its own interpreter: after ``seconds`` the process is killed and a new one takes its place. A process that
+died by itself, or was killed from outside, is replaced, and the new one is asked again. Processes are started with
+``exec``, never forked, so no lock of this process can be held in them; a fork of this process drops the pool and makes
+its own.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from spo_verl.agent.grading.worker import EASY
 from spo_verl.errors import SpoError
 
 logger = logging.getLogger(__name__)
@@ -26,13 +28,14 @@ logger = logging.getLogger(__name__)
 START_S = 120.0
 """Seconds that the start of a process may take; it takes about one, and longer on a crowded machine."""
 
+ACCEPT_S = 30.0
+"""Seconds within which an idle process must accept a request; the time limit of a comparison begins after that."""
+
 JOBS_PER_PROCESS = 5000
 """After so many comparisons a process is replaced: sympy's caches grow."""
 
 SUSPICIOUS_IN_A_ROW = 10
 """After so many comparisons without a verdict, and none with one between, the grader is tried on an easy pair."""
-
-EASY = (r"2\sqrt{3}", r"\sqrt{12}")
 
 Verdict = Literal["equal", "different", "unanswered"]
 
@@ -56,11 +59,19 @@ class Limits:
     processes: int = 2
 
 
+_NEXT = ("asking a new one", "the comparison is given up")
+
+
+class _Died(Exception):
+    """The process is gone."""
+
+
 class _Process:
     """One grading process; used by one thread at a time."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.jobs = limits, 0
+        self.usable, self._hung_up = True, False
         self.connection, theirs = multiprocessing.Pipe(duplex=True)
         arguments = (theirs.fileno(), os.getpid(), limits.memory_mb * 2**20)
         # As multiprocessing's spawn does: the same search path as here, wherever it came from.
@@ -92,30 +103,46 @@ class _Process:
         self.process.stderr.close()
 
     def compare(self, truth: str, answer: str) -> Verdict:
-        """Whether both are equal; "unanswered" ends the process."""
+        """Whether both are equal.
+
+        Returns:
+            "unanswered" where the process gave up or the time ran out, which ends the process.
+
+        Raises:
+            _Died: the process is gone, or does not accept requests any more.
+        """
         self.jobs += 1
         request = {"truth": truth, "answer": answer, "seconds": self.limits.seconds}
         try:
             self.connection.send_bytes(json.dumps(request).encode())
         except OSError:
-            return "unanswered"
+            raise _Died from None
+        if self._receive(ACCEPT_S) is None:
+            raise _Died
         message = self._receive(self.limits.seconds)
-        if message is None or "problem" in message:
-            return "unanswered"
-        return "equal" if message["equal"] else "different"
+        if message is None:
+            timed_out = not self._hung_up
+            self.usable = False
+            if timed_out:
+                return "unanswered"
+            raise _Died
+        self.usable = bool(message["usable"])
+        verdict: Verdict = message["verdict"]
+        return verdict
 
     def close(self) -> None:
         self.connection.close()
         self.process.kill()
         self.process.wait()
 
-    def _receive(self, seconds: float) -> dict[str, bool | str] | None:
-        """The next message; None when there is none in time, or the process has ended."""
+    def _receive(self, seconds: float) -> dict[str, Any] | None:
+        """The next message; None when there is none in time, or the process has hung up."""
         try:
             if not self.connection.poll(seconds):
                 return None
-            message: dict[str, bool | str] = json.loads(self.connection.recv_bytes())
+            message: dict[str, Any] = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
+            self._hung_up = True
             return None
         return message
 
@@ -138,8 +165,11 @@ class Grader:
     def compare(self, truth: str, answer: str) -> Verdict:
         """Whether two LaTeX expressions are equal.
 
+        A process that has died is replaced, and the new one is asked again, once.
+
         Returns:
-            "unanswered" where time or memory ran out or the process died; such a pair is logged and counted.
+            "unanswered" where the work, time or memory ran out, or the process died twice; such a pair is logged and
+            counted.
 
         Raises:
             GradingError: no process can be started, or an easy pair gets no verdict either.
@@ -151,13 +181,18 @@ class Grader:
 
     def _compare(self, truth: str, answer: str) -> Verdict:
         with self._slots:
-            process = self._take()
-            verdict: Verdict = "unanswered"
-            try:
-                verdict = process.compare(truth, answer)
-            finally:
-                self._give_back(process, keep=verdict != "unanswered")
-        return verdict
+            for attempt in range(2):
+                process = self._take(fresh=attempt > 0)
+                usable = False
+                try:
+                    verdict = process.compare(truth, answer)
+                    usable = process.usable
+                    return verdict
+                except _Died:
+                    logger.warning("a grading process (%d) has died; %s", process.process.pid, _NEXT[attempt])
+                finally:
+                    self._give_back(process, keep=usable)
+        return "unanswered"
 
     def _require_working(self) -> None:
         """Tell a series of impossible answers from a grader that does not work."""
@@ -177,9 +212,10 @@ class Grader:
         for process in ending:
             process.close()
 
-    def _take(self) -> _Process:
+    def _take(self, *, fresh: bool) -> _Process:
+        """An idle process, or a new one; with ``fresh`` certainly a new one, as the idle may have died together."""
         with self._lock:
-            if self._idle:
+            if self._idle and not fresh:
                 return self._idle.pop()
         process = _Process(self.limits)
         with self._lock:
@@ -205,7 +241,7 @@ class Grader:
             in_a_row, total, asked = self._in_a_row, self.unanswered, self.asked
         if verdict == "unanswered":
             logger.warning(
-                "no verdict within %g s, %d MiB; counted as wrong (%d of %d comparisons): answer %.200r, truth %.200r",
+                "no verdict within the bounds (%g s, %d MiB); counted as wrong (%d of %d comparisons): answer %.200r, truth %.200r",
                 self.limits.seconds,
                 self.limits.memory_mb,
                 total,

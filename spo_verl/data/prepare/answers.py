@@ -10,10 +10,12 @@
 Leading zeros go: AIME's "033" and a model's 33 are the same answer, and verifiers that compare texts would not see it.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
+from spo_verl.agent.grading.truths import right_answers
 from spo_verl.data.prepare.sources import AnswerRule
 
 _WHOLE = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
@@ -24,9 +26,12 @@ def read_answer(rule: AnswerRule, value: Any) -> str:
     """The ground truth of a row.
 
     Raises:
-        ValueError: the value is not what the rule takes; says what it is.
+        ValueError: the value is not what the rule takes, or no ground truth that the mathematical reward can use; says
+            what it is.
     """
-    return _RULES[rule](value)
+    text = _RULES[rule](value)
+    right_answers(text)
+    return text
 
 
 def is_whole(answer: str) -> bool:
@@ -59,6 +64,8 @@ def _text(value: Any) -> str:
     """The value as text without white space and a pair of ``$`` around it."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"a {type(value).__name__} is no answer" if value is not None else "it is empty")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no answer")
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     text = text.strip()
     inner = text.strip("$").strip()

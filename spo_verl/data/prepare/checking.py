@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.data.canonical import NotCanonicalError
 from spo_verl.data.identity import prompt_key
 from spo_verl.data.prepare.errors import RowError, SpoDataError, row_error
@@ -62,7 +63,8 @@ def check_file(file: Path) -> CheckReport:
     """Check a file of verl's columns.
 
     Required are ``data_source``, ``prompt`` (messages of which the last is the user's) and
-    ``reward_model.ground_truth``; ``ability`` and ``extra_info`` (with ``index`` and ``split``) are checked where they
+    ``reward_model.ground_truth`` (a text or a list of texts that the mathematical reward takes, unless ``ability``
+    says that it is no mathematics); ``ability`` and ``extra_info`` (with ``index`` and ``split``) are checked where they
     are.
 
     Raises:
@@ -123,7 +125,7 @@ def check_row(row: int, fields: Mapping[str, Any]) -> None:
     reward = fields.get("reward_model")
     if not isinstance(reward, Mapping):
         raise row_error(row, "reward_model", f"{_shown(reward)} instead of a struct with ground_truth.")
-    _check_text(row, "reward_model.ground_truth", reward.get("ground_truth"))
+    _check_truth(row, reward.get("ground_truth"), fields.get("ability"))
     if "ability" in fields:
         _check_text(row, "ability", fields["ability"])
     extra = fields.get("extra_info")
@@ -153,6 +155,19 @@ def _check_prompt(row: int, prompt: Any) -> None:
         raise row_error(
             row, f"prompt[{len(prompt) - 1}].role", f"{prompt[-1]['role']!r}; the last message is the user's."
         )
+
+
+def _check_truth(row: int, truth: Any, ability: Any) -> None:
+    """What the mathematical reward refuses; of other abilities only that there is something."""
+    name = "reward_model.ground_truth"
+    if not isinstance(truth, (list, tuple)):
+        _check_text(row, name, truth)
+    if isinstance(ability, str) and "math" not in ability.lower():
+        return
+    try:
+        right_answers(truth)
+    except UnusableTruth as error:
+        raise row_error(row, name, f"{error}.") from None
 
 
 def _check_text(row: int, name: str, value: Any) -> None:
