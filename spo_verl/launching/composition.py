@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spo_verl.conf import PRESETS
 from spo_verl.config import SpoConfig, known_keys
 from spo_verl.errors import SpoConfigError
+from spo_verl.launching.launch import hydra_value
 
 PRESET_GROUP = "spo"
 ESTIMATOR = "spo"
@@ -197,8 +198,8 @@ def _where(stock: Path, config_name: str, config_dir: Path | None, search: Seque
     own = config_dir.resolve()
     is_own = (own / f"{config_name.removesuffix('.yaml')}.yaml").is_file()
     first, second = (own, stock) if is_own else (stock, own)
-    others = ", ".join(f"'file://{folder.resolve()}'" for folder in (second, *search))
-    return first, [f"hydra.searchpath=[{others}]"]
+    others = [f"file://{folder.resolve()}" for folder in (second, *search)]
+    return first, [f"hydra.searchpath={hydra_value(others, resolved=False)}"]
 
 
 def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:

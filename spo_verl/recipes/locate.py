@@ -42,12 +42,18 @@ class Recipe:
         return self.root / f"{self.name}.yaml"
 
     def options(self) -> list[str]:
-        """What chooses this recipe behind ``python -m verl.trainer.main_ppo``, as recipes/run.sh does."""
+        """What chooses this recipe behind ``python -m verl.trainer.main_ppo``."""
         return ["--config-dir", str(self.path.parent), "--config-name", self.path.stem]
 
     def base_overrides(self) -> list[str]:
         """Overrides that belong to every launch of it, before those of the user."""
-        return [f"hydra.searchpath=['file://{self.root}']", f"++recipes_dir={hydra_value(str(self.root))}"]
+        searched = hydra_value([f"file://{self.root}"], resolved=False)
+        return [f"hydra.searchpath={searched}", f"++recipes_dir={hydra_value(str(self.root))}"]
+
+    def command(self, overrides: Sequence[str], python: str) -> list[str]:
+        """What starts verl with this recipe."""
+        main = [python, "-m", "verl.trainer.main_ppo"]
+        return [*main, *self.options(), *self.base_overrides(), *overrides]
 
 
 def default_root() -> Path:
