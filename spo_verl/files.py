@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +27,13 @@ Raises = Callable[[str], SpoError]
 MOST_LEVELS = 100
 """Nesting that is accepted in JSON: far more than data have, far less than Python's stack allows."""
 
+_BRACKETS = 2000
+"""So many in one line, and its nesting is looked at: far deeper nesting ends readers written in C without an error."""
+
 _UTF8_MARK = b"\xef\xbb\xbf"
 _ROWS_PER_BATCH = 256
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 _STRANGE = {
     b"\x1f\x8b": "compressed with gzip: unpack it with gunzip first",
@@ -77,6 +83,7 @@ def require_data(path: Path, error: Raises) -> None:
         raise error(f"{path} is empty: was its writer stopped?")
     if path.suffix != ".parquet":
         _require_text(start, path, error)
+        _require_shallow(path, error)
 
 
 @contextmanager
@@ -182,26 +189,32 @@ def parquet_file(path: Path, error: Raises) -> Iterator[pq.ParquetFile]:
     """
     import pyarrow.parquet as pq
 
-    require_file(path, error)
-    if not path.stat().st_size:
-        raise error(f"{path} is empty: was its writer stopped?")
-    with parquet_faults(path, error), pq.ParquetFile(path) as file:
+    # Opened here: pyarrow would take a name with a colon for an address.
+    with opened(path, error) as raw, parquet_faults(path, error):
+        if not raw.read(1):
+            raise error(f"{path} is empty: was its writer stopped?")
+        file = pq.ParquetFile(raw)
         names = file.schema_arrow.names
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise error(f"{path} has the column {', '.join(twice)} twice: keep one of each name")
         yield file
 
 
-@contextmanager
-def parquet_faults(path: Path, error: Raises) -> Iterator[None]:
-    """Turn what pyarrow raises over a damaged file into one message."""
+def parquet_reasons() -> tuple[type[Exception], ...]:
+    """What pyarrow raises over files that are damaged or hold values that Python has not."""
     import pyarrow as pa
 
+    return (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError, RuntimeError)
+
+
+@contextmanager
+def parquet_faults(path: Path, error: Raises) -> Iterator[None]:
+    """Turn what pyarrow raises over a file into one message."""
     try:
         yield
     except SpoError:
         raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as reason:
+    except parquet_reasons() as reason:
         raise error(
             f"{path} cannot be read as Parquet ({_told(reason)}): restore it from a copy, or make it again"
         ) from reason
@@ -328,6 +341,25 @@ def _require_text(start: bytes, path: Path, error: Raises) -> None:
     for mark, meaning in _STRANGE.items():
         if start.startswith(mark):
             raise error(f"{path} is {meaning}")
+
+
+def _require_shallow(path: Path, error: Raises) -> None:
+    with opened(path, error) as file:
+        for number, raw in enumerate(file, 1):
+            if raw.count(b"[") + raw.count(b"{") > _BRACKETS and _depth(raw) > MOST_LEVELS:
+                raise error(f"{path}, line {number}: nested more than {MOST_LEVELS} levels deep: mend this row")
+
+
+def _depth(raw: bytes) -> int:
+    """How deep brackets are nested in a line of JSON; those in texts do not count."""
+    depth = most = 0
+    for token in _TOKEN.findall(raw):
+        if token in b"[{":
+            depth += 1
+            most = max(most, depth)
+        elif token in b"]}":
+            depth -= 1
+    return most
 
 
 def _decoded(raw: bytes, where: str, error: Raises) -> str:

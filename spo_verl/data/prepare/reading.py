@@ -5,18 +5,21 @@ and of these only a thousand rows and the columns that are asked for become Pyth
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from spo_verl.data.libraries import library_faults, literally, told
 from spo_verl.data.prepare.errors import SpoDataError
 from spo_verl.data.prepare.sources import Release, Source
+from spo_verl.errors import SpoError
+from spo_verl.files import parquet_file, require_data, require_file, why_unreadable
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,6 +42,7 @@ class Stream:
         rows: number of rows, where it is known before reading.
         release: the release that a hub id stands for; None for files, whose release their columns tell.
         split: name of the split that was asked for or found.
+        files: the files that are read, where they were named.
     """
 
     label: str
@@ -47,6 +51,7 @@ class Stream:
     release: Release | None = None
     split: str = "train"
     details: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
     def batches(self) -> Iterator[pa.Table]:
         """The rows of all parts, as Arrow tables of up to a thousand.
@@ -55,7 +60,7 @@ class Stream:
             SpoDataError: something cannot be read or decoded.
         """
         for label, part in self.parts:
-            with _told(label):
+            with _told(label, files=self.files):
                 yield from part.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH)
 
 
@@ -65,20 +70,24 @@ def open_files(files: Sequence[Path], split: str | None = None) -> Stream:
     Raises:
         SpoDataError: a file is not there, has another ending, or the files are of different kinds.
     """
-    kinds = {_BUILDERS.get(file.suffix) for file in files}
     for file in files:
-        if not file.is_file():
-            raise SpoDataError(f"there is no file {file.absolute()}: check the path.")
         if file.suffix not in _BUILDERS:
+            require_file(file, SpoDataError)
             raise SpoDataError(f"{file}: files end with {', '.join(_BUILDERS)}; convert this one.")
+        require_data(file, SpoDataError)
+    kinds = {_BUILDERS[file.suffix] for file in files}
     if len(kinds) != 1:
         raise SpoDataError("the files are of different kinds: give Parquet files or JSON files, one after the other.")
     label = ", ".join(map(str, files))
-    with _told(label):
-        parts = ((label, _stream(str(kinds.pop()), data_files=[str(file) for file in files], split="train")),)
-        counted = all(file.suffix == ".parquet" for file in files)
-        rows = sum(pq.read_metadata(file).num_rows for file in files) if counted else None
-    return Stream(label, parts, rows, split=split or _split_of_name(files[0]))
+    rows = None
+    if kinds == {"parquet"}:
+        rows = 0
+        for file in files:
+            with parquet_file(file, SpoDataError) as parquet:
+                rows += parquet.metadata.num_rows
+    with _told(label, files=files):
+        parts = ((label, _stream(str(kinds.pop()), data_files=[literally(file) for file in files], split="train")),)
+    return Stream(label, parts, rows, split=split or _split_of_name(files[0]), files=tuple(files))
 
 
 def open_source(
@@ -99,12 +108,12 @@ def open_source(
     """
     if not origin:
         return _open_hub(source, source.releases[0].hub_id, config, split)
-    paths = [Path(one).expanduser() for one in origin]
-    if len(origin) == 1 and paths[0].is_dir():
+    paths = [Path(os.path.expanduser(one)) for one in origin]
+    if len(origin) == 1 and os.path.isdir(paths[0]):
         return _open_folder(source, paths[0], config, split)
-    if len(origin) == 1 and not paths[0].exists() and paths[0].suffix not in _BUILDERS and _HUB_ID.fullmatch(origin[0]):
+    if len(origin) == 1 and not os.path.lexists(paths[0]) and paths[0].suffix not in _BUILDERS and _HUB_ID.fullmatch(origin[0]):
         return _open_hub(source, origin[0], config, split)
-    if any(path.is_dir() for path in paths):
+    if any(map(os.path.isdir, paths)):
         raise SpoDataError("--from takes one folder, or files, or one hub id: give the folders one by one.")
     return open_files(paths, split)
 
@@ -187,28 +196,16 @@ def _stream(path: str, name: str | None = None, **options: Any) -> Any:
 
 
 @contextmanager
-def _told(label: str, advice: str = "Restore it, or convert it again.") -> Iterator[None]:
-    """Turn what `datasets` raises into one message that says what could not be read."""
-    import datasets
-
-    known: list[type[Exception]] = [
-        OSError,
-        ValueError,
-        TypeError,
-        pa.ArrowException,
-        datasets.exceptions.DatasetsError,
-    ]
-    with suppress(ImportError):  # the hub's client uses it since version 1
-        import httpx
-
-        known.append(httpx.HTTPError)
+def _told(label: str, advice: str = "Restore it, or convert it again.", files: Sequence[Path] = ()) -> Iterator[None]:
+    """Turn what `datasets` raises into one message that says what could not be read, and of files the row."""
     try:
         yield
-    except SpoDataError:
+    except SpoError:
         raise
-    except tuple(known) as error:
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise SpoDataError(f"{label} cannot be read ({reason}). {advice}") from error
+    except library_faults() as error:
+        for file in files:
+            why_unreadable(file, SpoDataError)
+        raise SpoDataError(f"{label} cannot be read ({told(error)}). {advice}") from error
 
 
 def find_release(source: Source, schema: pa.Schema, expected: Release | None = None) -> Release:
@@ -276,7 +273,7 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
     if _is_json(kind):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:  # texts of digits such as 016 stand there without quotes
+        except (ValueError, RecursionError):  # texts of digits such as 016 stand there without quotes
             return value
     if pa.types.is_struct(kind):
         return {field.name: _parsed(value[field.name], field.type) for field in kind}

@@ -97,11 +97,12 @@ def reward_in_unit_range(raw: Any, reward: RewardConfig, where: str) -> float:
     Raises:
         SpoRewardError: It is missing, not a number, NaN, or outside the range.
     """
-    if isinstance(raw, (int, float, np.number, np.bool_)) and reward.low <= float(raw) <= reward.high:
+    # Compared before it is converted: a whole number may be larger than any float.
+    if isinstance(raw, (int, float, np.number, np.bool_)) and reward.low <= raw <= reward.high:
         return (float(raw) - reward.low) / (reward.high - reward.low)
     name = "score" if reward.key is None else reward.key
     raise SpoRewardError(
-        f"{where}: {name} is {raw!r}, and it must be a number in the declared range [{reward.low}, {reward.high}]. "
+        f"{where}: {name} is {raw!r:.60}, and it must be a number in the declared range [{reward.low}, {reward.high}]. "
         "Declare the range of the reward (low, high), or choose another field (key), e.g. acc"
     )
 
