@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,13 +26,8 @@ Raises = Callable[[str], SpoError]
 MOST_LEVELS = 100
 """Nesting that is accepted in JSON: far more than data have, far less than Python's stack allows."""
 
-_BRACKETS = 2000
-"""So many in one line, and its nesting is looked at: far deeper nesting ends readers written in C without an error."""
-
 _UTF8_MARK = b"\xef\xbb\xbf"
 _ROWS_PER_BATCH = 256
-
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 _STRANGE = {
     b"\x1f\x8b": "compressed with gzip: unpack it with gunzip first",
@@ -71,19 +65,36 @@ def require_file(path: Path, error: Raises) -> None:
         raise error(f"{path} is no regular file but a device, a pipe or a socket: copy its content into a file first")
 
 
-def require_data(path: Path, error: Raises) -> None:
-    """Refuse what cannot hold rows: no regular file, nothing in it, or something else than its name promises.
+def require_rows(path: Path, error: Raises) -> None:
+    """Read a JSON file of rows once, strictly, before a library does; of a Parquet file only that there is something.
+
+    Libraries that read JSON guess at encodings, tell no row, and some end the process over rows that are no objects.
+
+    Args:
+        path: One object per line, or one list of objects.
+        error: What is raised.
 
     Raises:
-        error: says what it is.
+        error: names file and row.
     """
     with opened(path, error) as file:
-        start = file.read(16)
+        start = file.read(4096)
     if not start:
         raise error(f"{path} is empty: was its writer stopped?")
-    if path.suffix != ".parquet":
-        _require_text(start, path, error)
-        _require_shallow(path, error)
+    if path.suffix == ".parquet":
+        return
+    rows: Iterable[tuple[int, Any]]
+    if start.removeprefix(_UTF8_MARK).lstrip()[:1] == b"[":
+        rows, noun = enumerate(read_json(path, error)), "row"
+    else:
+        rows, noun = read_json_lines(path, error), "line"
+    some = False
+    for number, row in rows:
+        some = True
+        if not isinstance(row, dict):
+            raise error(f"{path}, {noun} {number}: {str(row)[:40]!r} instead of a JSON object: each row is one")
+    if not some:
+        raise error(f"{path} holds no row: was its writer stopped?")
 
 
 @contextmanager
@@ -220,26 +231,6 @@ def parquet_faults(path: Path, error: Raises) -> Iterator[None]:
         ) from reason
 
 
-def why_unreadable(path: Path, error: Raises) -> None:
-    """Look for the row at which a JSON file is damaged, after another reader gave up on it.
-
-    Raises:
-        error: names the row; nothing is raised where every row is readable.
-    """
-    if path.suffix == ".jsonl":
-        for _ in read_json_lines(path, error):
-            pass
-    elif path.suffix == ".json":
-        # Readers take both one array and one object per line.
-        with opened(path, error) as file:
-            start = file.read(4096).removeprefix(_UTF8_MARK).lstrip()[:1]
-        if start == b"[":
-            read_json(path, error)
-        else:
-            for _ in read_json_lines(path, error):
-                pass
-
-
 def check_output(path: Path, error: Raises, *, inputs: Iterable[Path] = ()) -> None:
     """Refuse a file that could not be written, before anything is computed for it.
 
@@ -254,12 +245,18 @@ def check_output(path: Path, error: Raises, *, inputs: Iterable[Path] = ()) -> N
     for source in inputs:
         if _same(path, source):
             raise error(f"{path} is read too and would be replaced: name another file to write")
-    if path.is_symlink() and not os.path.exists(path):
+    if os.path.islink(path) and not os.path.exists(path):
         raise error(f"{path} is a link to something that is not there: mend the link, or name another file")
     if os.path.isdir(path):
         raise error(f"{path} is a folder: name a file, e.g. {path}/{_example(path)}")
     if os.path.exists(path) and not os.path.isfile(path):
         raise error(f"{path} is a device, a pipe or a socket, which would be replaced: name a file")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as reason:
+        raise error(f"{path} cannot be written ({_told(reason)}): name another file") from reason
     above = path.absolute().parent
     while not os.path.lexists(above):
         above = above.parent
@@ -341,25 +338,6 @@ def _require_text(start: bytes, path: Path, error: Raises) -> None:
     for mark, meaning in _STRANGE.items():
         if start.startswith(mark):
             raise error(f"{path} is {meaning}")
-
-
-def _require_shallow(path: Path, error: Raises) -> None:
-    with opened(path, error) as file:
-        for number, raw in enumerate(file, 1):
-            if raw.count(b"[") + raw.count(b"{") > _BRACKETS and _depth(raw) > MOST_LEVELS:
-                raise error(f"{path}, line {number}: nested more than {MOST_LEVELS} levels deep: mend this row")
-
-
-def _depth(raw: bytes) -> int:
-    """How deep brackets are nested in a line of JSON; those in texts do not count."""
-    depth = most = 0
-    for token in _TOKEN.findall(raw):
-        if token in b"[{":
-            depth += 1
-            most = max(most, depth)
-        elif token in b"]}":
-            depth -= 1
-    return most
 
 
 def _decoded(raw: bytes, where: str, error: Raises) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from spo_verl.data.libraries import library_faults, literally, told
 from spo_verl.errors import SpoConfigError
-from spo_verl.files import require_data, why_unreadable
+from spo_verl.files import require_rows
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -55,11 +55,10 @@ def _read(files: Sequence[Path]) -> Any:
             raise SpoConfigError(
                 f"{file}: training data are files with one of the endings {known}, as verl reads them."
             )
-        require_data(file, SpoConfigError)
+        require_rows(file, SpoConfigError)
         try:
             tables.append(datasets.load_dataset(_BUILDERS[file.suffix], data_files=[literally(file)])["train"])
         except library_faults() as error:
-            why_unreadable(file, SpoConfigError)
             raise SpoConfigError(f"{file} cannot be read ({told(error)}): restore it, or convert it again.") from error
     try:
         return datasets.concatenate_datasets(tables)

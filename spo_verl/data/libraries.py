@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from spo_verl.errors import SpoError
+from spo_verl.files import parquet_reasons
 
 _BUILT_IN: tuple[type[Exception], ...] = (
     OSError,
@@ -26,7 +33,6 @@ def library_faults() -> tuple[type[Exception], ...]:
     It documents none of this.
     """
     import datasets
-    import pyarrow as pa
 
     faults = [*_BUILT_IN, datasets.exceptions.DatasetsError, pa.ArrowException]
     with suppress(ImportError):  # the hub's client uses it since version 1
@@ -34,6 +40,28 @@ def library_faults() -> tuple[type[Exception], ...]:
 
         faults.append(httpx.HTTPError)
     return tuple(faults)
+
+
+def python_values(column: pa.Array | pa.ChunkedArray, name: str, error: Callable[[str], SpoError]) -> list[Any]:
+    """The values of a column as Python objects.
+
+    Raises:
+        error: a value is none that Python has, such as a text that is not UTF-8 or a day beyond the year 9999; names
+            column and row, counted from 0 in what was given.
+    """
+    try:
+        values: list[Any] = column.to_pylist()
+    except parquet_reasons():
+        for row in range(len(column)):
+            try:
+                column[row].as_py()
+            except parquet_reasons() as reason:
+                raise error(
+                    f"column {name}, row {row} of its batch: its {column.type} cannot be read ({told(reason)}): mend the "
+                    "row, or store the column as text or numbers"
+                ) from reason
+        raise
+    return values
 
 
 def told(error: BaseException) -> str:

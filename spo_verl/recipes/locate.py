@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.files import require_file
 from spo_verl.launching.launch import hydra_value
 
 if TYPE_CHECKING:
@@ -77,15 +78,16 @@ def find_recipe(recipe: str) -> Recipe:
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise SpoConfigError(f"there is no recipe file {recipe}: give the path of a YAML file, or a name such as "
                                  f"{_example()}.")  # fmt: skip
-        path = path.resolve()
+        require_file(path, SpoConfigError)
+        path = Path(os.path.realpath(path))
         root = next((folder for folder in path.parents if folder.name == ROOT_NAME), path.parent)
         return Recipe(root, path.relative_to(root).with_suffix("").as_posix())
-    root = default_root().resolve()
-    if not (root / f"{recipe}.yaml").is_file():
-        known = ", ".join(recipes_in(root)) if root.is_dir() else ""
+    root = Path(os.path.realpath(default_root()))
+    if not os.path.isfile(root / f"{recipe}.yaml"):
+        known = ", ".join(recipes_in(root)) if os.path.isdir(root) else ""
         advice = (
             f"there are: {known}" if known else f"name the folder of the recipes with {ROOT_VARIABLE}, or give a path"
         )
@@ -127,10 +129,13 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _has_defaults(path: Path) -> bool:
-    from omegaconf import DictConfig, OmegaConf
+    import yaml
 
-    content = OmegaConf.load(path)
-    return isinstance(content, DictConfig) and "defaults" in content
+    try:
+        content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # told by who composes it; here are those that can be
+        return False
+    return isinstance(content, dict) and "defaults" in content
 
 
 def _example() -> str:

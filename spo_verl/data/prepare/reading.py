@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from spo_verl.data.libraries import library_faults, literally, told
+from spo_verl.data.libraries import library_faults, literally, python_values, told
 from spo_verl.data.prepare.errors import SpoDataError
 from spo_verl.data.prepare.sources import Release, Source
 from spo_verl.errors import SpoError
-from spo_verl.files import parquet_file, require_data, require_file, why_unreadable
+from spo_verl.files import parquet_file, require_file, require_rows
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -42,7 +42,6 @@ class Stream:
         rows: number of rows, where it is known before reading.
         release: the release that a hub id stands for; None for files, whose release their columns tell.
         split: name of the split that was asked for or found.
-        files: the files that are read, where they were named.
     """
 
     label: str
@@ -51,7 +50,6 @@ class Stream:
     release: Release | None = None
     split: str = "train"
     details: dict[str, Any] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
 
     def batches(self) -> Iterator[pa.Table]:
         """The rows of all parts, as Arrow tables of up to a thousand.
@@ -60,7 +58,7 @@ class Stream:
             SpoDataError: something cannot be read or decoded.
         """
         for label, part in self.parts:
-            with _told(label, files=self.files):
+            with _told(label):
                 yield from part.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH)
 
 
@@ -74,7 +72,7 @@ def open_files(files: Sequence[Path], split: str | None = None) -> Stream:
         if file.suffix not in _BUILDERS:
             require_file(file, SpoDataError)
             raise SpoDataError(f"{file}: files end with {', '.join(_BUILDERS)}; convert this one.")
-        require_data(file, SpoDataError)
+        require_rows(file, SpoDataError)
     kinds = {_BUILDERS[file.suffix] for file in files}
     if len(kinds) != 1:
         raise SpoDataError("the files are of different kinds: give Parquet files or JSON files, one after the other.")
@@ -85,9 +83,9 @@ def open_files(files: Sequence[Path], split: str | None = None) -> Stream:
         for file in files:
             with parquet_file(file, SpoDataError) as parquet:
                 rows += parquet.metadata.num_rows
-    with _told(label, files=files):
+    with _told(label):
         parts = ((label, _stream(str(kinds.pop()), data_files=[literally(file) for file in files], split="train")),)
-    return Stream(label, parts, rows, split=split or _split_of_name(files[0]), files=tuple(files))
+    return Stream(label, parts, rows, split=split or _split_of_name(files[0]))
 
 
 def open_source(
@@ -196,15 +194,13 @@ def _stream(path: str, name: str | None = None, **options: Any) -> Any:
 
 
 @contextmanager
-def _told(label: str, advice: str = "Restore it, or convert it again.", files: Sequence[Path] = ()) -> Iterator[None]:
-    """Turn what `datasets` raises into one message that says what could not be read, and of files the row."""
+def _told(label: str, advice: str = "Restore it, or convert it again.") -> Iterator[None]:
+    """Turn what `datasets` raises into one message that says what could not be read."""
     try:
         yield
     except SpoError:
         raise
     except library_faults() as error:
-        for file in files:
-            why_unreadable(file, SpoDataError)
         raise SpoDataError(f"{label} cannot be read ({told(error)}). {advice}") from error
 
 
@@ -258,7 +254,7 @@ def values_of(table: pa.Table, path: str) -> list[Any]:
     if top not in table.column_names:
         return [None] * table.num_rows
     column = table.column(top)
-    values: list[Any] = column.to_pylist()
+    values = python_values(column, top, SpoDataError)
     if _holds_json(column.type):
         values = [_parsed(value, column.type) for value in values]
     for name in inner:
