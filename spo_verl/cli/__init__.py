@@ -23,5 +23,6 @@ from __future__ import annotations
 def main() -> None:
     """Entry point of the console script ``spo-verl``."""
     from spo_verl.cli.app import app
+    from spo_verl.cli.output import contained
 
-    app(prog_name="spo-verl")
+    contained(lambda: app(prog_name="spo-verl"))

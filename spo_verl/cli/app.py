@@ -9,7 +9,7 @@ import typer
 from spo_verl import __version__
 from spo_verl.cli import config, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
 
-# typer's own tracebacks are switched off: what is expected is printed without one, and a defect shows Python's.
+# typer's own tracebacks are switched off: what is expected is printed without one, and a defect is told by ``output.contained``.
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -25,8 +25,6 @@ app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP)(rehe
 app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
-app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
-app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command(
     "quickstart",
     help=quickstart.HELP,

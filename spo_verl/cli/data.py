@@ -142,7 +142,7 @@ def check_data(
     else:
         report = check_source(find_source(source), [file], config=config, split=split)
     return Outcome(
-        {**asdict(report), "fine": report.fine}, lambda console: _show_check(console, report), not report.fine
+        {**asdict(report), "fine": report.fine}, lambda console: _show_check(console, report), int(not report.fine)
     )
 
 

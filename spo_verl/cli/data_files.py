@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spo_verl.data.libraries import library_faults, literally, told
 from spo_verl.errors import SpoConfigError
+from spo_verl.files import require_rows
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -53,16 +55,14 @@ def _read(files: Sequence[Path]) -> Any:
             raise SpoConfigError(
                 f"{file}: training data are files with one of the endings {known}, as verl reads them."
             )
-        if not file.is_file():
-            raise SpoConfigError(f"there are no training data at {file.absolute()}: check --data.")
+        require_rows(file, SpoConfigError)
         try:
-            tables.append(datasets.load_dataset(_BUILDERS[file.suffix], data_files=str(file))["train"])
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-            reason = error.__cause__ or error
-            raise SpoConfigError(f"{file} cannot be read ({reason}): restore it, or convert it again.") from error
+            tables.append(datasets.load_dataset(_BUILDERS[file.suffix], data_files=[literally(file)])["train"])
+        except library_faults() as error:
+            raise SpoConfigError(f"{file} cannot be read ({told(error)}): restore it, or convert it again.") from error
     try:
         return datasets.concatenate_datasets(tables)
-    except ValueError as error:
+    except library_faults() as error:
         raise SpoConfigError(
-            f"the files given to --data have different columns ({error}): give those of one kind."
+            f"the files given to --data have different columns ({told(error)}): give those of one kind."
         ) from error

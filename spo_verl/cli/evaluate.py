@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,7 +51,12 @@ def evaluate(
     from spo_verl.evaluation.generations import DataSources, EvaluationError, read_generations
     from spo_verl.evaluation.metrics import Settings
     from spo_verl.evaluation.metrics import evaluate as compute
+    from spo_verl.files import check_output, replacing
 
+    read_files = [path for _, path in map(named, runs)] + (data or [])
+    for target in (markdown, plot):
+        if target is not None:
+            check_output(target, EvaluationError, inputs=read_files)
     sources = None
     if data:
         from spo_verl.cli.data_files import DataFiles
@@ -64,17 +70,14 @@ def evaluate(
     found = compute(read, Settings(k, level, resamples, seed, subsets))
     written: dict[str, str] = {}
     if markdown is not None:
-        try:
-            markdown.write_text(tables.markdown(found), encoding="utf-8")
-        except OSError as error:
-            raise EvaluationError(
-                f"{markdown} cannot be written ({error}): name a file in a folder that exists"
-            ) from error
+        with replacing(markdown, EvaluationError) as stage:
+            stage().write_text(tables.markdown(found), encoding="utf-8", errors="backslashreplace")
         written["markdown"] = str(markdown)
     if plot is not None:
         from spo_verl.evaluation.plots import plot as draw
 
-        draw(found, plot)
+        with replacing(plot, EvaluationError) as stage:
+            draw(found, stage())
         written["plot"] = str(plot)
 
     def show(console: Console) -> None:
@@ -88,7 +91,7 @@ def evaluate(
 def named(text: str) -> tuple[str, Path]:
     """Name and path of ``NAME=PATH``; a path that exists is none with a name, and is called after its last part."""
     name, sign, path = text.partition("=")
-    if sign and name and "/" not in name and not Path(text).exists():
+    if sign and name and "/" not in name and not os.path.lexists(text):
         return name, Path(path)
     return Path(text).stem or text, Path(text)
 

@@ -7,6 +7,9 @@ A verb is a function that returns an :class:`Outcome` and prints nothing itself;
 | 0 | fine |
 | 1 | the verb worked, and what it looked at is not fine (a failed check, a problem in a configuration) |
 | 2 | the verb could not do its work: an :class:`~spo_verl.errors.SpoError`, or wrong arguments |
+
+Texts come from files of others: control characters in them are printed as escapes, and what stdout's encoding does not
+have as well, so that any terminal shows every verb's output and JSON stays JSON.
 """
 
 from __future__ import annotations
@@ -14,11 +17,15 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
+import re
 import sys
-from collections.abc import Callable
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
@@ -30,6 +37,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 COULD_NOT = 2
+CLOSED = 141
+"""Exit status where the reader of stdout has gone, as of a process that SIGPIPE ended."""
+DEBUG_VARIABLE = "SPO_DEBUG"
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a terminal's cursor, colours, or turns the direction of text; half a surrogate pair is no character."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -56,6 +69,7 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs["json_output"])
+        prepare_streams()
         try:
             # Libraries print while they are imported, and a reader of JSON must not meet that.
             with redirect_stdout(sys.stderr) if as_json else nullcontext():
@@ -74,21 +88,48 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
     return run
 
 
-def stdout_console() -> Console:
-    """A rich console on stdout; plain text where stdout is no terminal."""
-    from rich.console import Console
+def prepare_streams() -> None:
+    """Let stdout and stderr write any text: what their encoding does not have becomes an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+def visible(text: str) -> str:
+    """The text with escapes in the place of control characters, other than line breaks and tabulators."""
+    return _CONTROL.sub(lambda found: _escape(found[0]), text)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def stdout_console() -> Console:
+    """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Careful(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else visible(text), style, control)
+
+    return Careful(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout; numbers that JSON does not have (NaN, infinity) are written as texts."""
-    print(json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+    # JSON is read as UTF-8, so where stdout has another encoding everything beyond ASCII is escaped.
+    ascii_only = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf8")
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=ascii_only, allow_nan=False, default=str)
+    print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def _finite(data: Any) -> Any:
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return [_finite(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
@@ -98,4 +139,63 @@ def _print_error(error: SpoError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": str(error)}})
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
+
+
+def contained(command: Callable[[], None]) -> None:
+    """Run the command line; nothing that it raises reaches the user as a traceback.
+
+    Errors that are expected are told by :func:`verb`. What arrives here is a closed pipe, which ends quietly, a stdout
+    that cannot be written, or a defect: that is told in one line, with the traceback in a file.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    prepare_streams()
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go(sys.stdout)
+        raise SystemExit(CLOSED) from None
+    except OSError as error:
+        if not _is_full(sys.stdout):
+            _defect(error)
+        _let_go(sys.stdout)
+        print(f"error: the output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr)
+        raise SystemExit(COULD_NOT) from None
+    except Exception as error:  # noqa: BLE001
+        _defect(error)
+
+
+def _is_full(stream: IO[str]) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _let_go(stream: IO[str]) -> None:
+    """Nothing more goes to a stream; Python would complain at its end about what it could not write."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # a stream without a descriptor of its own
+        return
+
+
+def _defect(error: Exception) -> None:
+    if os.environ.get(DEBUG_VARIABLE) or "--debug" in sys.argv:
+        raise error
+    with tempfile.NamedTemporaryFile("w", prefix="spo-verl-", suffix=".txt", delete=False, encoding="utf-8",
+                                     errors="backslashreplace") as file:  # fmt: skip
+        file.write("".join(traceback.format_exception(error)))
+    what = " ".join(visible(f"{type(error).__name__}: {error}").split())[:300]
+    print(
+        f"error: a defect of spo-verl ({what}). Please report it with the traceback in {file.name}; "
+        f"{DEBUG_VARIABLE}=1 shows it here.",
+        file=sys.stderr,
+    )
+    raise SystemExit(COULD_NOT) from None

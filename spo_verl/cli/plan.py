@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.errors import SpoConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,9 +79,13 @@ def _rows(config: DictConfig) -> int | None:
     from omegaconf import OmegaConf
 
     named = OmegaConf.select(config, "data.train_files")
-    files = [Path(str(file)).expanduser() for file in ([named] if isinstance(named, str) else named or [])]
-    if not files or not all(file.is_file() and file.suffix == ".parquet" for file in files):
+    files = [Path(os.path.expanduser(str(file))) for file in ([named] if isinstance(named, str) else named or [])]
+    if not files or not all(os.path.isfile(file) and file.suffix == ".parquet" for file in files):
         return None
-    import pyarrow.parquet as pq
+    from spo_verl.files import parquet_file
 
-    return sum(int(pq.read_metadata(file).num_rows) for file in files)
+    rows = 0
+    for file in files:
+        with parquet_file(file, SpoConfigError) as parquet:
+            rows += int(parquet.metadata.num_rows)
+    return rows

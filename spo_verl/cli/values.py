@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from spo_verl.cli import estimate
 from spo_verl.cli.output import Debug, Json, Outcome, verb
-from spo_verl.errors import SpoConfigError
+from spo_verl.errors import SpoConfigError, SpoValuesError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,7 @@ def import_values(
     data: Data = None,
     kind: Annotated[Kind, typer.Option(help="What SOURCE is; auto tells by its name.")] = "auto",
     column: Annotated[str | None, typer.Option(help="Column of the data with accuracies, e.g. difficulty.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials behind each accuracy of --column.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10**9, help="Trials behind each accuracy of --column.")] = None,
     policy: Annotated[str | None, typer.Option(help="The model that was sampled.")] = None,
     sampling: Annotated[
         list[str] | None,
@@ -72,6 +73,7 @@ def import_values(
     from spo_verl.cli.data_files import Columns, DataFiles
     from spo_verl.data import dataset_keys
     from spo_verl.data.values import from_accuracy_column, from_reference_json, from_tracker, from_validation_dump
+    from spo_verl.files import check_output
 
     paths = sources or []
     kind = kind_of(paths, column) if kind == "auto" else kind
@@ -83,6 +85,7 @@ def import_values(
         raise SpoConfigError("--kind column needs the name of the column of accuracies: add --column NAME.")
     if kind in ("tracker", "reference") and len(paths) != 1:
         raise SpoConfigError(f"--kind {kind} reads one source, not {len(paths)}: import one by one, then merge.")
+    check_output(output, SpoValuesError, inputs=[*paths, *(data or [])])
     dataset = DataFiles(data, Columns(prompt_key, image_key, video_key, audio_key)) if data else None
     if kind == "tracker":
         keys = None if dataset is None else dataset_keys(dataset)
@@ -111,7 +114,9 @@ def merge_values(
     debug: Debug = False,
 ) -> Outcome:
     from spo_verl.data.values import OfflineValues, merge
+    from spo_verl.files import check_output
 
+    check_output(output, SpoValuesError, inputs=files)
     values = merge(*(OfflineValues.read(file) for file in files), mixed_policies=mixed_policies)
     values.write(output)
     return _written(output, values, None)
@@ -156,7 +161,7 @@ def kind_of(paths: list[Path], column: str | None) -> Kind:
     """
     if column is not None and not paths:
         return "column"
-    if column is None and len(paths) == 1 and (paths[0] / "manifest.json").is_file():
+    if column is None and len(paths) == 1 and os.path.isfile(paths[0] / "manifest.json"):
         return "tracker"
     if column is None and len(paths) == 1 and paths[0].suffix == ".json":
         return "reference"
@@ -175,8 +180,9 @@ def dump_files(paths: list[Path]) -> list[Path]:
     """The ``.jsonl`` files among paths and in folders, in order; ``10.jsonl`` comes after ``2.jsonl``."""
     files = []
     for path in paths:
-        inside = sorted(path.glob("*.jsonl"), key=lambda file: (len(file.name), file.name))
-        files += inside if path.is_dir() else [path]
+        is_folder = os.path.isdir(path)
+        inside = sorted(path.glob("*.jsonl"), key=lambda file: (len(file.name), file.name)) if is_folder else []
+        files += inside if is_folder else [path]
     return files
 
 
@@ -255,6 +261,6 @@ def _assignments(texts: list[str]) -> dict[str, Any]:
             raise SpoConfigError(f"--sampling {text}: write name=value, e.g. --sampling temperature=1.0.")
         try:
             found[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found

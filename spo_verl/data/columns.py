@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spo_verl.data.libraries import python_values
 from spo_verl.errors import SpoConfigError
 
 _ROWS_PER_BATCH = 4096
@@ -63,20 +64,23 @@ def column_batches(
     size = _ROWS_PER_MEDIA_BATCH if media else _ROWS_PER_BATCH
     for start in range(0, len(stored), size):
         batch = stored[start : start + size]
-        yield start, {name: _values(batch[name], members.get(name)) for name in present}
+        yield start, {name: _values(batch[name], members.get(name), name, start) for name in present}
 
 
-def _values(column: pa.ChunkedArray, members: Sequence[str] | None) -> list[Any]:
+def _values(column: pa.ChunkedArray, members: Sequence[str] | None, name: str, start: int) -> list[Any]:
     # Converting one array is several times faster than converting many chunks. More than 2 GB stay chunked.
     array = column.combine_chunks()
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-    return [value for chunk in chunks for value in _values_of_chunk(chunk, members)]
+    values = []
+    for chunk in chunks:
+        values += _values_of_chunk(chunk, members, name, start + len(values))
+    return values
 
 
-def _values_of_chunk(array: pa.Array, members: Sequence[str] | None) -> list[Any]:
+def _values_of_chunk(array: pa.Array, members: Sequence[str] | None, name: str, start: int) -> list[Any]:
     if members is not None and pa.types.is_struct(array.type):
         array = _with_members(array, members)
-    values: list[Any] = array.to_pylist()
+    values = python_values(array, name, lambda text: SpoConfigError(f"rows from {start} on of the dataset: {text}"))
     if _contains(array.type, _is_json):
         return [_parse_json(value, array.type) for value in values]
     return values

@@ -2,8 +2,12 @@
 
 | format | told by | prompt | response |
 |---|---|---|---|
-| verl's dump, ``<step>.jsonl`` | ``input`` and ``output`` | ``input`` with ``gts`` | ``output`` |
 | plain ``.jsonl`` or ``.parquet`` | ``prompt_id`` and ``response`` | ``prompt_id`` | ``response`` |
+| verl's dump, ``<step>.jsonl`` | ``input`` and ``output`` | ``input`` with ``gts`` | ``output`` |
+
+Every row is a response of its own, except in verl's dumps, where a session may have several outputs: rows of the form
+that verl writes, with a ``uid`` of the form that verl writes (`spo_verl.data.values.dumps.trajectory_of`). Columns that
+happen to have these names in other files mean nothing here. Rows are counted: what is read is used or set aside, and why.
 
 In both, the grade is ``acc``, else ``score``, and the answer ``pred``; the ground truth is ``gts`` or ``ground_truth``.
 The benchmark is the line's ``data_source``; the reward `spo_verl.agent.math_reward` puts it into verl's dumps. Files
@@ -13,6 +17,8 @@ are read line by line, and no response is kept.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,13 +27,20 @@ from pathlib import Path
 from typing import Any
 
 from spo_verl.core.evaluation import MISSING
-from spo_verl.data.canonical import canonical_json
-from spo_verl.data.values.dumps import by_ground_truth, dump_lines, matching_slots, session_of
+from spo_verl.data.canonical import NotCanonicalError, canonical_json
+from spo_verl.data.values.dumps import by_ground_truth, dump_lines, is_dump_line, matching_slots, trajectory_of
 from spo_verl.data.values.texts import PromptText, squeeze
 from spo_verl.errors import SpoError, SpoValuesError
+from spo_verl.files import parquet_rows
 
 GRADED_AT_A_TIME = 256
+COLUMNS = ("prompt_id", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred", "data_source",
+           "uid")  # fmt: skip
+"""What is read of a Parquet file, beside the grade that is named."""
+EARLIER = "earlier outputs of a session, of which the last counts"
+REPEATED = "repeating a session that was read before"
 GRADE_KEYS = ("acc", "score")
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 ANSWERS_MISSING = "no answers (field pred), so no maj@k; --regrade finds them"
 
 
@@ -54,6 +67,9 @@ class Generations:
         step: Training step of the dump, or None.
         problems: What is not as it should be, for the reader.
         notes: What else to know.
+        rows: Rows that were read. ``rows == used + sum(set_aside.values())``.
+        used: Rows that metrics look at.
+        set_aside: Reason -> rows that they do not look at.
         regraded: Responses that were graded again, those whose grade changed, those given up; None without.
     """
 
@@ -63,7 +79,19 @@ class Generations:
     step: int | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows: int = 0
+    used: int = 0
+    set_aside: dict[str, int] = field(default_factory=dict)
     regraded: tuple[int, int, int] | None = None
+
+    def lay_aside(self, reason: str) -> None:
+        """Count a row that is not used."""
+        self.set_aside[reason] = self.set_aside.get(reason, 0) + 1
+
+    def account(self) -> str:
+        """What became of every row, in words."""
+        said = f"{self.rows} {'row' if self.rows == 1 else 'rows'} read, {self.used} used"
+        return said + "".join(f", {count} set aside ({reason})" for reason, count in self.set_aside.items())
 
 
 Regrade = Callable[[str, str, Any], dict[str, Any]]
@@ -112,11 +140,14 @@ def read_generations(
     found = Generations(name, step=chosen, expected=dict(data.expected) if data else {})
     lines = _lines(files, found, source, data, grade_key, graded=regrade is None)
     for line, grade, answer in _graded(lines, found, regrade, threads):
+        found.used += 1
         prompt = found.prompts.setdefault(line.source, {}).setdefault(line.key, Prompt())
         prompt.correct.append(grade)
         prompt.answers.append(answer)
     if not found.prompts:
         raise EvaluationError(f"{path}: there is no generation in it; was verl stopped before its validation ended?")
+    if found.rows != found.used + sum(found.set_aside.values()):
+        raise EvaluationError(f"{path}: rows are missing: {found.account()}; please report this")
     return found
 
 
@@ -126,24 +157,47 @@ def files_of(path: Path, step: int | None) -> tuple[list[Path], int | None]:
     Raises:
         EvaluationError: No file, or no dump of that step.
     """
-    if path.is_file():
-        return [path], int(path.stem) if path.suffix == ".jsonl" and path.stem.isdigit() else None
+    if os.path.isfile(path):
+        return [path], _step_of(path)
     files = sorted(file for file in path.glob("*") if file.suffix in (".jsonl", ".parquet")) if path.is_dir() else []
     if not files:
         raise EvaluationError(
             f"{path}: no such file, or a folder without .jsonl or .parquet files; "
             "name verl's trainer.validation_data_dir"
         )
-    steps = {int(file.stem): file for file in files if file.suffix == ".jsonl" and file.stem.isdigit()}
-    if len(steps) == len(files):
-        wanted = max(steps) if step is None else step
-        if wanted not in steps:
-            there = ", ".join(map(str, sorted(steps)))
+    steps = {file: _step_of(file) for file in files}
+    dumps = {number: file for file, number in steps.items() if number is not None}
+    if len(dumps) == len(files):
+        wanted = max(dumps) if step is None else step
+        if wanted not in dumps:
+            there = ", ".join(map(str, sorted(dumps)))
             raise EvaluationError(f"{path}: no dump of step {wanted}; there are steps {there}")
-        return [steps[wanted]], wanted
+        return [dumps[wanted]], wanted
     if step is not None:
         raise EvaluationError(f"{path}: --step {step} chooses among dumps <step>.jsonl, and there are other files too")
+    if len(dumps) > 1:
+        there = ", ".join(file.name for file in dumps.values())
+        raise EvaluationError(
+            f"{path} holds dumps of several training steps ({there}) and other files: name the file to read"
+        )
     return files, None
+
+
+def _step_of(file: Path) -> int | None:
+    """The training step whose dump a file is, as its name says; None for other files, whatever they are called."""
+    if file.suffix != ".jsonl" or not _NUMBER.fullmatch(file.stem):
+        return None
+    first = next((line for _, line in dump_lines_told(file)), None)
+    # A dump that verl has just begun to write is empty.
+    return int(file.stem) if first is None or (is_dump_line(first) and not _is_plain(first)) else None
+
+
+def dump_lines_told(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`dump_lines` of any file of generations, with the errors of this module."""
+    try:
+        yield from dump_lines(file, only_dumps=False)
+    except SpoValuesError as error:
+        raise EvaluationError(str(error)) from error
 
 
 class DataSources:
@@ -165,26 +219,13 @@ class DataSources:
         return self._source[slots[0]] if slots else None
 
 
-def _rows(files: Iterable[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(files: Iterable[Path], grade_key: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    wanted = COLUMNS if grade_key is None else (*COLUMNS, grade_key)
     for file in files:
         if file.suffix == ".parquet":
-            yield from _parquet_rows(file)
+            yield from ((f"{file}, row {number}", row) for number, row in parquet_rows(file, wanted, EvaluationError))
         else:
-            yield from ((f"{file}, line {number}", line) for number, line in dump_lines(file, only_dumps=False))
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        number = 0
-        for batch in pq.ParquetFile(file).iter_batches(GRADED_AT_A_TIME):
-            for row in batch.to_pylist():
-                yield f"{file}, row {number}", row
-                number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise EvaluationError(f"{file} cannot be read as Parquet: {error}") from error
+            yield from ((f"{file}, line {number}", line) for number, line in dump_lines_told(file))
 
 
 def _lines(
@@ -196,28 +237,52 @@ def _lines(
     *,
     graded: bool,
 ) -> Iterator[_Line]:
-    """One line per session: of several outputs of a session the last."""
-    seen: set[tuple[str, ...]] = set()
-    repeated = 0
-    waiting: tuple[tuple[str, ...] | None, str, dict[str, Any]] | None = None
-    try:
-        for where, row in _rows(files):
-            session = session_of(row)
-            if waiting is not None and (session is None or session != waiting[0]):
-                yield _line(waiting[1], waiting[2], source, data, grade_key, graded=graded)
-                waiting = None
-            if session is not None and waiting is None:
-                if session in seen:
-                    repeated += 1
-                    continue
-                seen.add(session)
-            waiting = session, where, row
+    """One line per response: of several outputs of a session in verl's dumps the last."""
+    seen: set[tuple[str, int]] = set()
+    steps: set[int] = set()
+    strange = 0
+    waiting: tuple[tuple[str, int, int], str, dict[str, Any]] | None = None
+
+    def line(where: str, row: dict[str, Any]) -> _Line:
+        return _line(where, row, source, data, grade_key, graded=graded)
+
+    for where, row in _rows(files, grade_key):
+        found.rows += 1
+        trajectory = None if _is_plain(row) else trajectory_of(row)
+        if is_dump_line(row) and not _is_plain(row):
+            steps.add(row["step"])
+            strange += trajectory is None and row.get("uid") is not None
+        if waiting is not None and trajectory is not None and trajectory[:2] == waiting[0][:2]:
+            if trajectory[2] > waiting[0][2]:
+                found.lay_aside(EARLIER)
+                waiting = trajectory, where, row
+            else:
+                found.lay_aside(REPEATED)
+            continue
         if waiting is not None:
-            yield _line(waiting[1], waiting[2], source, data, grade_key, graded=graded)
-    except SpoValuesError as error:
-        raise EvaluationError(str(error)) from error
-    if repeated:
+            yield line(*waiting[1:])
+            waiting = None
+        if trajectory is None:
+            yield line(where, row)
+        elif trajectory[:2] in seen:
+            found.lay_aside(REPEATED)
+        else:
+            seen.add(trajectory[:2])
+            waiting = trajectory, where, row
+    if waiting is not None:
+        yield line(*waiting[1:])
+    if repeated := found.set_aside.get(REPEATED):
         found.problems.append(f"{repeated} lines repeat a session and were left out: is a file there twice?")
+    if len(steps) > 1:
+        listed = ", ".join(map(str, sorted(steps)))
+        found.problems.append(f"lines of several training steps stand together ({listed}): the figures are of no one policy")
+    if strange:
+        found.notes.append(f"{strange} lines have a uid that is not verl's; each counts as a response of its own")
+
+
+def _is_plain(row: dict[str, Any]) -> bool:
+    """Whether a row is a plain generation; one of verl's with further columns of these names is not."""
+    return "prompt_id" in row and "response" in row and trajectory_of(row) is None
 
 
 def _line(
@@ -229,13 +294,13 @@ def _line(
     *,
     graded: bool,
 ) -> _Line:
-    is_dump = isinstance(row.get("input"), str) and isinstance(row.get("output"), str)
+    is_dump = not _is_plain(row) and isinstance(row.get("input"), str) and isinstance(row.get("output"), str)
     if not is_dump and not ("prompt_id" in row and isinstance(row.get("response"), str)):
         raise EvaluationError(
             f"{where}: neither a line of verl's validation dumps (input, output) nor a generation (prompt_id, response)"
         )
     truth = row.get("gts") if is_dump else row.get("ground_truth")
-    benchmark = row.get("data_source") or source
+    benchmark = _named(where, row, "data_source", absent_is_fine=True) or source
     if benchmark is None and data is not None and is_dump:
         benchmark = data.source_of(row["input"], truth)
     if benchmark is None:
@@ -243,27 +308,47 @@ def _line(
             f"{where}: no data_source; give --source NAME if all lines are of one benchmark, or --data FILE with the "
             "data that the prompts came from"
         )
-    identity = canonical_json([squeeze(row["input"]), truth] if is_dump else str(row["prompt_id"]))
+    prompt = [squeeze(row["input"]), truth] if is_dump else _named(where, row, "prompt_id", absent_is_fine=False)
+    try:
+        identity = canonical_json(prompt)
+    except (NotCanonicalError, ValueError) as error:
+        raise EvaluationError(f"{where}, gts: {error}") from error
     key = hashlib.blake2b(identity, digest_size=16).hexdigest()
     response = row["output"] if is_dump else row["response"]
     answer = row.get("pred")
-    grade = _grade(where, row, grade_key) if graded else _grade_or_none(row, grade_key)
-    return _Line(where, str(benchmark), key, response, truth, grade, None if answer is None else str(answer))
+    grade = _grade(where, row, grade_key) if graded else _grade_or_none(where, row, grade_key)
+    return _Line(where, benchmark, key, response, truth, grade, None if answer is None else str(answer))
+
+
+def _named(where: str, row: dict[str, Any], column: str, *, absent_is_fine: bool) -> str | None:
+    """A name: a text or a whole number. Anything else would put rows together that do not belong together."""
+    value = row.get(column)
+    if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers beside empty fields
+        value = int(value)
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    if value is None and absent_is_fine:
+        return None
+    raise EvaluationError(f"{where}: {column} is {value!r:.60} instead of a text or a whole number: mend the row")
 
 
 def _grade(where: str, row: dict[str, Any], grade_key: str | None) -> float:
-    grade = _grade_or_none(row, grade_key)
+    grade = _grade_or_none(where, row, grade_key)
     if grade is None:
         names = "field " + grade_key if grade_key else "acc or score"
         raise EvaluationError(f"{where}: no {names} in [0, 1]; name it with --grade-key, or grade again with --regrade")
     return grade
 
 
-def _grade_or_none(row: dict[str, Any], grade_key: str | None) -> float | None:
+def _grade_or_none(where: str, row: dict[str, Any], grade_key: str | None) -> float | None:
     for name in GRADE_KEYS if grade_key is None else (grade_key,):
         value = row.get(name)
         if isinstance(value, (bool, int, float)):
             return float(value) if 0 <= value <= 1 else None
+        if value is not None:
+            raise EvaluationError(
+                f"{where}: {name} is {value!r:.60}, and a grade is a number in [0, 1]; name its field with --grade-key"
+            )
     return None
 
 

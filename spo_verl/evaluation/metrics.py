@@ -68,7 +68,10 @@ class Benchmark:
 
 @dataclass
 class Run:
-    """One run: its benchmarks in the paper's order, their average where all five are there, problems and notes."""
+    """One run: its benchmarks in the paper's order, their average where all five are there, problems and notes.
+
+    ``rows``, ``used``, ``set_aside`` and ``account`` say what became of every row, as in `Generations`.
+    """
 
     name: str
     step: int | None
@@ -77,6 +80,10 @@ class Run:
     problems: list[str]
     notes: list[str]
     regraded: tuple[int, int, int] | None
+    rows: int
+    used: int
+    set_aside: dict[str, int]
+    account: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,10 @@ def _run(run: Generations, settings: Settings) -> Run:
             average[metric] = _interval(values, strata, settings)
     if missing := [title(name) for name in paper_table().title_of if name not in benchmarks]:
         notes.append(f"no average of the five benchmarks, as there is no {', '.join(missing)}")
-    return Run(run.name, run.step, benchmarks, average, problems, notes, run.regraded)
+    return Run(
+        run.name, run.step, benchmarks, average, problems, notes, run.regraded, run.rows, run.used, run.set_aside,
+        run.account(),
+    )  # fmt: skip
 
 
 def _averaged(benchmarks: dict[str, Benchmark], metric: str) -> list[Benchmark]:
@@ -292,6 +302,7 @@ def _run_as_json(run: Run) -> dict[str, Any]:
         "step": run.step,
         "problems": run.problems,
         "notes": run.notes,
+        "rows": {"read": run.rows, "used": run.used, "set_aside": run.set_aside},
         "regraded": None
         if run.regraded is None
         else dict(zip(("responses", "changed", "given_up"), run.regraded, strict=True)),

@@ -16,7 +16,8 @@ def plot(evaluation: Evaluation, path: Path) -> None:
     """Draw pass@k into a PNG file.
 
     Raises:
-        EvaluationError: matplotlib is not installed, or the file cannot be written.
+        EvaluationError: matplotlib is not installed.
+        OSError: The file cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,7 +49,4 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         axis.legend(fontsize=8, frameon=False)
     for axis in list(figure.axes)[len(sources) :]:
         axis.set_visible(False)
-    try:
-        figure.savefig(path, dpi=130, format="png")
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written ({error}): name a file in a folder that exists") from error
+    figure.savefig(path, dpi=130, format="png")

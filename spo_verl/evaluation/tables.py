@@ -39,6 +39,7 @@ def sentences(evaluation: Evaluation) -> list[str]:
         f"seed {settings.seed}). pass@k is the unbiased estimate; a tie in maj@k shares the credit."
     ]
     for run in evaluation.runs:
+        found.append(f"{run.name}: {run.account}")
         if run.regraded is not None:
             count, changed, given_up = run.regraded
             found.append(f"{run.name}: {count} responses graded again, {changed} grades changed, {given_up} given up")

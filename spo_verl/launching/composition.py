@@ -6,6 +6,7 @@ import copy
 import difflib
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from spo_verl.conf import PRESETS
 from spo_verl.config import SpoConfig, known_keys
 from spo_verl.errors import SpoConfigError
+from spo_verl.launching.launch import hydra_value
 
 PRESET_GROUP = "spo"
 ESTIMATOR = "spo"
@@ -246,11 +249,11 @@ def _where(stock: Path, config_name: str, config_dir: Path | None, search: Seque
     """
     if config_dir is None:
         return stock, []
-    own = config_dir.resolve()
-    is_own = (own / f"{config_name.removesuffix('.yaml')}.yaml").is_file()
+    own = Path(os.path.realpath(config_dir))
+    is_own = os.path.isfile(own / f"{config_name.removesuffix('.yaml')}.yaml")
     first, second = (own, stock) if is_own else (stock, own)
-    others = ", ".join(f"'file://{folder.resolve()}'" for folder in (second, *search))
-    return first, [f"hydra.searchpath=[{others}]"]
+    others = [f"file://{os.path.realpath(folder)}" for folder in (second, *search)]
+    return first, [f"hydra.searchpath={hydra_value(others, resolved=False)}"]
 
 
 def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:
@@ -261,8 +264,8 @@ def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:
     try:
         with hydra.initialize_config_dir(config_dir=str(folder), version_base=None):
             return hydra.compose(config_name=config_name, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        return error
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError) as error:
+        return error  # the last four: a configuration file that cannot be read
 
 
 def _composed(config: DictConfig, overrides: Sequence[str], problems: list[str]) -> Composed:

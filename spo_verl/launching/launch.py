@@ -26,6 +26,10 @@ from spo_verl.launching.supervise import Outcome, supervise
 
 LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
 
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@-]+")
+_OF_ANOTHER_TYPE = re.compile(r"null|true|false|[+-]?(?:inf|nan|[0-9.][0-9_.]*(?:e[+-]?[0-9_]+)?)", re.IGNORECASE)
+"""Texts that hydra would read as nothing, a truth value or a number."""
+
 _RAY_PATH_LIMIT = 40
 """Ray puts sockets about 65 characters below its directory, and Linux allows 107 in all."""
 
@@ -78,18 +82,27 @@ class Run:
         return {record["step"]: record["data"][key] for record in self.metrics if key in record["data"]}
 
 
-def hydra_value(value: object) -> str:
-    """Text that hydra reads back as ``value``: strings are quoted unless they are plain, so spaces are safe."""
+def hydra_value(value: object, *, resolved: bool = True) -> str:
+    """Text that hydra reads back as ``value``, whatever characters a path or a name has: the one place that quotes.
+
+    Args:
+        value: None, a number, a text, a path, or a list of such.
+        resolved: whether OmegaConf resolves the value later, for which ``${`` is escaped; hydra takes its search path
+            as it stands.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(hydra_value(item) for item in value)}]"
+        return f"[{','.join(hydra_value(item, resolved=resolved) for item in value)}]"
     text = str(value)
-    if isinstance(value, (int, float)) or re.fullmatch(r"[A-Za-z0-9_./:@-]+", text):
+    if isinstance(value, (int, float)) or (_PLAIN.fullmatch(text) and not _OF_ANOTHER_TYPE.fullmatch(text)):
         return text
-    escaped = text.replace("'", "\\'")
+    if resolved:
+        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    # Backslashes are ordinary in quotes, except before a quote, the closing one included.
+    escaped = re.sub(r"(\\+)('|\Z)", r"\1\1\2", text).replace("'", "\\'")
     return f"'{escaped}'"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.files import read_json
 from spo_verl.planning.formulas import evaluate, figure
 
 FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
@@ -154,10 +155,10 @@ def _auto_config(where: str) -> Any | None:
     """What transformers reads from a file, a folder or the hub's cache; None where there is nothing to read."""
     from transformers import AutoConfig
 
-    file = Path(where).expanduser()
+    file = Path(os.path.expanduser(where))
     try:
-        if file.is_file():
-            return AutoConfig.for_model(**json.loads(file.read_text()))
+        if os.path.isfile(file):
+            return AutoConfig.for_model(**read_json(file, SpoConfigError))
         return AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
     except (
         OSError,

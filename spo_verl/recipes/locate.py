@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.files import require_file
 from spo_verl.launching.launch import hydra_value
 
 if TYPE_CHECKING:
@@ -42,12 +43,18 @@ class Recipe:
         return self.root / f"{self.name}.yaml"
 
     def options(self) -> list[str]:
-        """What chooses this recipe behind ``python -m verl.trainer.main_ppo``, as recipes/run.sh does."""
+        """What chooses this recipe behind ``python -m verl.trainer.main_ppo``."""
         return ["--config-dir", str(self.path.parent), "--config-name", self.path.stem]
 
     def base_overrides(self) -> list[str]:
         """Overrides that belong to every launch of it, before those of the user."""
-        return [f"hydra.searchpath=['file://{self.root}']", f"++recipes_dir={hydra_value(str(self.root))}"]
+        searched = hydra_value([f"file://{self.root}"], resolved=False)
+        return [f"hydra.searchpath={searched}", f"++recipes_dir={hydra_value(str(self.root))}"]
+
+    def command(self, overrides: Sequence[str], python: str) -> list[str]:
+        """What starts verl with this recipe."""
+        main = [python, "-m", "verl.trainer.main_ppo"]
+        return [*main, *self.options(), *self.base_overrides(), *overrides]
 
 
 def default_root() -> Path:
@@ -71,15 +78,16 @@ def find_recipe(recipe: str) -> Recipe:
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise SpoConfigError(f"there is no recipe file {recipe}: give the path of a YAML file, or a name such as "
                                  f"{_example()}.")  # fmt: skip
-        path = path.resolve()
+        require_file(path, SpoConfigError)
+        path = Path(os.path.realpath(path))
         root = next((folder for folder in path.parents if folder.name == ROOT_NAME), path.parent)
         return Recipe(root, path.relative_to(root).with_suffix("").as_posix())
-    root = default_root().resolve()
-    if not (root / f"{recipe}.yaml").is_file():
-        known = ", ".join(recipes_in(root)) if root.is_dir() else ""
+    root = Path(os.path.realpath(default_root()))
+    if not os.path.isfile(root / f"{recipe}.yaml"):
+        known = ", ".join(recipes_in(root)) if os.path.isdir(root) else ""
         advice = (
             f"there are: {known}" if known else f"name the folder of the recipes with {ROOT_VARIABLE}, or give a path"
         )
@@ -121,10 +129,13 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _has_defaults(path: Path) -> bool:
-    from omegaconf import DictConfig, OmegaConf
+    import yaml
 
-    content = OmegaConf.load(path)
-    return isinstance(content, DictConfig) and "defaults" in content
+    try:
+        content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # told by who composes it; here are those that can be
+        return False
+    return isinstance(content, dict) and "defaults" in content
 
 
 def _example() -> str:

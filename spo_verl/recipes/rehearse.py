@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.files import writing
 from spo_verl.recipes import reduction
 from spo_verl.recipes.locate import Recipe, compose, find_recipe
 from spo_verl.recipes.reduction import Change, Device, Files, Kind
@@ -98,8 +100,11 @@ def rehearse(
     """
     started = time.monotonic()
     limits = limits or Limits()
-    if folder.exists() and any(folder.iterdir()):
-        raise SpoConfigError(f"{folder} is not empty: name another folder with --output, or remove it.")
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise SpoConfigError(f"{folder} is no folder: name another one with --output.")
+    with writing(folder, SpoConfigError):
+        if folder.exists() and any(folder.iterdir()):
+            raise SpoConfigError(f"{folder} is not empty: name another folder with --output, or remove it.")
     where = find_recipe(recipe)
     composed = compose(where, overrides)
     if composed.problems:
@@ -111,9 +116,10 @@ def rehearse(
         engine=str(config.actor_rollout_ref.actor.strategy),
         mode=str(config.trainer.v1.trainer_mode),
         device=device,
-        folder=str(folder.resolve()),
+        folder=os.path.realpath(folder),
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, SpoConfigError):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         _stages(found, where, composed, list(overrides), data, limits, say)
     except _Stop as why:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.files import parquet_file, parquet_rows
 
 NEEDED = ("data_source", "prompt", "reward_model")
 
@@ -31,7 +33,7 @@ def take_rows(files: Sequence[Path], *, train: int, held_out: int) -> Rows:
     Raises:
         SpoConfigError: a file is not there, is no Parquet file of prepared data, or all have too few rows.
     """
-    missing = [str(file) for file in files if not file.is_file()]
+    missing = [str(file) for file in files if not os.path.lexists(file)]
     if missing or not files:
         raise SpoConfigError(
             f"a rehearsal runs on real rows, and {', '.join(missing) or 'no data file'} is not there: make it with "
@@ -61,20 +63,19 @@ def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from spo_verl.data.prepare.checking import check_row
+    from spo_verl.data.prepare.errors import RowError
 
     for file in files:
-        try:
-            table = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise SpoConfigError(
-                f"{file} is no Parquet file ({error}): make it with `spo-verl data prepare`."
-            ) from error
-        absent = [name for name in NEEDED if name not in table.schema_arrow.names]
-        if absent:
+        with parquet_file(file, SpoConfigError) as table:
+            names = table.schema_arrow.names
+        if absent := [name for name in NEEDED if name not in names]:
             raise SpoConfigError(
                 f"{file} has no column {', '.join(absent)}, which verl reads: make it with `spo-verl data prepare`."
             )
-        for batch in table.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+        for number, row in parquet_rows(file, None, SpoConfigError):
+            try:
+                check_row(number, row)
+            except RowError as error:
+                raise SpoConfigError(f"{file}, {error} Mend the row; `spo-verl data check` lists all of them.") from error
+            yield row

@@ -1,6 +1,7 @@
 """Reading verl's validation dumps."""
 
 import json
+import uuid
 
 import numpy as np
 import pytest
@@ -139,14 +140,47 @@ def test_ground_truths_of_any_kind_are_compared_by_content(dump):
 
 
 def test_a_session_of_several_outputs_is_one_trial(dump):
-    question = chatml("What is 1 + 1?")
-    first = dump(line(question, "2", 1, uid="u_0_0"), line(question, "2", 1, uid="u_0_1"), line(question, "2", 0))
-    second = dump(line(question, "2", 0, uid="u_1_0"), line(question, "2", 0), name="more.jsonl")
+    question, u = chatml("What is 1 + 1?"), str(uuid.uuid5(uuid.NAMESPACE_OID, "u"))
+    first = dump(line(question, "2", 1, uid=f"{u}_0_0"), line(question, "2", 1, uid=f"{u}_0_1"), line(question, "2", 0))
+    second = dump(line(question, "2", 0, uid=f"{u}_1_0"), line(question, "2", 0), name="more.jsonl")
     values, report = from_validation_dump([first, second], DATASET)
-    # Sessions u_0 and u_1, and two lines that name none.
+    # Sessions 0 and 1, and two lines that name none.
     assert by_slot(values, dataset_keys(DATASET))[0] == (1.0, 4)
     assert "1 lines repeat a session" in str(report)
+    assert "5 lines read: 4 trials, 1 set aside" in str(report)
     assert values.source[0]["files"] == ["0.jsonl", "more.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "uids",
+    [
+        [f"aime_2024_{n}" for n in range(6)],
+        ["a_0_0"] * 6,
+        list(range(6)),
+        [None] * 6,
+        [f"{uuid.UUID(int=7)}_0"] * 6,
+        [f"{uuid.UUID(int=7)}_0_0_0"] * 6,
+        [f"{uuid.UUID(int=7).hex}_0_0"] * 6,
+        [{"uid": 1}] * 6,
+    ],
+    ids=str,
+)
+def test_a_uid_that_is_not_verls_drops_no_line(dump, uids):
+    question = chatml("What is 1 + 1?")
+    values, report = from_validation_dump(
+        dump(*(line(question, "2", number % 2, uid=uid) for number, uid in enumerate(uids))), DATASET
+    )
+    assert by_slot(values, dataset_keys(DATASET))[0] == (3.0, 6)
+    assert "6 lines read: 6 trials, 0 set aside" in str(report)
+
+
+def test_verls_uid_outside_of_a_whole_dump_line_drops_no_line(dump):
+    """The form of the row counts, not a column alone."""
+    whole = line(chatml("What is 1 + 1?"), "2", 1, uid=f"{uuid.UUID(int=7)}_0_0")
+    for absent in ("output", "step"):
+        lines = [{name: value for name, value in whole.items() if name != absent}] * 3
+        values, _ = from_validation_dump(dump(*lines), DATASET)
+        assert by_slot(values, dataset_keys(DATASET))[0] == (3.0, 3)
 
 
 def test_dumps_of_several_steps_are_refused_unless_allowed(dump):
@@ -179,7 +213,7 @@ def test_bad_lines_are_named(dump, content, error, message):
 def test_empty_missing_and_foreign_dumps_are_refused(dump, tmp_path):
     with pytest.raises(SpoValuesError, match="there is no line"):
         from_validation_dump(dump(), DATASET)
-    with pytest.raises(SpoValuesError, match="cannot be read"):
+    with pytest.raises(SpoValuesError, match="is a folder"):
         from_validation_dump(tmp_path, DATASET)
     with pytest.raises(SpoValuesError, match="nothing matched"):
         from_validation_dump(dump(line("other", "2", 1)), DATASET)

@@ -1,6 +1,7 @@
 """The table of offline values, its file, and merging."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo_verl.data.values import FORMAT, OfflineValues, merge, provenance
-from spo_verl.data.values import table as module
 from spo_verl.errors import SpoValuesError
 from tests.data.rows import counts, keys
 
@@ -84,15 +84,15 @@ def test_a_truncated_file_is_refused_by_name(tmp_path):
     path = tmp_path / "values.parquet"
     values([1], [1], [2]).write(path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(SpoValuesError, match=r"values\.parquet is not a readable Parquet file"):
+    with pytest.raises(SpoValuesError, match=r"values\.parquet cannot be read as Parquet"):
         OfflineValues.read(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "values.parquet"
     values([1], [1], [2]).write(path)
-    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(SpoValuesError, match="cannot be written .disk full"):
         values([2], [1], [2]).write(path)
     assert [file.name for file in tmp_path.iterdir()] == ["values.parquet"]
     assert counts(OfflineValues.read(path)) == counts(values([1], [1], [2]))
@@ -127,7 +127,7 @@ def test_another_parquet_file_and_no_file_are_told_apart(tmp_path):
     pq.write_table(pa.table({"prompt": ["1 + 1"]}), tmp_path / "train.parquet")
     with pytest.raises(SpoValuesError, match=r"not a file of offline values .*\['prompt'\]"):
         OfflineValues.read(tmp_path / "train.parquet")
-    with pytest.raises(SpoValuesError, match="there are no offline values at"):
+    with pytest.raises(SpoValuesError, match="there is no file"):
         OfflineValues.read(tmp_path / "nothing.parquet")
 
 

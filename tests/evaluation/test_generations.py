@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import random
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,3 +146,97 @@ def test_grading_again_replaces_grades_and_answers_and_counts_changes(tmp_path):
     assert (prompt.correct, prompt.answers) == ([1.0, 0.0], ["2", ""])
     assert found.regraded == (2, 1, 1)
     assert json.dumps(found.regraded)
+
+
+VERLS = {
+    "uid": [lambda n: f"aime_2024_{n}", lambda n: f"{uuid.UUID(int=7)}_0_{n}", lambda n: "a_0_0", lambda n: n, lambda n: None],
+    "step": [lambda n: 3, lambda n: n, lambda n: f"step {n}", lambda n: [n], lambda n: None],
+    "input": [lambda n: "the same", lambda n: {"n": n}, lambda n: None],
+    "output": [lambda n: "the same", lambda n: n],
+    "gts": [lambda n: "1", lambda n: ["1"], lambda n: None],
+    "score": [lambda n: n / 8, lambda n: float("nan"), lambda n: "good", lambda n: 10**400],
+    "ground_truth": [lambda n: n],
+    "session_id": [lambda n: 0],
+}
+"""Columns of the names that verl uses, as others fill them."""
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_plain_file_counts_every_row_whatever_further_columns_it_has(tmp_path, seed):
+    rng = random.Random(seed)
+    chosen = rng.sample(sorted(VERLS), rng.randint(1, len(VERLS)))
+    fill = {name: rng.choice(VERLS[name]) for name in chosen}
+    if set(chosen) >= {"uid", "step", "input", "output", "gts", "score"}:
+        fill.pop("gts")  # all of verl's columns together are a dump
+    rows = [plain(n // 2, "r", acc=float(n % 2), pred="1") for n in range(8)]
+    without = read_generations(write_lines(tmp_path / "without.jsonl", rows), "run")
+    more = [row | {name: made(n) for name, made in fill.items()} for n, row in enumerate(rows)]
+    name = rng.choice(["with.jsonl", "2024.jsonl"])
+    found = read_generations(write_lines(tmp_path / name, more), "run")
+    assert found.prompts == without.prompts
+    assert (found.rows, found.used, found.set_aside, found.step) == (8, 8, {}, None)
+
+
+def test_plain_files_with_numbers_for_names_are_no_steps(tmp_path):
+    for year in (2024, 2025):
+        write_lines(tmp_path / f"{year}.jsonl", [plain(year, "r", acc=1.0)])
+    found = read_generations(tmp_path, "run")
+    assert (found.rows, len(found.prompts["gsm8k"]), found.step) == (2, 2, None)
+
+
+def test_dumps_of_several_steps_beside_other_files_are_not_added_up(tmp_path):
+    for name in ("0", "10", "notes"):
+        write_lines(tmp_path / f"{name}.jsonl", answers("aime_2024", [["1"]]))
+    with pytest.raises(EvaluationError, match="several training steps"):
+        read_generations(tmp_path, "run")
+
+
+def test_lines_of_several_steps_in_one_file_are_a_problem(tmp_path):
+    lines = [*answers("aime_2024", [["1"]], step=0), *answers("aime_2024", [["2"]], step=10)]
+    lines[1]["uid"] = lines[1]["uid"].replace("_0_0", "_1_0")
+    found = read_generations(write_lines(tmp_path / "all.jsonl", lines), "run")
+    assert found.problems == [
+        "lines of several training steps stand together (0, 10): the figures are of no one policy"
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_read_are_rows_used_and_rows_set_aside(tmp_path, seed):
+    """Sessions with several outputs, repeated ones, and rows without a session of verl's, in any number."""
+    rng = random.Random(seed)
+    lines, sessions, bare = [], [], 0
+    for session in range(rng.randint(1, 6)):
+        outputs = rng.randint(1, 4)
+        lines += [dump_line("mine", 0, session, "1", "1", output=str(index)) for index in range(outputs)]
+        for index, line in enumerate(lines[-outputs:]):
+            line["uid"] = line["uid"].removesuffix("_0") + f"_{index}"
+        sessions.append(outputs)
+    again = rng.choice([[], lines[: rng.randint(1, len(lines))]])
+    for _ in range(rng.randint(0, 3)):
+        lines.append({**dump_line("mine", 0, 0, "1", "1"), "uid": rng.choice(["aime_2024_1", "", "x"])})
+        bare += 1
+    found = read_generations(write_lines(tmp_path / "0.jsonl", [*lines, *again]), "run")
+    assert found.rows == len(lines) + len(again)
+    assert found.used == len(sessions) + bare
+    assert found.rows == found.used + sum(found.set_aside.values())
+    [prompt] = found.prompts["mine"].values()
+    assert len(prompt.correct) == found.used
+    assert bool(again) == any("repeat a session" in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"prompt_id": None}, "prompt_id is None"),
+        ({"prompt_id": float("nan")}, "prompt_id is nan"),
+        ({"prompt_id": ["a"]}, "prompt_id is \\['a'\\]"),
+        ({"data_source": {"name": "x"}}, "data_source is"),
+        ({"acc": "1"}, "acc is '1', and a grade is a number"),
+        ({"acc": 10**400}, "no acc or score in"),
+        ({"acc": float("nan")}, "no acc or score in"),
+    ],
+)
+def test_rows_are_not_put_together_or_graded_by_what_they_do_not_say(tmp_path, more, words):
+    rows = [plain(1, "r", acc=1.0), plain(1, "r", acc=1.0) | more]
+    with pytest.raises(EvaluationError, match=f"line 2: {words}"):
+        read_generations(write_lines(tmp_path / "g.jsonl", rows), "run")

@@ -19,7 +19,8 @@ from spo_verl.data.prepare.report import CONFLICT, DUPLICATE, INVALID, LISTED, N
 from spo_verl.data.prepare.sources import Release, Source, find_source
 from spo_verl.data.prepare.templates import Template, find_template
 from spo_verl.data.prepare.texts import excerpt, is_english, problem_hash, text_hash
-from spo_verl.data.prepare.writing import GroupWriter, check_target, replacing
+from spo_verl.data.prepare.writing import GroupWriter, check_target
+from spo_verl.files import replacing
 
 ConflictRule = Literal["drop", "first", "keep"]
 Progress = Callable[[int, int], None]
@@ -62,11 +63,11 @@ def prepare(
         SpoDataError: an unknown name, a source that cannot be read, a target that may not be written, or no row left.
     """
     source, rendered = find_source(name), find_template(template)
-    check_target(output, force=force)
+    check_target(output, force=force, inputs=[Path(one) for one in origin])
     stream = open_source(source, origin, config=config, split=split)
     run = _Preparation(source, rendered, stream, conflicts, drop_invalid, split)
     tell = progress(stream.rows if limit is None else limit) if progress is not None else None
-    with replacing(output) as stage:
+    with replacing(output, SpoDataError) as stage:
         first = stage()
         run.write(first, limit, tell)
         if conflicts == "drop" and run.conflicting:

@@ -5,18 +5,21 @@ and of these only a thousand rows and the columns that are asked for become Pyth
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from spo_verl.data.libraries import library_faults, literally, python_values, told
 from spo_verl.data.prepare.errors import SpoDataError
 from spo_verl.data.prepare.sources import Release, Source
+from spo_verl.errors import SpoError
+from spo_verl.files import parquet_file, require_file, require_rows
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -65,19 +68,23 @@ def open_files(files: Sequence[Path], split: str | None = None) -> Stream:
     Raises:
         SpoDataError: a file is not there, has another ending, or the files are of different kinds.
     """
-    kinds = {_BUILDERS.get(file.suffix) for file in files}
     for file in files:
-        if not file.is_file():
-            raise SpoDataError(f"there is no file {file.absolute()}: check the path.")
         if file.suffix not in _BUILDERS:
+            require_file(file, SpoDataError)
             raise SpoDataError(f"{file}: files end with {', '.join(_BUILDERS)}; convert this one.")
+        require_rows(file, SpoDataError)
+    kinds = {_BUILDERS[file.suffix] for file in files}
     if len(kinds) != 1:
         raise SpoDataError("the files are of different kinds: give Parquet files or JSON files, one after the other.")
     label = ", ".join(map(str, files))
+    rows = None
+    if kinds == {"parquet"}:
+        rows = 0
+        for file in files:
+            with parquet_file(file, SpoDataError) as parquet:
+                rows += parquet.metadata.num_rows
     with _told(label):
-        parts = ((label, _stream(str(kinds.pop()), data_files=[str(file) for file in files], split="train")),)
-        counted = all(file.suffix == ".parquet" for file in files)
-        rows = sum(pq.read_metadata(file).num_rows for file in files) if counted else None
+        parts = ((label, _stream(str(kinds.pop()), data_files=[literally(file) for file in files], split="train")),)
     return Stream(label, parts, rows, split=split or _split_of_name(files[0]))
 
 
@@ -99,12 +106,12 @@ def open_source(
     """
     if not origin:
         return _open_hub(source, source.releases[0].hub_id, config, split)
-    paths = [Path(one).expanduser() for one in origin]
-    if len(origin) == 1 and paths[0].is_dir():
+    paths = [Path(os.path.expanduser(one)) for one in origin]
+    if len(origin) == 1 and os.path.isdir(paths[0]):
         return _open_folder(source, paths[0], config, split)
-    if len(origin) == 1 and not paths[0].exists() and paths[0].suffix not in _BUILDERS and _HUB_ID.fullmatch(origin[0]):
+    if len(origin) == 1 and not os.path.lexists(paths[0]) and paths[0].suffix not in _BUILDERS and _HUB_ID.fullmatch(origin[0]):
         return _open_hub(source, origin[0], config, split)
-    if any(path.is_dir() for path in paths):
+    if any(map(os.path.isdir, paths)):
         raise SpoDataError("--from takes one folder, or files, or one hub id: give the folders one by one.")
     return open_files(paths, split)
 
@@ -189,26 +196,12 @@ def _stream(path: str, name: str | None = None, **options: Any) -> Any:
 @contextmanager
 def _told(label: str, advice: str = "Restore it, or convert it again.") -> Iterator[None]:
     """Turn what `datasets` raises into one message that says what could not be read."""
-    import datasets
-
-    known: list[type[Exception]] = [
-        OSError,
-        ValueError,
-        TypeError,
-        pa.ArrowException,
-        datasets.exceptions.DatasetsError,
-    ]
-    with suppress(ImportError):  # the hub's client uses it since version 1
-        import httpx
-
-        known.append(httpx.HTTPError)
     try:
         yield
-    except SpoDataError:
+    except SpoError:
         raise
-    except tuple(known) as error:
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        raise SpoDataError(f"{label} cannot be read ({reason}). {advice}") from error
+    except library_faults() as error:
+        raise SpoDataError(f"{label} cannot be read ({told(error)}). {advice}") from error
 
 
 def find_release(source: Source, schema: pa.Schema, expected: Release | None = None) -> Release:
@@ -261,7 +254,7 @@ def values_of(table: pa.Table, path: str) -> list[Any]:
     if top not in table.column_names:
         return [None] * table.num_rows
     column = table.column(top)
-    values: list[Any] = column.to_pylist()
+    values = python_values(column, top, SpoDataError)
     if _holds_json(column.type):
         values = [_parsed(value, column.type) for value in values]
     for name in inner:
@@ -276,7 +269,7 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
     if _is_json(kind):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:  # texts of digits such as 016 stand there without quotes
+        except (ValueError, RecursionError):  # texts of digits such as 016 stand there without quotes
             return value
     if pa.types.is_struct(kind):
         return {field.name: _parsed(value[field.name], field.type) for field in kind}

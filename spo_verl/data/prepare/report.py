@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
+
+from spo_verl.files import parquet_reasons
 
 METADATA_KEY = "spo_verl.prepared"
 FORMAT_VERSION = 1
@@ -124,8 +125,9 @@ def stored_report(file: Path) -> dict[str, Any] | None:
     if file.suffix != ".parquet":
         return None
     try:
-        metadata = pq.read_metadata(file).metadata or {}
+        with file.open("rb") as raw:
+            metadata = pq.read_metadata(raw).metadata or {}
         found = json.loads(metadata[METADATA_KEY.encode()]) if METADATA_KEY.encode() in metadata else None
-    except (pa.ArrowException, OSError, ValueError):  # a damaged file is told by the check that reads its rows
+    except parquet_reasons():  # a damaged file is told by the check that reads its rows
         return None
     return found if isinstance(found, dict) else None

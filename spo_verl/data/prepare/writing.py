@@ -1,9 +1,7 @@
 """The prepared file: verl's columns as Parquet, in row groups, under another name until it is complete."""
 
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.files import check_output
 
 ROWS_PER_GROUP = 2048
 
@@ -60,47 +59,14 @@ class GroupWriter:
             self._rows.clear()
 
 
-def check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse what could not or must not be written, before anything is read.
 
     Raises:
-        SpoDataError: a folder, another ending than .parquet, or a file that is there already and may not be replaced.
+        SpoDataError: a folder or a place that cannot be written to, another ending than .parquet, a file of ``inputs``, or a file that is there already and may not be replaced.
     """
-    if target.is_dir():
-        raise SpoDataError(f"{target} is a folder: name a file, e.g. {target}/train.parquet.")
+    check_output(target, SpoDataError, inputs=inputs)
     if target.suffix != ".parquet":
         raise SpoDataError(f"{target}: prepared data are Parquet; let the name end with .parquet.")
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise SpoDataError(f"{target} is there already: choose another name, or replace it with --force.")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Callable[[], Path]]:
-    """Yield a function that names a new temporary file beside the target; the last one named becomes the target.
-
-    All of it, or nothing: on an error every temporary file is removed and the target is what it was.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged: list[Path] = []
-
-    def stage() -> Path:
-        staged.append(target.with_name(f".{target.name}.writing-{uuid.uuid4().hex[:12]}"))
-        return staged[-1]
-
-    try:
-        yield stage
-        with staged[-1].open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(staged[-1], target)
-        _sync_folder(target.parent)
-    finally:
-        for file_name in staged:
-            file_name.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

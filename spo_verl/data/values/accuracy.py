@@ -16,6 +16,9 @@ from spo_verl.errors import SpoConfigError, SpoRewardError
 
 logger = logging.getLogger(__name__)
 
+_MOST_DIGITS = 9
+"""Of a number of trials; more would not be counted in 64 bits when files are merged."""
+
 
 def from_accuracy_column(
     dataset: Any,
@@ -120,7 +123,7 @@ def _accuracy(raw: Any, trials: int | None, where: str) -> tuple[float, int] | N
         accuracy = unit_reward(stated, RewardConfig(), where, "accuracy")
     except SpoRewardError:
         raise SpoRewardError(
-            f"{where} is {raw!r}; an accuracy is a number in [0, 1] (divide percentages by 100) or a "
+            f"{where} is {_shown(raw)}; an accuracy is a number in [0, 1] (divide percentages by 100) or a "
             "fraction such as 5/8"
         ) from None
     if trials is None:
@@ -130,8 +133,17 @@ def _accuracy(raw: Any, trials: int | None, where: str) -> tuple[float, int] | N
 
 def _fraction(raw: str, trials: int | None, where: str) -> tuple[float, int]:
     top, _, bottom = (part.strip() for part in raw.partition("/"))
-    if not (top.isdecimal() and bottom.isdecimal() and 0 <= int(top) <= int(bottom) != 0):
-        raise SpoRewardError(f"{where} is {raw!r}; write successes/trials, e.g. 5/8")
+    digits = all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in (top, bottom))
+    if not (digits and 0 <= int(top) <= int(bottom) != 0):
+        raise SpoRewardError(f"{where} is {_shown(raw)}; write successes/trials, e.g. 5/8")
     if trials is not None and int(bottom) != trials:
         raise SpoRewardError(f"{where} is {raw!r}, which is of {bottom} trials and not of {trials}: leave trials out")
     return float(int(top)), int(bottom)
+
+
+def _shown(raw: Any) -> str:
+    try:
+        text = repr(raw)
+    except ValueError:  # Python writes no whole number of so many digits
+        text = f"a {type(raw).__name__} of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
 """verl's validation dumps: one JSON object per generated trajectory, ``<trainer.validation_data_dir>/<step>.jsonl``."""
 
-import json
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +23,11 @@ from spo_verl.data.values.texts import (
     squeeze,
 )
 from spo_verl.errors import SpoValuesError
+from spo_verl.files import read_json_lines
 
 logger = logging.getLogger(__name__)
+
+_TRAJECTORY = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_([0-9]{1,9})_([0-9]{1,9})", re.ASCII)
 
 
 @dataclass
@@ -34,8 +37,10 @@ class _Trials:
     sums: defaultdict[tuple[bytes, str], float] = field(default_factory=lambda: defaultdict(float))
     counts: Counter[tuple[bytes, str]] = field(default_factory=Counter)
     steps: Counter[Any] = field(default_factory=Counter)
-    sessions: set[tuple[str, ...]] = field(default_factory=set)
+    sessions: set[tuple[str, int]] = field(default_factory=set)
+    lines: int = 0
     repeated: int = 0
+    strange: int = 0
 
 
 def from_validation_dump(
@@ -71,7 +76,7 @@ def from_validation_dump(
         The values, and what matched; an entry is a distinct rendered prompt.
 
     Raises:
-        SpoValuesError: A file is missing a line is not one of verl's (names file and line), the steps differ, or
+        SpoValuesError: A file is missing or not readable, a line is not one of verl's (names file and line), the steps differ, or
             nothing matches.
         SpoRewardError: A reward is missing or outside its range. Names file and line.
     """
@@ -118,6 +123,9 @@ def from_validation_dump(
 
 
 def _notes(found: _Trials) -> Iterator[str]:
+    yield f"{found.lines} lines read: {found.lines - found.repeated} trials, {found.repeated} set aside"
+    if found.strange:
+        yield f"{found.strange} lines have a uid that is not verl's; each counts as a trial of its own"
     if found.repeated:
         reason = "its further outputs, or a file given twice"
         yield f"{found.repeated} lines repeat a session ({reason}) and were not counted again"
@@ -134,7 +142,10 @@ def _collect(files: Sequence[Path], reward: RewardConfig) -> _Trials:
     for file in files:
         for number, line in dump_lines(file):
             where = f"{file}, line {number}"
-            if (session := session_of(line)) is not None:
+            found.lines += 1
+            session = session_of(line)
+            found.strange += session is None and "uid" in line
+            if session is not None:
                 if session in found.sessions:
                     found.repeated += 1
                     continue
@@ -154,37 +165,51 @@ def dump_lines(file: Path, *, only_dumps: bool = True) -> Iterator[tuple[int, di
 
     Args:
         file: With one JSON object per line.
-        only_dumps: Refuse objects without a text under ``input``.
+        only_dumps: Refuse objects without a text under ``input`` or with a ``step`` that is none.
 
     Raises:
         SpoValuesError: Names file and line.
     """
-    try:
-        with file.open(encoding="utf-8") as text:
-            for number, line in enumerate(text, 1):
-                if line.strip():
-                    yield number, _parsed(line, f"{file}, line {number}", only_dumps)
-    except OSError as error:
-        raise SpoValuesError(f"{file} cannot be read ({error}): name the .jsonl files themselves") from error
+    for number, content in read_json_lines(file, SpoValuesError):
+        where = f"{file}, line {number}"
+        if not isinstance(content, dict):
+            raise SpoValuesError(f"{where}: not a JSON object, so this is no file of generations")
+        if only_dumps and not isinstance(content.get("input"), str):
+            raise SpoValuesError(f"{where}: no text under 'input', so this is not one of verl's validation dumps")
+        if only_dumps and not isinstance(content.get("step"), (int, type(None))):
+            raise SpoValuesError(
+                f"{where}: 'step' is {content['step']!r:.60} instead of the number of a training step, so this is not "
+                "one of verl's validation dumps"
+            )
+        yield number, content
 
 
-def _parsed(line: str, where: str, only_dumps: bool) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise SpoValuesError(f"{where}: not readable JSON ({error}); was verl stopped while it wrote?") from error
-    if not isinstance(content, dict):
-        raise SpoValuesError(f"{where}: not a JSON object, so this is no file of generations")
-    if only_dumps and not isinstance(content.get("input"), str):
-        raise SpoValuesError(f"{where}: no text under 'input', so this is not one of verl's validation dumps")
-    return content
+def is_dump_line(line: Mapping[str, Any]) -> bool:
+    """Whether a row has the form that verl writes: all five columns of a dump, each of its type.
+
+    Files of others have columns with some of these names, and what they hold is not verl's.
+    """
+    texts = isinstance(line.get("input"), str) and isinstance(line.get("output"), str)
+    step, score = line.get("step"), line.get("score")
+    numbers = isinstance(step, int) and not isinstance(step, bool) and isinstance(score, (int, float))
+    return texts and numbers and "gts" in line
 
 
-def session_of(line: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """uid and session of ``{uid}_{session}_{index}``; None where the dump tells neither (verl before 0.9)."""
+def session_of(line: Mapping[str, Any]) -> tuple[str, int] | None:
+    """uid and session of verl's ``{uid}_{session}_{index}``, see `trajectory_of`; None where the row has none."""
+    trajectory = trajectory_of(line)
+    return None if trajectory is None else trajectory[:2]
+
+
+def trajectory_of(line: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """uid, session and index of a trajectory of verl.
+
+    None where the row is no line of a dump (`is_dump_line`), or its ``uid`` is not verl's: a UUID and two numbers.
+    verl before 0.9 writes none, and any other file may have a column of that name.
+    """
     uid = line.get("uid")
-    parts = uid.rsplit("_", 2) if isinstance(uid, str) else []
-    return (parts[0], parts[1]) if len(parts) == 3 else None
+    found = _TRAJECTORY.fullmatch(uid) if isinstance(uid, str) and is_dump_line(line) else None
+    return None if found is None else (found[1], int(found[2]), int(found[3]))
 
 
 def by_ground_truth(texts: Sequence[PromptText]) -> dict[bytes, list[int]]:

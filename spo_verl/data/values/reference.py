@@ -1,6 +1,5 @@
 """The ``offline_values.json`` of the reference recipe: prompt text -> list of scores."""
 
-import json
 import logging
 import sys
 from collections import Counter, defaultdict
@@ -22,6 +21,7 @@ from spo_verl.data.values.texts import (
     squeeze,
 )
 from spo_verl.errors import SpoValuesError
+from spo_verl.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +102,7 @@ def _total(text: str, scores: Sequence[Any], reward: RewardConfig | None) -> flo
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpoValuesError(f"there is no file {path.absolute()}: check the path") from None
-    except ValueError as error:
-        raise SpoValuesError(
-            f"{path} is not readable JSON ({error}): it was cut short, or is another format"
-        ) from error
+    content = read_json(path, SpoValuesError)
     if not isinstance(content, dict) or not all(isinstance(scores, list) for scores in content.values()):
         raise SpoValuesError(
             f"{path} must hold one JSON object, prompt text -> list of scores, as the reference recipe's "

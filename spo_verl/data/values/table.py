@@ -14,8 +14,6 @@ sampled, how and when; and ``sha256`` of all of this, so that damage is noticed.
 import datetime
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ import pyarrow.parquet as pq
 import spo_verl
 from spo_verl.data.identity import IDENTITY_VERSION, KEY_BYTES, slots_of_keys
 from spo_verl.errors import SpoValuesError
+from spo_verl.files import parquet_file, parse_json, replacing
 
 FORMAT = "spo_verl.values"
 FORMAT_VERSION = 1
@@ -36,7 +35,7 @@ FORMAT_VERSION = 1
 _KEY_TYPE = np.dtype(f"V{KEY_BYTES}")
 _COLUMNS = pa.schema([("key", pa.binary(KEY_BYTES)), ("successes", pa.float64()), ("trials", pa.int64())])
 _METADATA = {"format", "format_version", "identity_version", "spo_verl_version", "source", "sha256"}
-_REQUIRED = ("kind", "policy", "sampling", "date")
+_REQUIRED: dict[str, Any] = {"kind": str, "policy": (str, type(None)), "sampling": Mapping, "date": str}
 _VALUE_BINS = 10
 
 
@@ -111,24 +110,10 @@ class OfflineValues:
         """Write the Parquet file at once or not at all: under another name, synced, then renamed into place.
 
         Raises:
-            SpoValuesError: The path is a folder.
+            SpoValuesError: It cannot be written there.
         """
-        target = Path(path)
-        if target.is_dir():
-            raise SpoValuesError(
-                f"{target} is a folder: name a file for the offline values, e.g. {target}/values.parquet"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.writing-{uuid.uuid4().hex[:12]}")
-        try:
-            with staging.open("wb") as file:
-                pq.write_table(self._as_arrow(), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staging, target)
-        finally:
-            staging.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        with replacing(Path(path), SpoValuesError) as stage:
+            pq.write_table(self._as_arrow(), stage(), compression="zstd")
 
     @classmethod
     def read(cls, path: str | Path) -> "OfflineValues":
@@ -138,19 +123,14 @@ class OfflineValues:
             SpoValuesError: No such file, damaged, of another or a newer format, or of another identity version.
         """
         source = Path(path)
-        if not source.is_file():
-            raise SpoValuesError(f"there are no offline values at {source.absolute()}: check the path")
         try:
-            table = pq.read_table(source, memory_map=False)
+            with parquet_file(source, SpoValuesError) as file:
+                table = file.read()
             metadata = _read_metadata(table.schema)
-            values = cls(*_columns_of(table), source=tuple(metadata["source"]))
+            values = cls(*_columns_of(table), source=metadata["source"])
         except SpoValuesError as error:
-            raise SpoValuesError(f"{source}: {error}") from error
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise SpoValuesError(
-                f"{source} is not a readable Parquet file ({error}): restore it from a copy, or estimate or import the "
-                "values again"
-            ) from error
+            named = str(error) if str(source) in str(error) else f"{source}: {error}"
+            raise SpoValuesError(named) from error
         if metadata["sha256"] != _file_digest(metadata, values.digest()):
             raise SpoValuesError(
                 f"{source}: its content is not what was written (sha256 differs): restore it from a copy"
@@ -214,14 +194,19 @@ def _check_counts(key_N: np.ndarray, successes_N: np.ndarray, trials_N: np.ndarr
 
 
 def _checked_source(source: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(source, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in source):
+        raise SpoValuesError("its source is no list of provenances: build each with provenance(...)")
     entries = tuple(dict(entry) for entry in source)
     for entry in entries:
         missing = [name for name in _REQUIRED if name not in entry]
         if missing:
             raise SpoValuesError(f"a provenance lacks {', '.join(missing)}: build it with provenance(...)")
+        for name, kinds in _REQUIRED.items():
+            if not isinstance(entry[name], kinds):
+                raise SpoValuesError(f"{name} of a provenance is {entry[name]!r:.60}: build it with provenance(...)")
     try:
         return tuple(json.loads(json.dumps(entries, allow_nan=False)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SpoValuesError(f"a provenance holds something that JSON cannot ({error})") from error
 
 
@@ -232,14 +217,14 @@ def _file_digest(metadata: Mapping[str, Any], counts_digest: str) -> str:
 
 def _read_metadata(schema: Any) -> dict[str, Any]:
     text = (schema.metadata or {}).get(FORMAT.encode())
-    metadata = None if text is None else json.loads(text)
+    metadata = None if text is None else parse_json(_text(text), "its metadata", SpoValuesError)
     if not isinstance(metadata, dict):
         raise SpoValuesError(
             f"not a file of offline values (there is no {FORMAT!r} in its metadata; its columns are {schema.names}); "
             "accuracies in a dataset are imported with `spo-verl values import`"
         )
     version = metadata.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION or metadata.keys() - _METADATA:
+    if not isinstance(version, int) or isinstance(version, bool) or version > FORMAT_VERSION or metadata.keys() - _METADATA:
         raise SpoValuesError(
             f"it has format {version}, this version of spo_verl reads {FORMAT_VERSION}: install spo_verl "
             f"{metadata.get('spo_verl_version')} or newer"
@@ -256,6 +241,13 @@ def _read_metadata(schema: Any) -> dict[str, Any]:
             "from a copy"
         )
     return metadata
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpoValuesError(f"its metadata are not UTF-8 ({error}): restore it from a copy") from error
 
 
 def _columns_of(table: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -279,11 +271,3 @@ def _spread(count_N: np.ndarray) -> dict[str, float] | None:
     if not count_N.size:
         return None
     return {"min": int(count_N.min()), "median": float(np.median(count_N)), "max": int(count_N.max())}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,11 +57,18 @@ def prompt_texts(dataset: Any, keys: DatasetKeys) -> list[PromptText]:
     """The texts of every prompt, in slot order, read in batches and without decoding media."""
     column = RowFields.of(dataset).prompt
     texts = []
-    for row in first_rows(dataset, keys, {column: None, "reward_model": ("ground_truth",)}):
+    rows = first_rows(dataset, keys, {column: None, "reward_model": ("ground_truth",)})
+    for number, row in zip(keys.row_of_slot_P.tolist(), rows, strict=True):
         section = row.get("reward_model")
         truth = section.get("ground_truth") if isinstance(section, Mapping) else None
         messages = row.get(column)
-        texts.append(_text_of(row.get("raw_prompt") if messages is None else messages, truth))
+        messages = row.get("raw_prompt") if messages is None else messages
+        if not _are_messages(messages):
+            raise SpoConfigError(
+                f"row {number} of the dataset, field {column!r}: {messages!r:.60} instead of messages with role and "
+                "content. Mend the row, or name the column of messages with --prompt-key (data.prompt_key)."
+            )
+        texts.append(_text_of(messages, truth))
     return texts
 
 
@@ -105,6 +112,21 @@ def rows_without(keys: DatasetKeys, trials: Mapping[int, int]) -> np.ndarray:
     missing_P = np.ones(keys.prompts, dtype=bool)
     missing_P[np.fromiter(trials, dtype=np.int64, count=len(trials))] = False
     return np.asarray(keys.row_of_slot_P[missing_P])
+
+
+def _are_messages(messages: Any) -> bool:
+    if isinstance(messages, (str, Mapping)):
+        return True
+    if not isinstance(messages, Iterable) or isinstance(messages, (bytes, bytearray)):
+        return False
+    listed = list(messages)
+    return bool(listed) and all(
+        isinstance(one, str) or (isinstance(one, Mapping) and _is_content(one.get("content"))) for one in listed
+    )
+
+
+def _is_content(content: Any) -> bool:
+    return content is None or (isinstance(content, Iterable) and not isinstance(content, (bytes, bytearray)))
 
 
 def _text_of(messages: Any, truth: Any) -> PromptText:
