@@ -87,8 +87,8 @@ def _program(body: str) -> Call | Malformed:
 def _unfenced(body: str) -> str:
     """``body`` without blank lines around it and without the fence of a Markdown code block.
 
-    The fence may be indented, be of backticks or tildes, name a language, share the last line of the code, or lack one of
-    its ends. What is fenced within the code (in a string) stays.
+    The fence may be indented, be of backticks or tildes, name a language, share the last line of the code, or lack one
+    of its ends. What is fenced within the code (in a string) stays.
     """
     body = body.strip("\n").rstrip()
     body = re.sub(r"\A(?:[ \t]*\n)+", "", body)

@@ -28,10 +28,10 @@ def describe(result: ProgramResult) -> str:
 def defuse(text: str, markup: Iterable[str]) -> str:
     """``text`` in which no special token and no tag of the conversation is left: a space breaks each.
 
-    A program may print ``<|im_end|>`` or ``</interpreter>``; tokenized as it is, that would end the message. Between two
-    characters at most one space is added, however many entries meet there, so the text at most doubles (and grows by
-    one more space there for each entry that itself has spaces in this place). An entry of blanks, or of one character
-    with blanks around it, means nothing to a conversation and is left.
+    A program may print ``<|im_end|>`` or ``</interpreter>``; tokenized as it is, that would end the message. Between
+    two characters at most one space is added, however many entries meet there, so the text at most doubles. (Entries
+    with spaces in them may cost one more for each of these.) An entry of blanks, or of one character with blanks
+    around it, means nothing to a conversation and is left.
     """
     items = _smallest(tuple(markup))
     while True:

@@ -89,7 +89,9 @@ RUNS = {
     "dashes": tuple("-" * size for size in range(2, 25)),
     "brackets": ("<<", "<<<", ">>", "<|", "|>", "<|im_end|>"),
 }
-TRACEBACK = 'Traceback (most recent call last):\n  File "<program>", line 1, in <module>\n    f()\n    ^^^\nNameError: f'
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "<program>", line 1, in <module>\n    f()\n    ^^^\nNameError: f'
+)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -126,7 +128,7 @@ def test_whatever_the_entries_none_is_left_and_the_growth_is_bounded(text, marku
     assert len(harmless) <= (2 + spaces) * len(text)
 
 
-@pytest.mark.parametrize("half", ["\ud83d", "\ude00", "\ud83d\ud83d", "\udcff"])
+@pytest.mark.parametrize("half", [chr(0xD83D), chr(0xDE00), 2 * chr(0xD83D), chr(0xDCFF)], ids=ascii)
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_half_a_surrogate_pair_is_escaped(half, stream):
     texts = ["", "", ""]

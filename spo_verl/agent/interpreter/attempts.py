@@ -1,7 +1,7 @@
 """Attempts to get past each limit, made by a program of our own before the first one of a model.
 
-The program tells which attempts got through. What it aims at is here, in the owner's process, which then looks for itself:
-a file that the user may write, sockets of this machine, a process of the user.
+The program tells which attempts got through. What it aims at is here, in the owner's process, which then looks for
+itself: a file that the user may write, sockets of this machine, a process of the user.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def send_from_pair(kind, address, descriptor=False):
 def filter_sockets():
     one, other = socket.socketpair()
     with one, other:
-        one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, 0))
+        code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 65535))
+        one.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(code)))
 
 def open_family(family):
     socket.socket(family, socket.SOCK_RAW if family in (16, 17) else socket.SOCK_STREAM).close()
@@ -119,7 +120,8 @@ got = {
         lambda: os.chmod(FILE, 0o777), lambda: os.utime(FILE, (1, 1)), lambda: os.setxattr(FILE, "user.x", b"1"),
         lambda: os.chown(FILE, os.getuid(), os.getgid()), lambda: os.remove(FILE), lambda: os.rename(FILE, NEXT),
         lambda: os.link(FILE, NEXT), lambda: os.symlink(FILE, NEXT), lambda: os.mkdir(NEXT),
-        lambda: os.rmdir(os.path.dirname(FILE)), lambda: call(303, -100, name, struct.pack("Ii128x", 128, 0), bytes(8), 0)),
+        lambda: os.rmdir(os.path.dirname(FILE)),
+        lambda: call(303, -100, name, struct.pack("Ii128x", 128, 0), bytes(8), 0)),
     "no_signals": through(
         lambda: os.kill(os.getppid(), 0), lambda: os.kill(-1, 0), lambda: os.kill(PID, signal.SIGKILL),
         lambda: signal.pidfd_send_signal(os.pidfd_open(PID), signal.SIGKILL),
@@ -158,7 +160,9 @@ class Bait:
             for bait in (self.tcp, self.udp, self.stream, self.path, self.abstract):
                 bait.setblocking(False)
             command = [sys.executable, "-I", "-S", "-c", "input()"]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            )
             stack.callback(self._end_process)
             self._stack = stack.pop_all()
         return self

@@ -34,6 +34,7 @@ START_SECONDS = 60.0
 GRACE_SECONDS = 10.0
 """How long after a program's time limit the server must have reported its end."""
 
+
 class _ServerGoneError(Exception):
     """The server process ended, or does not answer."""
 
@@ -376,4 +377,6 @@ def _environment() -> dict[str, str]:
     """Nothing of the trainer's environment, which may hold keys, but where the loader finds Python's own library."""
     own = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**own, **threads, "LANG": "C.UTF-8", "HOME": "/dev/shm", "TMPDIR": "/dev/shm", "MPLBACKEND": "agg", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    # Arrow, below pandas, has allocators that reserve a GiB each and that complain on stderr when they get no thread.
+    arrow = {"ARROW_DEFAULT_MEMORY_POOL": "system", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    return {**own, **threads, **arrow, "LANG": "C.UTF-8", "HOME": "/dev/shm", "TMPDIR": "/dev/shm", "MPLBACKEND": "agg"}

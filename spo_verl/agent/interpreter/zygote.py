@@ -135,16 +135,16 @@ def serve(control: socket.socket, settings: dict[str, Any], containment: Any, na
                 continue
             job = Job(fds, -1, limits, fences, containment)
             try:
-                program = _start(order["run"], job, settings["wall_seconds"])
+                started = _start(order["run"], job, settings["wall_seconds"])
             except OSError as error:
                 _send(control, {"id": order["run"], "error": f"fork: {error}"})
             else:
-                if program is None:
-                    selector.close()  # it is part of a cycle: collected later, it would close descriptors of the program
+                if started is None:
+                    selector.close()  # part of a cycle: collected later, it would close descriptors of the program
                     control.close()
                     return job
-                running[program.id] = program
-                selector.register(program.pidfd, selectors.EVENT_READ, program.id)
+                running[started.id] = started
+                selector.register(started.pidfd, selectors.EVENT_READ, started.id)
             for fd in fds:
                 os.close(fd)
 
@@ -229,9 +229,10 @@ def _arrange_descriptors(fds: list[int], done: int) -> bytes:
         os.dup2(fd, target)
     os.closerange(4, 1 << 20)
     errors = sys.stdout.errors  # as Python chose for this locale
-    sys.stdin = sys.__stdin__ = _standard_stream(0, "<stdin>", errors)
-    sys.stdout = sys.__stdout__ = _standard_stream(1, "<stdout>", errors)
-    sys.stderr = sys.__stderr__ = _standard_stream(2, "<stderr>", "backslashreplace")
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = _standard_stream(fd, f"<{name}>", "backslashreplace" if fd == 2 else errors)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     return source
 
 
@@ -291,7 +292,7 @@ class _Ending:
     """What Python does between an uncaught exception or the last line of a program and the end of its process."""
 
     def __init__(self) -> None:
-        self.program: Callable[[], object] = lambda: None
+        self.program: Callable[[], Any] = lambda: None
         self.status = 0
         self.interrupted = False
 
@@ -359,7 +360,7 @@ _STEP = compile("step(*arguments)", "sys", "exec")
 
 
 def _unseen(step: Callable[..., object], *arguments: object) -> None:
-    """Call what may end objects of the program. Python does so with no frame to blame, and calls that place ``sys:1``."""
+    """Call what may end objects of the program. Python has no frame to blame then, and calls the place ``sys:1``."""
     exec(_STEP, {"step": step, "arguments": arguments})
 
 

@@ -77,7 +77,13 @@ def all_plain(programs: dict[str, str]) -> dict[str, Said]:
 def comparable(status: int, stdout: str, stderr: str) -> Said:
     """Without what differs between two runs of ``python``: addresses; and the one documented name of the program."""
     texts = (re.sub(r"\b0x[0-9a-f]{6,}", "0x", text) for text in (stdout, stderr))
-    return Said(status, *(text.replace(f'"{FOLDER}/{PROGRAM}"', f'"{PROGRAM}"').replace(f"{FOLDER}/{PROGRAM}:", f"{PROGRAM}:") for text in texts))
+    return Said(
+        status,
+        *(
+            text.replace(f'"{FOLDER}/{PROGRAM}"', f'"{PROGRAM}"').replace(f"{FOLDER}/{PROGRAM}:", f"{PROGRAM}:")
+            for text in texts
+        ),
+    )
 
 
 def record() -> None:

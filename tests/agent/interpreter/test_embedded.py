@@ -23,6 +23,7 @@ import pytest
 from spo_verl.agent.config import EmbeddedConfig
 from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import embedded
+from spo_verl.agent.interpreter.attempts import Bait
 from spo_verl.agent.interpreter.embedded import EmbeddedInterpreter
 from spo_verl.agent.interpreter.gate import Gate
 
@@ -122,7 +123,7 @@ def test_an_exception_is_shown_with_its_line_and_nothing_of_the_sandbox(sandbox)
     ("code", "outcome", "said"),
     [
         ("x = (", "failed", "SyntaxError"),
-        ("x = '\\0' + chr(0xd800); print(x)", "finished", "\\ud800"),
+        ("x = '\\0' + chr(0xd800); print(x)", "failed", "surrogates not allowed"),
         ("import sys; sys.exit(3)", "failed", "exit code 3"),
         ("import sys; sys.exit('no luck')", "failed", "no luck"),
         ("input()", "failed", "EOFError"),
@@ -150,8 +151,7 @@ def test_programs_share_nothing(sandbox):
         "import os, builtins, math; print(os.listdir('.'), hasattr(builtins, 'kept'), math.pi, sorted(os.environ))"
     )
     assert result.stdout.startswith("[] False 3.14")
-    names = ["HOME", "LANG", "MKL_NUM_THREADS", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TMPDIR"]
-    assert str(names) in result.stdout or "LD_LIBRARY_PATH" in result.stdout
+    assert str(sorted(embedded._environment())) in result.stdout
 
 
 def test_random_numbers_differ_between_programs(sandbox):
@@ -221,6 +221,33 @@ ESCAPES = {
     "system v memory": "import ctypes; c = ctypes.CDLL(None)\ni = c.shmget(0, 4096, 0o1600)\n"
     "c.shmctl(i, 0, 0); print('GOT THROUGH' if i >= 0 else 'refused')",
     "memory without a file": "import os; os.memfd_create('x'); print('GOT THROUGH')",
+    "access mode 3": "import os; os.open(TARGET, 3); print('GOT THROUGH')",
+    "access mode 3 of a device": "import os; os.open('/dev/zero', 3); print('GOT THROUGH')",
+    "truncate by access mode 3": "import os; os.open(TARGET, 3 | os.O_TRUNC | os.O_CLOEXEC); print('GOT THROUGH')",
+    "a path only": "import os; os.open(TARGET, os.O_PATH); print('GOT THROUGH')",
+    "creat": "import ctypes; c = ctypes.CDLL(None)\n"
+    "print('GOT THROUGH' if c.syscall(85, TARGET.encode() + b'2', 0o600) >= 0 else 'refused')",
+    "openat2": "import ctypes, struct; c = ctypes.CDLL(None)\n"
+    "fd = c.syscall(437, -100, TARGET.encode(), struct.pack('QQQ', 0, 0, 0), 24)\n"
+    "print('GOT THROUGH' if fd >= 0 else 'refused')",
+    "datagram pair": "import socket; a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    "try: a.sendto(b'x', SOCKET)\nexcept ConnectionRefusedError: pass\nexcept OSError as e: "
+    "print('GOT THROUGH' if e.errno == 91 else 'refused')",
+    "sequential pair": "import socket; socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); print('GOT THROUGH')",
+    "socket filter": "import ctypes, socket, struct; a, b = socket.socketpair()\n"
+    "f = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 65535))\n"
+    "a.setsockopt(socket.SOL_SOCKET, 26, struct.pack('HxxxxxxQ', 1, ctypes.addressof(f))); print('GOT THROUGH')",
+    "pass a descriptor": "import socket; a, b = socket.socketpair(); socket.send_fds(a, [b'x'], [0]); "
+    "print('GOT THROUGH')",
+    "netlink": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); print('GOT THROUGH')",
+    "change a mode by descriptor": "import os; f = open(os.__file__); os.fchmod(f.fileno(), "
+    "os.fstat(f.fileno()).st_mode & 0o7777); print('GOT THROUGH')",
+    "touch the library": "import os; s = os.stat(os.__file__); "
+    "os.utime(os.__file__, ns=(s.st_atime_ns, s.st_mtime_ns)); print('GOT THROUGH')",
+    "limits of another process": "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE); "
+    "print('GOT THROUGH')",
+    "clock of another process": "import time, os; time.clock_gettime((~os.getppid() << 3) | 2); print('GOT THROUGH')",
+    "watch files": "import ctypes; c = ctypes.CDLL(None)\nprint('GOT THROUGH' if c.inotify_init() >= 0 else 'refused')",
     "new session": "import ctypes; c = ctypes.CDLL(None)\nprint('GOT THROUGH' if c.prctl(1, 0) == 0 else 'refused')",
 }
 
@@ -431,43 +458,67 @@ def test_a_package_that_is_missing_is_named():
 
 
 ABSENT = {
-    "seccomp": ("seccomp=_seccomp_works()", "seccomp=False", {"processes", "no_signals"}),
-    "landlock": ("landlock=max(0, int(abi))", "landlock=0", {"private_files"}),
+    "seccomp": (
+        {"seccomp=_seccomp_works()": "seccomp=False"},
+        {"processes", "no_network", "private_files", "no_signals"},
+    ),
+    "landlock": ({"landlock=max(0, int(abi))": "landlock=0"}, {"private_files"}),
+    # as it was: any access mode, on a kernel whose Landlock does not know truncation
+    "the access modes of open": (
+        {
+            "landlock=max(0, int(abi))": "landlock=min(2, int(abi))",
+            "ways = (os.O_RDONLY,": "ways = (3, 3 | os.O_TRUNC, os.O_RDONLY,",
+        },
+        {"private_files"},
+    ),
+    "the kinds of socket pairs": (
+        {"Argument(1, (socket.SOCK_STREAM,)": "Argument(1, (1, 2)", "44: (_null(4)": "44: (()"},
+        {"no_network"},
+    ),
 }
+
+
+def server_with(replacements, monkeypatch, folder):
+    """A copy of the server that differs in these places of its source."""
+    left = set(replacements)
+    for name in ("zygote.py", "containment.py"):
+        text = embedded.ZYGOTE.with_name(name).read_text()
+        for old, new in replacements.items():
+            left -= {old} if old in text else set()
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
+    assert not left, "no such place"
+    monkeypatch.setattr(embedded, "ZYGOTE", folder / "zygote.py")
 
 
 @pytest.mark.parametrize("fence", ABSENT)
 def test_a_limit_that_does_not_hold_refuses_the_backend(fence, monkeypatch, tmp_path):
     """The same program finds out on a machine without the fence: a copy of the server that does not have it."""
-    source, replaced, limits = ABSENT[fence]
-    for name in ("zygote.py", "containment.py"):
-        text = embedded.ZYGOTE.with_name(name).read_text()
-        assert name != "containment.py" or source in text
-        (tmp_path / name).write_text(text.replace(source, replaced))
-    monkeypatch.setattr(embedded, "ZYGOTE", tmp_path / "zygote.py")
+    replacements, limits = ABSENT[fence]
+    server_with(replacements, monkeypatch, tmp_path)
     box = Sandbox()
     try:
         with pytest.raises(SpoInterpreterError, match="does not hold programs to") as refusal:
             box.call(box.interpreter.start())
-        for limit in limits:
-            assert limit in str(refusal.value)
+        named = str(refusal.value).partition("does not hold programs to: ")[2].partition(" (")[0]
+        assert set(named.split(", ")) == limits
         with pytest.raises(SpoInterpreterError, match="does not hold programs to"):
             box.run("print(1)")  # and again, at once
     finally:
         box.close()
-    allowed = Sandbox(EmbeddedConfig(packages=(), allow_unenforced=tuple(sorted(limits | {"no_network"}))))
+    allowed = Sandbox(EmbeddedConfig(packages=(), allow_unenforced=tuple(sorted(limits))))
     try:
         assert allowed.run("print(1)").stdout == "1\n"
     finally:
         allowed.close()
 
 
+NO_NAMESPACES = {"namespaces = containment.enter_namespaces()": "namespaces = False"}
+
+
 def test_without_namespaces_the_rest_still_holds_and_nothing_can_be_written(monkeypatch, tmp_path, targets):
     """As in a container that forbids namespaces."""
-    for name in ("zygote.py", "containment.py"):
-        text = embedded.ZYGOTE.with_name(name).read_text()
-        (tmp_path / name).write_text(text.replace("namespaces = containment.enter_namespaces()", "namespaces = False"))
-    monkeypatch.setattr(embedded, "ZYGOTE", tmp_path / "zygote.py")
+    server_with(NO_NAMESPACES, monkeypatch, tmp_path)
     box = Sandbox()
     try:
         enforcement = box.call(box.interpreter.start())
@@ -481,6 +532,45 @@ def test_without_namespaces_the_rest_still_holds_and_nothing_can_be_written(monk
         assert box.run("import time; time.sleep(60)").outcome == "timeout"
     finally:
         box.close()
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+@pytest.mark.parametrize("version", [1, 2, 3, 5])
+def test_an_older_kernel_holds_all_limits(version, namespaces, monkeypatch, tmp_path, targets):
+    """Landlock limited to what its earlier versions know; 1 and 2 (Linux 5.13 to 6.1) know no truncating."""
+    older = {"landlock=max(0, int(abi))": f"landlock=min({version}, int(abi))"}
+    server_with({**older, **({} if namespaces else NO_NAMESPACES)}, monkeypatch, tmp_path)
+    box = Sandbox(EmbeddedConfig(packages=(), wall_seconds=20.0))
+    try:
+        enforcement = box.call(box.interpreter.start())
+        assert all(enforcement.limits.values()), enforcement
+        assert enforcement.landlock == min(version, 5)
+        head = "".join(f"{key} = {value!r}\n" for key, value in targets.items())
+        for name, code in ESCAPES.items():
+            # One program: each attempt says so when it gets through.
+            body = textwrap.indent(code, "    ")
+            head += f"try:\n{body}\nexcept (OSError, RuntimeError, AttributeError): pass\nprint({name!r})\n"
+        result = box.run(head)
+        assert result.outcome == "finished", result
+        assert "GOT THROUGH" not in result.stdout, result
+        assert Path(targets["TARGET"]).read_text() == "precious"
+    finally:
+        box.close()
+
+
+def test_what_the_check_attempts_succeeds_without_a_sandbox(tmp_path):
+    """Each attempt outside a sandbox: one that is refused there, too, would show nothing."""
+    with Bait() as bait:
+        command = [sys.executable, "-c", bait.program(10)]
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        answer = json.loads(asked.stdout.splitlines()[-1])
+        held, _ = bait.held(asked.stdout.splitlines()[-1])
+    assert not any(held.values())
+    got = {name: len(numbers) for name, numbers in answer["through"].items()}
+    assert got["processes"] == 5
+    assert got["no_network"] >= 10  # which families there are depends on the kernel
+    assert got["private_files"] >= 20  # some take away what others aim at
+    assert got["no_signals"] >= 5
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None or os.geteuid() != 0, reason="needs root and setpriv to drop it")
