@@ -275,7 +275,9 @@ def _lines(
         found.problems.append(f"{repeated} lines repeat a session and were left out: is a file there twice?")
     if len(steps) > 1:
         listed = ", ".join(map(str, sorted(steps)))
-        found.problems.append(f"lines of several training steps stand together ({listed}): the figures are of no one policy")
+        found.problems.append(
+            f"lines of several training steps stand together ({listed}): the figures are of no one policy"
+        )
     if strange:
         found.notes.append(f"{strange} lines have a uid that is not verl's; each counts as a response of its own")
 
