@@ -208,7 +208,8 @@ def _instead(file: Path, rng: random.Random) -> str:
 
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1.5, 2**63, 2**64, -(2**70), 10**308, 10**400, 1e308, float("nan"), float("inf"),
-    float("-inf"), "", " ", "0", "nan", "1/0", "5/8", "9" * 400 + "/" + "9" * 401, "1" * 5000, "\ud800", "a\udc00b", "\0",
+    float("-inf"), "", " ", "0", "nan", "1/0", "5/8", "9" * 400 + "/" + "9" * 401, "1" * 5000, "\ud800",
+    "a\udc00b", "\0",
     "\x1b[31mred\x1b[0m", "\r\n", "\u202e", "[red]markup[/red]", "x" * 100_000, "[" * 5000, [], {}, [None], [[]],
     [1, "a"], {"a": 1}, {"": None}, [{"role": "user"}], [{"role": "user", "content": None}], [{"content": 7}],
     {"ground_truth": 10**400}, {"ground_truth": None}, [{"role": "user", "content": [{"text": 3}, None]}], "\u2028",

@@ -1,4 +1,4 @@
-"""stdout of any encoding, closed, full or gone; texts of others with control characters; defects without a traceback."""
+"""stdout of any encoding, closed, full or gone; control characters in texts of others; defects without a traceback."""
 
 import io
 import json

@@ -16,8 +16,8 @@ from spo_verl.launching.launch import hydra_value
 from spo_verl.recipes.locate import Recipe, compose, find_recipe
 from tests.recipes.helpers import ROOT
 
-NAMES = ["run=1", "a#b", "(2)", "a,b", "it's", "a&b;c|d", "[x]", "$HOME", "${b}", "\\\\${b}", "{x}", "a:b", " sp ", "mü 数据",
-         "back\\slash", "end\\", 'say "x"', "*?", "~`!", "%41", "new\nline", "null", "1e3", "-dash"]  # fmt: skip
+NAMES = ["run=1", "a#b", "(2)", "a,b", "it's", "a&b;c|d", "[x]", "$HOME", "${b}", "\\\\${b}", "{x}", "a:b", " sp ",
+         "mü 数据", "back\\slash", "end\\", 'say "x"', "*?", "~`!", "%41", "new\nline", "null", "1e3", "-dash"]  # fmt: skip
 PARSER = OverridesParser.create()
 
 
@@ -63,8 +63,13 @@ for argument in "$@"; do printf '%s\\0' "$argument"; done
 """
 
 
-@pytest.mark.parametrize("way", ["path", "link", "folder link", "relative", "CDPATH"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, "path") for name in NAMES),
+        *((name, way) for name in ("a b", "it's=$1", "-dash") for way in ("link", "folder link", "relative", "CDPATH")),
+    ],
+)
 def test_the_script_passes_its_folder_and_arguments_on(name, way, tmp_path):
     recipes = tmp_path / name / "recipes"
     (recipes / "mine").mkdir(parents=True)
