@@ -9,7 +9,7 @@ import typer
 from spo_verl import __version__
 from spo_verl.cli import config, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
 
-# typer's own tracebacks are switched off: what is expected is printed without one, and a defect is told by ``output.contained``.
+# typer's own tracebacks are switched off: what is expected is printed without one, a defect by `output.contained`.
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,

@@ -14,6 +14,7 @@ have as well, so that any terminal shows every verb's output and JSON stays JSON
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
@@ -40,6 +41,7 @@ COULD_NOT = 2
 CLOSED = 141
 """Exit status where the reader of stdout has gone, as of a process that SIGPIPE ended."""
 DEBUG_VARIABLE = "SPO_DEBUG"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What moves a terminal's cursor, colours, or turns the direction of text; half a surrogate pair is no character."""
@@ -161,21 +163,15 @@ def contained(command: Callable[[], None]) -> None:
         _let_go(sys.stdout)
         raise SystemExit(CLOSED) from None
     except OSError as error:
-        if not _is_full(sys.stdout):
+        if error.filename is not None or error.errno not in _CANNOT_WRITE:
             _defect(error)
         _let_go(sys.stdout)
-        print(f"error: the output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr)
+        print(
+            f"error: the output cannot be written ({error.strerror}): make room, or send it elsewhere", file=sys.stderr
+        )
         raise SystemExit(COULD_NOT) from None
     except Exception as error:  # noqa: BLE001
         _defect(error)
-
-
-def _is_full(stream: IO[str]) -> bool:
-    try:
-        stream.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _let_go(stream: IO[str]) -> None:

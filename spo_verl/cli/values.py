@@ -52,7 +52,9 @@ def import_values(
     data: Data = None,
     kind: Annotated[Kind, typer.Option(help="What SOURCE is; auto tells by its name.")] = "auto",
     column: Annotated[str | None, typer.Option(help="Column of the data with accuracies, e.g. difficulty.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, max=10**9, help="Trials behind each accuracy of --column.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Trials behind each accuracy of --column.")
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="The model that was sampled.")] = None,
     sampling: Annotated[
         list[str] | None,

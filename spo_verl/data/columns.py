@@ -71,7 +71,7 @@ def _values(column: pa.ChunkedArray, members: Sequence[str] | None, name: str, s
     # Converting one array is several times faster than converting many chunks. More than 2 GB stay chunked.
     array = column.combine_chunks()
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-    values = []
+    values: list[Any] = []
     for chunk in chunks:
         values += _values_of_chunk(chunk, members, name, start + len(values))
     return values

@@ -57,8 +57,8 @@ def python_values(column: pa.Array | pa.ChunkedArray, name: str, error: Callable
                 column[row].as_py()
             except parquet_reasons() as reason:
                 raise error(
-                    f"column {name}, row {row} of its batch: its {column.type} cannot be read ({told(reason)}): mend the "
-                    "row, or store the column as text or numbers"
+                    f"column {name}, row {row} of its batch: its {column.type} cannot be read ({told(reason)}): mend "
+                    "the row, or store the column as text or numbers"
                 ) from reason
         raise
     return values

@@ -7,7 +7,7 @@
 
 Every row is a response of its own, except in verl's dumps, where a session may have several outputs: rows of the form
 that verl writes, with a ``uid`` of the form that verl writes (`spo_verl.data.values.dumps.trajectory_of`). Columns that
-happen to have these names in other files mean nothing here. Rows are counted: what is read is used or set aside, and why.
+happen to have these names in other files mean nothing here. Rows are counted: each is used, or set aside with a reason.
 
 In both, the grade is ``acc``, else ``score``, and the answer ``pred``; the ground truth is ``gts`` or ``ground_truth``.
 The benchmark is the line's ``data_source``; the reward `spo_verl.agent.math_reward` puts it into verl's dumps. Files
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,8 +34,8 @@ from spo_verl.errors import SpoError, SpoValuesError
 from spo_verl.files import parquet_rows
 
 GRADED_AT_A_TIME = 256
-COLUMNS = ("prompt_id", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred", "data_source",
-           "uid")  # fmt: skip
+COLUMNS = ("prompt_id", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred", "uid",
+           "data_source")  # fmt: skip
 """What is read of a Parquet file, beside the grade that is named."""
 EARLIER = "earlier outputs of a session, of which the last counts"
 REPEATED = "repeating a session that was read before"
@@ -210,13 +210,23 @@ class DataSources:
         keys = dataset_keys(dataset)
         self._texts: list[PromptText] = prompt_texts(dataset, keys)
         self._candidates = by_ground_truth(self._texts)
-        self._source = [str(row["data_source"]) for row in first_rows(dataset, keys, {"data_source": None})]
+        rows = first_rows(dataset, keys, {"data_source": None})
+        places = zip(keys.row_of_slot_P.tolist(), rows, strict=False)  # a table without the column gives no rows
+        self._source = [_benchmark_of(f"row {number} of the data", row) for number, row in places]
+        if len(self._source) != len(self._texts):
+            raise EvaluationError("the data have no column data_source, which tells the benchmark of each prompt")
         self.expected = {one: self._source.count(one) for one in dict.fromkeys(self._source)}
 
     def source_of(self, rendered: str, truth: Any) -> str | None:
         """The data source of the prompt that stands in a rendered prompt; None where there is none."""
         slots = matching_slots(squeeze(rendered), self._candidates.get(canonical_json(truth), ()), self._texts)
         return self._source[slots[0]] if slots else None
+
+
+def _benchmark_of(where: str, row: Mapping[str, Any]) -> str:
+    found = _named(where, row, "data_source", absent_is_fine=False)
+    assert found is not None
+    return found
 
 
 def _rows(files: Iterable[Path], grade_key: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -275,7 +285,9 @@ def _lines(
         found.problems.append(f"{repeated} lines repeat a session and were left out: is a file there twice?")
     if len(steps) > 1:
         listed = ", ".join(map(str, sorted(steps)))
-        found.problems.append(f"lines of several training steps stand together ({listed}): the figures are of no one policy")
+        found.problems.append(
+            f"lines of several training steps stand together ({listed}): the figures are of no one policy"
+        )
     if strange:
         found.notes.append(f"{strange} lines have a uid that is not verl's; each counts as a response of its own")
 
@@ -320,7 +332,7 @@ def _line(
     return _Line(where, benchmark, key, response, truth, grade, None if answer is None else str(answer))
 
 
-def _named(where: str, row: dict[str, Any], column: str, *, absent_is_fine: bool) -> str | None:
+def _named(where: str, row: Mapping[str, Any], column: str, *, absent_is_fine: bool) -> str | None:
     """A name: a text or a whole number. Anything else would put rows together that do not belong together."""
     value = row.get(column)
     if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers beside empty fields

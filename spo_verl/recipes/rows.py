@@ -77,5 +77,7 @@ def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
             try:
                 check_row(number, row)
             except RowError as error:
-                raise SpoConfigError(f"{file}, {error} Mend the row; `spo-verl data check` lists all of them.") from error
+                raise SpoConfigError(
+                    f"{file}, {error} Mend the row; `spo-verl data check` lists all of them."
+                ) from error
             yield row

@@ -36,14 +36,18 @@ class Variant:
 def valid_files(folder: Path) -> dict[str, Path]:
     """One valid file of every kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{**row(f"What is {n} + 1? naïve €", str(n + 1)), "extra_info": {"index": n, "problem": f"q{n}"}} for n in range(6)]
+    rows = [
+        {**row(f"What is {n} + 1? naïve €", str(n + 1)), "extra_info": {"index": n, "problem": f"q{n}"}}
+        for n in range(6)
+    ]
     for n, one in enumerate(rows):
         one["accuracy"] = n / 8
     dump = [dump_line("mine", n // 2, n % 2, "√2", "1") for n in range(6)]
     for n, line in enumerate(dump):
         line |= {"input": f"user\nWhat is {n // 2} + 1? naïve €\nassistant\n", "gts": str(n // 2 + 1), "step": 0}
     plain = [
-        {"prompt_id": f"p{n // 2}", "response": "r €", "acc": float(n % 2), "pred": "√2", "data_source": "mine"} for n in range(6)
+        {"prompt_id": f"p{n // 2}", "response": "r €", "acc": float(n % 2), "pred": "√2", "data_source": "mine"}
+        for n in range(6)
     ]
     published = [{"question": f"What is {n}? €", "answer": f"so\n#### {n}"} for n in range(6)]
     scores = {f"What is {n} + 1? naïve €": [0.0, 1.0, n / 8] for n in range(6)}
@@ -204,7 +208,8 @@ def _instead(file: Path, rng: random.Random) -> str:
 
 HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1.5, 2**63, 2**64, -(2**70), 10**308, 10**400, 1e308, float("nan"), float("inf"),
-    float("-inf"), "", " ", "0", "nan", "1/0", "5/8", "9" * 400 + "/" + "9" * 401, "1" * 5000, "\ud800", "a\udc00b", "\0",
+    float("-inf"), "", " ", "0", "nan", "1/0", "5/8", "9" * 400 + "/" + "9" * 401, "1" * 5000, "\ud800",
+    "a\udc00b", "\0",
     "\x1b[31mred\x1b[0m", "\r\n", "\u202e", "[red]markup[/red]", "x" * 100_000, "[" * 5000, [], {}, [None], [[]],
     [1, "a"], {"a": 1}, {"": None}, [{"role": "user"}], [{"role": "user", "content": None}], [{"content": 7}],
     {"ground_truth": 10**400}, {"ground_truth": None}, [{"role": "user", "content": [{"text": 3}, None]}], "\u2028",
@@ -246,7 +251,10 @@ def _json(file: Path, rng: random.Random) -> str:
     else:
         one[name] = mark
     if lines:
-        text = "".join(json.dumps(each, ensure_ascii=rng.random() < 0.5).encode("utf-8", "replace").decode() + "\n" for each in content)
+        text = "".join(
+            json.dumps(each, ensure_ascii=rng.random() < 0.5).encode("utf-8", "replace").decode() + "\n"
+            for each in content
+        )
     else:
         text = json.dumps(content)
     raw = {
@@ -288,7 +296,9 @@ def _columns(file: Path, rng: random.Random) -> str:
         "struct": lambda: pa.array([{"a": {"b": [1]}}] * n),
         "map": lambda: pa.array([[("k", 1)]] * n, pa.map_(pa.string(), pa.int64())),
         "messages": lambda: pa.array([[{"role": "user", "content": None}]] * n),
-        "some null": lambda: pa.array([None if i % 2 else v for i, v in enumerate(table.column(at).to_pylist())], table.schema.field(at).type),
+        "some null": lambda: pa.array(
+            [None if i % 2 else v for i, v in enumerate(table.column(at).to_pylist())], table.schema.field(at).type
+        ),
     }
     way = rng.choice([*kinds, *kinds, "remove", "twice", "no rows", "rename", "add", "no columns", "view"])
     if way in kinds:
@@ -300,7 +310,9 @@ def _columns(file: Path, rng: random.Random) -> str:
     elif way == "no rows":
         table = table.slice(0, 0)
     elif way == "rename":
-        table = table.rename_columns([rng.choice(NAMES) if i == at else one for i, one in enumerate(table.column_names)])
+        table = table.rename_columns(
+            [rng.choice(NAMES) if i == at else one for i, one in enumerate(table.column_names)]
+        )
     elif way == "add":
         added = rng.choice(NAMES)
         if added not in table.column_names:
@@ -308,7 +320,9 @@ def _columns(file: Path, rng: random.Random) -> str:
     elif way == "no columns":
         table = table.select([])
     else:
-        table = table.set_column(at, name, pa.array([str(v) for v in table.column(at).to_pylist()]).cast(pa.string_view()))
+        table = table.set_column(
+            at, name, pa.array([str(v) for v in table.column(at).to_pylist()]).cast(pa.string_view())
+        )
     try:
         pq.write_table(table, file, store_schema=rng.random() < 0.8)
     except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow does not write every type
@@ -366,5 +380,3 @@ def hostile_output(output: Path, files: dict[str, Path], rng: random.Random) -> 
     elif way == "link to an input":
         output.symlink_to(rng.choice(list(files.values())))
     return target, f"output: {way}"
-
-

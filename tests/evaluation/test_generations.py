@@ -149,7 +149,13 @@ def test_grading_again_replaces_grades_and_answers_and_counts_changes(tmp_path):
 
 
 VERLS = {
-    "uid": [lambda n: f"aime_2024_{n}", lambda n: f"{uuid.UUID(int=7)}_0_{n}", lambda n: "a_0_0", lambda n: n, lambda n: None],
+    "uid": [
+        lambda n: f"aime_2024_{n}",
+        lambda n: f"{uuid.UUID(int=7)}_0_{n}",
+        lambda n: "a_0_0",
+        lambda n: n,
+        lambda n: None,
+    ],
     "step": [lambda n: 3, lambda n: n, lambda n: f"step {n}", lambda n: [n], lambda n: None],
     "input": [lambda n: "the same", lambda n: {"n": n}, lambda n: None],
     "output": [lambda n: "the same", lambda n: n],

@@ -8,7 +8,7 @@ from typing import Any
 from spo_verl.data.prepare.errors import SpoDataError, row_error
 from spo_verl.data.prepare.reading import open_files, values_of
 from spo_verl.data.prepare.templates import without_template
-from spo_verl.data.prepare.texts import excerpt, overlap_hash, without_instruction
+from spo_verl.data.prepare.texts import excerpt, overlap_hash, squeezed, without_instruction
 
 
 @dataclass
@@ -47,8 +47,8 @@ _ROWS_LISTED = 10
 def overlap(train: Path, evaluation: Sequence[Path]) -> OverlapReport:
     """Look for the problems of evaluation files in a training file.
 
-    Both are files in verl's columns. A problem is what ``extra_info.problem`` holds (prepared files), otherwise the
-    last message of the user without a known instruction. Two problems are the same if `overlap_hash` is: typesetting
+    Both are files in verl's columns. A problem is what ``extra_info.problem`` holds where that stands in the last
+    message of the user (prepared files), otherwise that message without a known instruction. Two problems are the same if `overlap_hash` is: typesetting
     does not count, and any other wording does, so a paraphrase is not found. The training file is streamed.
 
     Raises:
@@ -95,14 +95,24 @@ def _problems(file: Path) -> Iterator[tuple[int, str, str]]:
         stored = values_of(table, "extra_info.problem")
         truths = values_of(table, "reward_model.ground_truth")
         for problem, prompt, truth in zip(stored, values_of(table, "prompt"), truths, strict=True):
-            text = problem if isinstance(problem, str) and problem else _problem_of(file, row, prompt)
+            asked = _last_of_user(prompt)
+            # Prepared files hold the problem as it was; others may have anything under that name.
+            stored_here = (
+                isinstance(problem, str) and problem and (asked is None or squeezed(problem) in squeezed(asked))
+            )
+            text = problem if stored_here else _problem_of(file, row, asked)
             yield row, text, "" if truth is None else str(truth)
             row += 1
 
 
-def _problem_of(file: Path, row: int, prompt: Any) -> str:
-    messages = prompt if isinstance(prompt, list) else []
-    for message in reversed(messages):
+def _last_of_user(prompt: Any) -> str | None:
+    for message in reversed(prompt if isinstance(prompt, list) else []):
         if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
-            return without_instruction(without_template(message["content"]))[0]
+            return str(message["content"])
+    return None
+
+
+def _problem_of(file: Path, row: int, content: str | None) -> str:
+    if content is not None:
+        return without_instruction(without_template(content))[0]
     raise SpoDataError(f"{file}, {row_error(row, 'prompt', 'there is no text of the user in it.')}")

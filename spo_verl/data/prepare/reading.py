@@ -109,7 +109,12 @@ def open_source(
     paths = [Path(os.path.expanduser(one)) for one in origin]
     if len(origin) == 1 and os.path.isdir(paths[0]):
         return _open_folder(source, paths[0], config, split)
-    if len(origin) == 1 and not os.path.lexists(paths[0]) and paths[0].suffix not in _BUILDERS and _HUB_ID.fullmatch(origin[0]):
+    if (
+        len(origin) == 1
+        and not os.path.lexists(paths[0])
+        and paths[0].suffix not in _BUILDERS
+        and _HUB_ID.fullmatch(origin[0])
+    ):
         return _open_hub(source, origin[0], config, split)
     if any(map(os.path.isdir, paths)):
         raise SpoDataError("--from takes one folder, or files, or one hub id: give the folders one by one.")

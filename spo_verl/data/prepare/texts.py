@@ -60,6 +60,11 @@ def overlap_hash(problem: str) -> bytes:
     return _hash(_INSIGNIFICANT.sub("", plain).casefold())
 
 
+def squeezed(text: str) -> str:
+    """The text without white space."""
+    return "".join(text.split())
+
+
 def text_hash(text: str) -> bytes:
     """16 bytes of a text as it is."""
     return _hash(text)

@@ -63,7 +63,8 @@ def check_target(target: Path, *, force: bool, inputs: Sequence[Path] = ()) -> N
     """Refuse what could not or must not be written, before anything is read.
 
     Raises:
-        SpoDataError: a folder or a place that cannot be written to, another ending than .parquet, a file of ``inputs``, or a file that is there already and may not be replaced.
+        SpoDataError: a folder or a place that cannot be written to, another ending than .parquet, one of ``inputs``, or
+            a file that is there already and may not be replaced.
     """
     check_output(target, SpoDataError, inputs=inputs)
     if target.suffix != ".parquet":

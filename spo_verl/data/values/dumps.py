@@ -76,8 +76,8 @@ def from_validation_dump(
         The values, and what matched; an entry is a distinct rendered prompt.
 
     Raises:
-        SpoValuesError: A file is missing or not readable, a line is not one of verl's (names file and line), the steps differ, or
-            nothing matches.
+        SpoValuesError: A file is missing or not readable, a line is not one of verl's (names file and line), the steps
+            differ, or nothing matches.
         SpoRewardError: A reward is missing or outside its range. Names file and line.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]

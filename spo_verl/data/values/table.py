@@ -224,7 +224,12 @@ def _read_metadata(schema: Any) -> dict[str, Any]:
             "accuracies in a dataset are imported with `spo-verl values import`"
         )
     version = metadata.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version > FORMAT_VERSION or metadata.keys() - _METADATA:
+    if (
+        not isinstance(version, int)
+        or isinstance(version, bool)
+        or version > FORMAT_VERSION
+        or metadata.keys() - _METADATA
+    ):
         raise SpoValuesError(
             f"it has format {version}, this version of spo_verl reads {FORMAT_VERSION}: install spo_verl "
             f"{metadata.get('spo_verl_version')} or newer"

@@ -150,7 +150,7 @@ def test_the_agreed_names_and_hub_ids():
         (["a.parquet", "b.jsonl"], "of different kinds"),
         (["a.parquet", "folder"], "one folder, or files, or one hub id"),
         (["damaged.parquet"], r"damaged\.parquet cannot be read"),
-        (["damaged.jsonl"], r"damaged\.jsonl cannot be read"),
+        (["damaged.jsonl"], r"damaged\.jsonl, line 1: not readable JSON"),
     ],
 )
 def test_files_that_cannot_be_read(origin, complaint, tmp_path, monkeypatch):
