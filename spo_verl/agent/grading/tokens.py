@@ -138,8 +138,8 @@ _SAME = {
 _PLAIN = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "pi"}
 _PLAIN_INFINITY = {"inf", "infty", "infinity", "oo"}
 _SHORT_WORDS = words(
-    "or and of to is no not if by up at cm km mm kg mg ml ft lb lbs yd oz hr hrs min sec mi am pm th st nd rd kw us in it on "
-    "an as be so"
+    "or and of to is no not if by up at cm km mm kg mg ml ft lb lbs yd oz hr hrs min sec mi am pm th st nd rd kw us in "
+    "it on an as be so"
 )
 _PRODUCTS = re.compile(r"[xyz]+|abc|abcd|bcd|acd|abd|mnp|pqr|abx|[xyzt]{3}|rst|uvw")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
