@@ -148,6 +148,8 @@ _LETTERS = re.compile(r"[A-Za-z]+")
 _GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
 _MERIDIEM = re.compile(r"\b([ap])\.?\s*m\b\.?", re.IGNORECASE)
 
+_PLAIN_MERIDIEM = re.compile(r"(?<=[0-9] )([ap])\.\s?m\.", re.IGNORECASE)
+
 
 def plain(text: str) -> str:
     """The text with the characters of other alphabets and fonts written as LaTeX or ASCII."""
@@ -205,8 +207,7 @@ def written(found: list[Token]) -> str:
 
 
 def _scan(text: str, *, text_mode: bool) -> list[Token]:
-    if text_mode:
-        text = _MERIDIEM.sub(r"\1m", text)
+    text = (_MERIDIEM if text_mode else _PLAIN_MERIDIEM).sub(r"\1m", text)
     found: list[Token] = []
     position, space = 0, ""
 
