@@ -60,7 +60,8 @@ def compute_score(
         ground_truth: The right answer, in LaTeX or plain; a list, or its text in JSON, where several are right
             (`spo_verl.agent.grading.truths`).
         extra_info: Its ``index`` names the row in errors.
-        verifier: ``math_verify``, or ``math_dapo`` for verl's own string comparison.
+        verifier: ``math_verify`` for the exact comparison, with math-verify for what only that can read; ``math_dapo``
+            for verl's own string comparison.
         conditions: Names of conditions on the form of a response (`spo_verl.agent.grading.conditions`), or
             ``reference`` for those of the reference recipe. A response that does not meet all of them is wrong.
         strict_box: With ``math_dapo``: the box must stand in the last 100 characters and equal the ground truth

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from spo_verl.agent import math_reward
 from spo_verl.agent.math_reward import compute_score
 from spo_verl.errors import SpoConfigError, SpoRewardError
+from tests.agent.grading.test_truths import UNUSABLE
 
 pytest.importorskip("math_verify")
 
@@ -140,10 +141,33 @@ def test_forms_of_ground_truth(truth):
     assert grade("43", truth)["score"] == 0.0
 
 
-@pytest.mark.parametrize("truth", ["", " ", None, [], [""], {"answer": 5}, True])
-def test_an_unusable_ground_truth_is_an_error_that_names_the_data(truth):
-    with pytest.raises(SpoRewardError, match=r"a row of aime_2024 .*reward_model.ground_truth"):
-        grade("5", truth)
+@pytest.mark.parametrize("truth", UNUSABLE, ids=repr)
+def test_an_unusable_ground_truth_is_an_error_that_names_the_row_and_the_key(truth):
+    for verifier in ("math_verify", "math_dapo"):
+        with pytest.raises(SpoRewardError, match=r"a row of x \(extra_info.index 17\) .*reward_model.ground_truth"):
+            compute_score("x", "\\boxed{nan}", truth, {"index": 17}, verifier=verifier)
+    with pytest.raises(SpoRewardError, match="a row of x has a ground truth"):
+        compute_score("x", "\\boxed{5}", truth)
+
+
+@pytest.mark.parametrize(
+    "truth", ['["36", "37"]', "['36', '37']", '["36","37"]', ["36", "37"], ("36", 37), '[" 36 ", 37]']
+)
+def test_a_list_in_text_means_any_of_it(truth):
+    answers = ("36", "37", "38", "36, 37", "3637")
+    assert [grade(answer, truth)["score"] for answer in answers] == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_an_interval_is_no_list_of_alternatives():
+    assert grade("[36, 37]", "[36, 37]")["score"] == 1.0
+    assert grade("36", "[36, 37]")["score"] == 0.0
+    assert grade("36", "[36]")["score"] == 1.0
+
+
+def test_a_wrong_answer_does_not_vote_with_the_right_one():
+    right, wrong = grade("2\\text{ km}", "2\\text{ km}"), grade("2\\text{ m}", "2\\text{ km}")
+    assert (right["score"], wrong["score"]) == (1.0, 0.0)
+    assert right["pred"] != wrong["pred"]
 
 
 def test_gsm8k_answers_after_hashes_count_there_only():

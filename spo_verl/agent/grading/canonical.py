@@ -53,8 +53,13 @@ def _canonical(answer: Answer) -> str:
     if answer.kind == "number":
         value = _rational(answer)
         text = answer.text if value is None else str(value)
-        return text if not answer.unit or is_inert(answer.unit) else f"{text}{'' if answer.unit == '%' else ' '}{answer.unit}"
-    parts = [_canonical(part) for part in answer.parts]
+        return (
+            text
+            if not answer.unit or is_inert(answer.unit)
+            else f"{text}{'' if answer.unit == '%' else ' '}{answer.unit}"
+        )
+    named = len({part.names for part in answer.parts}) > 1  # x=1, y=2 is not x=2, y=1
+    parts = [(f"{part.names[0]}=" if named and part.names else "") + _canonical(part) for part in answer.parts]
     if answer.kind == "equal":
         return parts[0] if len(set(parts)) == 1 else answer.text
     if answer.kind in {"set", "list"}:

@@ -161,7 +161,8 @@ def _distinct(collection: Answer, equality: Equality) -> tuple[Answer, ...]:
 
 def _same_number(answer: Answer, truth: Answer, equality: Equality) -> bool:
     one, other = answer.node, truth.node
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     if PERCENT in (answer.unit, truth.unit):
         return _same_percentage(answer, truth, equality)
     if answer.unit != truth.unit and not (
@@ -179,7 +180,8 @@ def _same_number(answer: Answer, truth: Answer, equality: Equality) -> bool:
 def _same_percentage(answer: Answer, truth: Answer, equality: Equality) -> bool:
     """50% is right for 50% and 0.5, and for 50, as the question may ask how many percent; 0.5% is not right for 0.5."""
     one, other = answer.node, truth.node
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     if {answer.unit, truth.unit} - {PERCENT, ""}:
         return False
     if answer.unit == truth.unit:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from spo_verl.agent.grading.reading import E, FUNCTIONS, PI, I, Node
+from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node
 
 QUICK_BITS = 4_096
 MAX_BITS = 120_000
@@ -133,7 +133,9 @@ def is_finite_decimal(denominator: int) -> bool:
 
 
 def vanishes(node: Node, *, together: tuple[Node, ...] = ()) -> bool:
-    """Whether an expression is zero wherever it is defined; the nodes in ``together`` must be defined at the same points.
+    """Whether an expression is zero wherever it is defined.
+
+    The expressions in ``together`` must be defined at the same points.
 
     Raises:
         TooHard: no verdict within the bounds.
@@ -198,7 +200,10 @@ def _constants(node: Node) -> bool:
 def _mode(*nodes: Node) -> str:
     """How variables are drawn: whole numbers where one is an exponent or under a factorial, angles under sines."""
     every = [one for node in nodes for one in _walk(node)]
-    if any((one.op == "pow" and _variables(one.args[1])) or (one.op in {"fact", "binom"} and _variables(one)) for one in every):
+    if any(
+        (one.op == "pow" and _variables(one.args[1])) or (one.op in {"fact", "binom"} and _variables(one))
+        for one in every
+    ):
         return "whole"
     if any(one.op in FUNCTIONS - {"ln"} and _variables(one) for one in every):
         return "angle"
@@ -221,7 +226,9 @@ def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False) ->
             point["sym " + name] = Node("mul", (turn, PI))
         else:
             sign = 1 if attempt % 2 else -1
-            point["sym " + name] = number(Fraction(sign * draw.getrandbits(22) - draw.getrandbits(4), draw.choice([65537, 65539, 65543])))
+            point["sym " + name] = number(
+                Fraction(sign * draw.getrandbits(22) - draw.getrandbits(4), draw.choice([65537, 65539, 65543]))
+            )
     return point
 
 
@@ -231,7 +238,10 @@ def _near_constants() -> dict[str, Fraction]:
     import mpmath
 
     with mpmath.workprec(2100):
-        return {name: Fraction(int(mpmath.floor(value * 2**2048)), 2**2048) for name, value in (("pi", +mpmath.pi), ("e", +mpmath.e))}
+        return {
+            name: Fraction(int(mpmath.floor(value * 2**2048)), 2**2048)
+            for name, value in (("pi", +mpmath.pi), ("e", +mpmath.e))
+        }
 
 
 class _Folding:
@@ -291,7 +301,7 @@ class _Folding:
     def _mul(self, one: Node, other: Node) -> Node:
         if one.op == other.op == "num":
             return self._checked(one.value * other.value)
-        if one.op == "num" and one.value == 0 or other.op == "num" and other.value == 0:
+        if any(factor.op == "num" and factor.value == 0 for factor in (one, other)):
             return number(0)
         return Node("mul", (one, other))
 
@@ -343,7 +353,7 @@ class _Folding:
                 return root if sign > 0 else Node("neg", (root,))
             if k != 2:
                 raise TooHard("an even root of a negative number")
-            return self._mul(I, self._root(number(2), number(-value)))
+            return self._mul(IMAGINARY, self._root(number(2), number(-value)))
         if _is_zero(radicand):
             return number(0)
         if _is_real(radicand) and _sign(radicand) < 0:
@@ -351,7 +361,7 @@ class _Folding:
             if k % 2:
                 return self._neg(positive)
             if k == 2:
-                return self._mul(I, positive)
+                return self._mul(IMAGINARY, positive)
             raise TooHard("an even root of a negative number")
         if not _is_real(radicand) and k != 2:
             raise TooHard("a root of a complex number")
@@ -359,7 +369,7 @@ class _Folding:
 
     def _power(self, base: Node, exponent: Node) -> Node:
         if base == E and (angle := self._turn(exponent, imaginary=True)) is not None:
-            return Node("add", (self._cosine(angle), Node("mul", (I, self._cosine(Fraction(1, 2) - angle)))))
+            return Node("add", (self._cosine(angle), Node("mul", (IMAGINARY, self._cosine(Fraction(1, 2) - angle)))))
         if base == E and exponent.op == "ln":
             return self.fold(exponent.args[0])
         base, exponent = self.fold(base), self.fold(exponent)
@@ -445,7 +455,12 @@ class _Folding:
     def _quotient(self, name: str, sine: Node, cosine: Node) -> Node:
         if name in {"sin", "cos"}:
             return sine if name == "sin" else cosine
-        over, under = {"tan": (sine, cosine), "cot": (cosine, sine), "sec": (number(1), cosine), "csc": (number(1), sine)}[name]
+        over, under = {
+            "tan": (sine, cosine),
+            "cot": (cosine, sine),
+            "sec": (number(1), cosine),
+            "csc": (number(1), sine),
+        }[name]
         return self._div(over, under)
 
     def _cosine(self, turn: Fraction) -> Node:
@@ -455,9 +470,9 @@ class _Folding:
         sign = 1
         if turn > Fraction(1, 2):
             turn, sign = 1 - turn, -1
-        simple = {Fraction(0): 1, Fraction(1, 3): Fraction(1, 2), Fraction(1, 2): 0}
+        simple: dict[Fraction, int | Fraction] = {Fraction(0): 1, Fraction(1, 3): Fraction(1, 2), Fraction(1, 2): 0}
         if turn in simple:
-            return number(sign * Fraction(simple[turn]))
+            return number(sign * simple[turn])
         if turn.denominator > 360:
             raise TooHard("an angle with a large denominator")
         node = Node("cosine", value=turn)
@@ -502,9 +517,9 @@ class _Folding:
     def _named(self, name: str, *args: Node) -> Node:
         """A transcendental number as a symbol: the same for the same function of equal arguments."""
         for known, given, symbol in self._opaque:
-            if known == name and len(given) == len(args):
-                if all(_is_zero(Node("add", (one, Node("neg", (other,))))) for one, other in zip(args, given, strict=True)):
-                    return symbol
+            pairs = zip(args, given, strict=True)
+            if known == name and all(_is_zero(Node("add", (one, Node("neg", (other,))))) for one, other in pairs):
+                return symbol
         symbol = self._constant(name, *args)
         self._opaque.append((name, args, symbol))
         return symbol
@@ -536,7 +551,13 @@ class _Folding:
 
 def _replaced(node: Node, value: Node) -> Node:
     """The expression with a number in place of i."""
-    return value if node == I else node._replace(args=tuple(_replaced(one, value) for one in node.args)) if node.args else node
+    return (
+        value
+        if node == IMAGINARY
+        else node._replace(args=tuple(_replaced(one, value) for one in node.args))
+        if node.args
+        else node
+    )
 
 
 def _whole(node: Node) -> int:
@@ -649,7 +670,7 @@ def _is_zero(node: Node) -> bool:
 
 
 def _is_real(node: Node) -> bool:
-    return not any(one == I for one in _walk(node))
+    return not any(one == IMAGINARY for one in _walk(node))
 
 
 def _sign(node: Node) -> int:

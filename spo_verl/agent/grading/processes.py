@@ -241,7 +241,8 @@ class Grader:
             in_a_row, total, asked = self._in_a_row, self.unanswered, self.asked
         if verdict == "unanswered":
             logger.warning(
-                "no verdict within the bounds (%g s, %d MiB); counted as wrong (%d of %d comparisons): answer %.200r, truth %.200r",
+                "no verdict within the bounds (%g s, %d MiB); counted as wrong (%d of %d comparisons): "
+                "answer %.200r, truth %.200r",
                 self.limits.seconds,
                 self.limits.memory_mb,
                 total,

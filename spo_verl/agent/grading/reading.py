@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
-from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Token, Unreadable, tokens, written
+from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Token, Unreadable, tokens, words, written
 from spo_verl.agent.grading.units import SCALES, unit_of
 
 MAX_DIGITS = 400
@@ -66,23 +66,33 @@ class Answer:
     names: tuple[str, ...] = field(default=())
 
 
-PI, E, I = (Node("const", name=name) for name in ("pi", "e", "i"))
+PI, E, IMAGINARY = (Node("const", name=name) for name in ("pi", "e", "i"))
 INFINITY = Node("const", name="inf")
 
-FUNCTIONS = {
-    *("sin cos tan cot sec csc arcsin arccos arctan ln exp").split(),
-}
+FUNCTIONS = words("sin cos tan cot sec csc arcsin arccos arctan ln exp")
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_GREEK = {
-    *("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau").split(),
-    *("upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell").split(),
-}
-_CALLED = {*"fghFGHPQ", *("Gamma phi varphi psi zeta sigma tau Phi Psi").split()}
+_GREEK = words(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell"
+)
+_CALLED = {*"fghFGHPQ", *("\\" + name for name in words("Gamma phi varphi psi zeta sigma tau Phi Psi"))}
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in", "\\approx": "="}
 _IMPLIED = {"\\Rightarrow", "\\implies", "\\therefore", "\\rightarrow", "\\to"}
 _TIMES = {"\\cdot", "\\times", "*"}
 _MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix)\}(.*)\\end\s*\{\1\}", re.DOTALL)
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
+_BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "twelve": 12,
+    "sixteen": 16,
+}
 
 
 @functools.lru_cache(maxsize=2048)
@@ -92,7 +102,11 @@ def read(text: str) -> Answer:
         return Answer("other", " ".join(text.split()))
     try:
         matrix = _MATRIX.search(text)
-        if matrix and not re.sub(r"[\s$]|\\left\s*[\[(]|\\right\s*[\])]|\\[\[\]()]|[A-Za-z]\s*=", "", text[: matrix.start()] + text[matrix.end() :]):
+        if matrix and not re.sub(
+            r"[\s$]|\\left\s*[\[(]|\\right\s*[\])]|\\[\[\]()]|[A-Za-z]\s*=",
+            "",
+            text[: matrix.start()] + text[matrix.end() :],
+        ):
             return _matrix(matrix[2])
         return _answer(tokens(text))
     except (Unreadable, RecursionError):
@@ -222,7 +236,13 @@ def _equation(sides: list[list[Token]], text: str, names: tuple[str, ...]) -> An
 def _variables(node: Node | None) -> set[str]:
     if node is None:
         return set()
-    return {node.name} if node.op == "sym" else set().union(*(_variables(one) for one in node.args)) if node.args else set()
+    return (
+        {node.name}
+        if node.op == "sym"
+        else set().union(*(_variables(one) for one in node.args))
+        if node.args
+        else set()
+    )
 
 
 def _name(side: list[Token]) -> str | None:
@@ -282,11 +302,13 @@ def _value(found: list[Token]) -> Answer:
         return bracketed
     if based := _based(found):
         return based
-    if all(token.kind == "word" or (token.kind == "letter" and len(found) > 1) for token in found) and any(token.kind == "word" for token in found):
-        words = [token.text for token in found]
-        if len(words) == 1 and len(words[0]) == 1:
-            return Answer("number", words[0], Node("sym", name=words[0]))
-        return Answer("words", " ".join(words))
+    if all(token.kind == "word" or (token.kind == "letter" and len(found) > 1) for token in found) and any(
+        token.kind == "word" for token in found
+    ):
+        spelt = [token.text for token in found]
+        if len(spelt) == 1 and len(spelt[0]) == 1:
+            return Answer("number", spelt[0], Node("sym", name=spelt[0]))
+        return Answer("words", " ".join(spelt))
     return _quantity(found, text)
 
 
@@ -317,17 +339,27 @@ def _bracketed(found: list[Token]) -> Answer | None:
         raise Unreadable("brackets that do not match")
     if opening == "\\{":
         parts = tuple(_item(item) for item in items)
-        if any(part.kind in {"other", "words"} and not part.text for part in parts) or any(part.kind in {"other", "relation"} or part.names for part in parts):
+        if any(part.kind in {"other", "words"} and not part.text for part in parts) or any(
+            part.kind in {"other", "relation"} or part.names for part in parts
+        ):
             raise Unreadable("a set by its property")
         return Answer("set", "{" + ",".join(sorted(part.text for part in parts)) + "}", parts=parts)
-    if any(token.kind == "word" and token.text in {"or", "and"} for token in _outside(inside)) or any(token.text == ";" for token in _outside(inside)):
+    if any(token.kind == "word" and token.text in {"or", "and"} for token in _outside(inside)) or any(
+        token.text == ";" for token in _outside(inside)
+    ):
         raise Unreadable("words in brackets")
     if len(items) > 1:
         if not all(items):
             raise Unreadable("an element is missing")
         parts = tuple(_value(item) for item in items)
         return Answer("tuple", opening + ",".join(part.text for part in parts) + closing, parts=parts)
-    if opening == "(" and closing == ")" and len(inside) == 1 and inside[0].kind in {"letter", "word"} and len(inside[0].text) == 1:
+    if (
+        opening == "("
+        and closing == ")"
+        and len(inside) == 1
+        and inside[0].kind in {"letter", "word"}
+        and len(inside[0].text) == 1
+    ):
         return Answer("number", inside[0].text, Node("sym", name=inside[0].text))
     if opening != "(" or closing != ")":
         raise Unreadable("brackets around one number")
@@ -373,7 +405,14 @@ def _quantity(found: list[Token], text: str) -> Answer:
         unit, found = unit_of([found[0].text]), found[1:]
     elif found[:1] and found[0].text == "-" and found[1:] and found[1].text == "\\$":
         unit, found = unit_of(["\\$"]), [found[0], *found[2:]]
-    cut = next((position for position, token in enumerate(found) if token.kind == "word" or token.text in {"%", "\\%", "\\$", "€", "£", "¥", "₹", "¢"}), len(found))
+    cut = next(
+        (
+            position
+            for position, token in enumerate(found)
+            if token.kind == "word" or token.text in {"%", "\\%", "\\$", "€", "£", "¥", "₹", "¢"}
+        ),
+        len(found),
+    )
     behind = [token.text for token in found[cut:]]
     scale = Fraction(1)
     while behind and behind[0] in SCALES:
@@ -402,7 +441,7 @@ def _quantity(found: list[Token], text: str) -> Answer:
 
 
 def _matrix(body: str) -> Answer:
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-z])", body)]
+    rows = re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-z])", body)
     if rows and not rows[-1].strip():
         rows = rows[:-1]
     parts = []
@@ -411,7 +450,9 @@ def _matrix(body: str) -> Answer:
         if any(cell.kind != "number" or cell.unit for cell in cells):
             raise Unreadable("a cell is no number")
         parts.append(Answer("row", "&".join(cell.text for cell in cells), parts=cells))
-    return Answer("matrix", "\\begin{matrix}" + "\\\\".join(part.text for part in parts) + "\\end{matrix}", parts=tuple(parts))
+    return Answer(
+        "matrix", "\\begin{matrix}" + "\\\\".join(part.text for part in parts) + "\\end{matrix}", parts=tuple(parts)
+    )
 
 
 def _expression(found: list[Token]) -> Node:
@@ -564,7 +605,7 @@ class _Parser:
             raise Unreadable("a number with a mark")
         if text.endswith(".") and after.kind != "end" and after.text not in {")", "]", "}", "+", "-"}:
             raise Unreadable("a point without digits")
-        if after.kind == "letter" and after.text == "." or (after.text == "." and not after.space):
+        if after.text == "." and not after.space:
             raise Unreadable("two points")
         value = Fraction(text.rstrip(".") or "0")
         places = len(text.partition(".")[2]) if "." in text else None
@@ -577,10 +618,19 @@ class _Parser:
         ahead = [self.peek(place) for place in range(7)]
         texts = [token.text for token in ahead]
         if ahead[0].kind == "number":
-            if not ahead[0].space or texts[1] not in {"/"} or ahead[2].kind != "number" or self.peek(3).text in {"/", "^", "!"}:
+            if (
+                not ahead[0].space
+                or texts[1] not in {"/"}
+                or ahead[2].kind != "number"
+                or self.peek(3).text in {"/", "^", "!"}
+            ):
                 raise Unreadable("a number behind another one")
             over, under, length = texts[0], texts[2], 3
-        elif texts[0] == "\\frac" and [texts[1], texts[3], texts[4], texts[6]] == ["{", "}", "{", "}"] and {ahead[2].kind, ahead[5].kind} == {"number"}:
+        elif (
+            texts[0] == "\\frac"
+            and [texts[1], texts[3], texts[4], texts[6]] == ["{", "}", "{", "}"]
+            and {ahead[2].kind, ahead[5].kind} == {"number"}
+        ):
             over, under, length = texts[2], texts[5], 7
         else:
             return None
@@ -631,7 +681,7 @@ class _Parser:
             raise Unreadable("a derivative")
         if name in _CALLED and self.peek().text == "(":
             raise Unreadable("a function that is not known")
-        return {"e": E, "i": I}.get(name) or Node("sym", name=name)
+        return {"e": E, "i": IMAGINARY}.get(name) or Node("sym", name=name)
 
     def command(self, name: str) -> Node:
         if name in {"frac", "binom"}:

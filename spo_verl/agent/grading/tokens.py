@@ -39,6 +39,11 @@ class Token(NamedTuple):
     space: str = ""
 
 
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
 _INVISIBLE = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0x2061, 0x2062, 0x2063, 0xFEFF, 0xAD])
 _ALIKE: dict[str, str] = {
     **dict.fromkeys("−–—﹣－‐‑", "-"),
@@ -84,12 +89,14 @@ _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=Tr
 
 _TEXT = r"text|textbf|textit|textrm|textsf|textnormal|mbox|mathrm|mathbf|mathit|mathsf|operatorname"
 _MATH_FONTS = {"mathrm", "mathbf", "mathit", "mathsf", "operatorname"}
-_LAYOUT = {
-    *("left right middle displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr").split(),
-    *("biggl biggr Biggl Biggr mathstrut strut null relax boldsymbol mathopen mathclose rm bf").split(),
-}
+_LAYOUT = words(
+    "left right middle displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr biggl "
+    "biggr Biggl Biggr mathstrut strut null relax boldsymbol mathopen mathclose rm bf"
+)
 _WIDE = {"quad", "qquad", "enspace", "enskip", "space", "nobreakspace", "medspace", "thickspace", "hfill", "newline"}
-_LONG_SPACE = re.compile(r"\\(?:[hv]space\*?|[hv]?phantom|mspace)\s*\{[^{}]*\}|\\(?:hskip|kern|mkern|mskip)\s*-?[\d.]*\s*[a-z]{2}")
+_LONG_SPACE = re.compile(
+    r"\\(?:[hv]space\*?|[hv]?phantom|mspace)\s*\{[^{}]*\}|\\(?:hskip|kern|mkern|mskip)\s*-?[\d.]*\s*[a-z]{2}"
+)
 _SAME = {
     "dfrac": "frac",
     "tfrac": "frac",
@@ -130,16 +137,18 @@ _SAME = {
 }
 _PLAIN = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "pi"}
 _PLAIN_INFINITY = {"inf", "infty", "infinity", "oo"}
-_SHORT_WORDS = {
-    *("or and of to is no not if by up at cm km mm kg mg ml ft lb lbs yd oz hr hrs min sec mi am pm th st nd rd kw").split(),
-    *("us in it on an as be so").split(),
-}
+_SHORT_WORDS = words(
+    "or and of to is no not if by up at cm km mm kg mg ml ft lb lbs yd oz hr hrs min sec mi am pm th st nd rd kw us in "
+    "it on an as be so"
+)
 _PRODUCTS = re.compile(r"[xyz]+|abc|abcd|bcd|acd|abd|mnp|pqr|abx|[xyzt]{3}|rst|uvw")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _EXPONENT = re.compile(r"[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.^_{])")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
 _MERIDIEM = re.compile(r"\b([ap])\.?\s*m\b\.?", re.IGNORECASE)
+
+_PLAIN_MERIDIEM = re.compile(r"(?<=[0-9] )([ap])\.\s?m\.", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
@@ -153,7 +162,9 @@ def plain(text: str) -> str:
         elif character in _SUPERSCRIPTS or character in _SUBSCRIPTS:
             mark, table = ("^", _SUPERSCRIPTS) if character in _SUPERSCRIPTS else ("_", _SUBSCRIPTS)
             joined = found and found[-1].startswith(mark + "{") and found[-1].endswith("}")
-            found[-1:] = [f"{found[-1][:-1]}{table[character]}}}"] if joined else [*found[-1:], f"{mark}{{{table[character]}}}"]
+            found[-1:] = (
+                [f"{found[-1][:-1]}{table[character]}}}"] if joined else [*found[-1:], f"{mark}{{{table[character]}}}"]
+            )
         elif (name := unicodedata.normalize("NFKC", character)) and "\u2044" in name and not name.endswith("\u2044"):
             over, _, under = name.partition("\u2044")
             found.append(rf" \frac{{{over}}}{{{under}}} ")
@@ -196,8 +207,7 @@ def written(found: list[Token]) -> str:
 
 
 def _scan(text: str, *, text_mode: bool) -> list[Token]:
-    if text_mode:
-        text = _MERIDIEM.sub(r"\1m", text)
+    text = (_MERIDIEM if text_mode else _PLAIN_MERIDIEM).sub(r"\1m", text)
     found: list[Token] = []
     position, space = 0, ""
 
@@ -283,7 +293,11 @@ def _command(text: str, position: int, found: list[Token], space: str, *, text_m
         if name in _MATH_FONTS and content.strip() in _PLAIN:
             read = [Token("command", "\\" + content.strip())]
         if read:
-            read[0] = read[0]._replace(space=read[0].space or space or ("wide" if name not in _MATH_FONTS and found and found[-1].kind == "word" else ""))
+            read[0] = read[0]._replace(
+                space=read[0].space
+                or space
+                or ("wide" if name not in _MATH_FONTS and found and found[-1].kind == "word" else "")
+            )
         found.extend(read)
         return after, "wide" if content[-1:].isspace() else ""
     name = _SAME.get(name, name)
@@ -377,7 +391,8 @@ def _separator(found: list[Token], position: int, *, listing: bool) -> tuple[str
 
 def _trimmed(found: list[Token]) -> list[Token]:
     """Without one full stop, comma or semicolon at the end, and without braces around the whole."""
-    if found and (found[-1].text in {",", ";"} or (found[-1].text == "." and found[-2:-1] and not found[-2].text.endswith("."))):
+    before = found[-2].text if len(found) > 1 else ""
+    if found and (found[-1].text in {",", ";"} or (found[-1].text == "." and not before.endswith("."))):
         found = found[:-1]
     while found and found[-1].kind == "row":
         found = found[:-1]
@@ -433,7 +448,16 @@ def _braced(found: list[Token]) -> list[Token]:
                     raise Unreadable("a sign without a number")
                 result += [Token("sign", "{"), token, after, Token("sign", "}")]
                 continue
-            elif token.kind not in {"number", "letter"} and token.text not in {"\\pi", "\\circ", "\\infty", "\\frac", "\\theta", "\\alpha", "\\prime", "'"}:
+            elif token.kind not in {"number", "letter"} and token.text not in {
+                "\\pi",
+                "\\circ",
+                "\\infty",
+                "\\frac",
+                "\\theta",
+                "\\alpha",
+                "\\prime",
+                "'",
+            }:
                 if token.text in {"(", "["} and result and result[-1].text == "^":
                     result.append(token)
                     continue

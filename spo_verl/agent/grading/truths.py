@@ -45,7 +45,7 @@ def right_answers(ground_truth: Any) -> list[str]:
 
 def _listed(text: str) -> Any:
     """The list that a text writes; the text itself where it writes none."""
-    if not (text.startswith("[") and text.endswith("]")):
+    if not text.startswith("["):
         return text
     for load in (json.loads, ast.literal_eval):
         try:
@@ -73,7 +73,9 @@ def _right_answer(given: Any) -> str:
     boxed = last_boxed(text)
     text = (after_hashes(text) or text if boxed is None else boxed).strip()
     if text in _MISSING or text in _INFINITE:
-        raise UnusableTruth(f"{text!r} is what a missing or broken number becomes as text; write \\text{{...}} if it is meant")
+        raise UnusableTruth(
+            f"{text!r} is what a missing or broken number becomes as text; write \\text{{...}} if it is meant"
+        )
     if not text:
         raise UnusableTruth("an empty text")
     if len(text) <= MAX_EXPRESSION:

@@ -1,7 +1,7 @@
 """What a grading process runs: pairs of expressions come in, verdicts go out, one at a time.
 
-The process is a fresh interpreter that imports mpmath, math-verify and nothing else of weight. It ends by itself when its
-parent is gone, when one comparison takes too long (the kernel's alarm, which also ends code that never returns to
+The process is a fresh interpreter that imports mpmath, math-verify and nothing else of weight. It ends by itself when
+its parent is gone, when one comparison takes too long (the kernel's alarm, which also ends code that never returns to
 Python), and an allocation beyond its memory limit fails inside it.
 """
 

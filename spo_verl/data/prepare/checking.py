@@ -64,8 +64,8 @@ def check_file(file: Path) -> CheckReport:
 
     Required are ``data_source``, ``prompt`` (messages of which the last is the user's) and
     ``reward_model.ground_truth`` (a text or a list of texts that the mathematical reward takes, unless ``ability``
-    says that it is no mathematics); ``ability`` and ``extra_info`` (with ``index`` and ``split``) are checked where they
-    are.
+    says that it is no mathematics); ``ability`` and ``extra_info`` (with ``index`` and ``split``) are checked where
+    they are.
 
     Raises:
         SpoDataError: there is no such file, or it cannot be read at all.

@@ -1,4 +1,4 @@
-"""The labelled corpus: no wrong answer is graded right, and the right ones that are refused are listed, with reasons."""
+"""The labelled corpus: no wrong answer is graded right; right ones that are refused are listed, with reasons."""
 
 import json
 from collections import Counter

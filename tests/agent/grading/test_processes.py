@@ -1,6 +1,7 @@
 """The pool of grading processes: limits hold, the dead are replaced, nobody is left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -46,24 +47,122 @@ def test_verdicts(grader):
     assert grader.compare("2\\sqrt{3}", "\\sqrt{13}") == "different"
 
 
-def test_a_hopeless_expression_ends_in_time_and_the_next_is_answered(grader, caplog):
+@pytest.fixture
+def hangs(monkeypatch, tmp_path):
+    """Grading processes in which the answer "hang" is never compared to an end, and "die" ends the process."""
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent(
+            """
+            import os, sys, time
+            from spo_verl.agent.grading import worker
+            real = worker.verdict
+            def verdict(truth, answer):
+                if answer == "hang":
+                    time.sleep(600)
+                if answer == "die" or (answer == "die once" and not os.path.exists(truth)):
+                    open(truth, "w").close()
+                    os.kill(os.getpid(), 9)
+                if answer == "die once":
+                    return "equal"
+                if answer == "exhaust":
+                    raise MemoryError
+                return real(truth, answer)
+            worker.verdict = verdict
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_comparison_that_does_not_end_is_ended_and_the_next_is_answered(hangs, caplog):
+    grader = Grader(Limits(seconds=1.0, processes=1))
     grader.compare("1", "x")  # the start of the process is not measured
     [first] = grader._all
     started = time.monotonic()
-    assert grader.compare("5", TOWER) == "unanswered"
-    assert time.monotonic() - started < QUICK.seconds + 20  # a crowded machine takes its time; the tower never ends
+    assert grader.compare("5", "hang") == "unanswered"
+    assert time.monotonic() - started < 20  # a crowded machine takes its time
     assert "counted as wrong (1 of 2 comparisons)" in caplog.text
     assert eventually(lambda: not alive(first.process.pid))
     assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
     assert (grader.unanswered, grader.asked) == (1, 3)
+    grader.close()
 
 
-def test_a_process_that_is_killed_is_replaced(grader):
+def test_too_much_work_gets_no_verdict_and_costs_no_process(grader, caplog):
+    assert grader.compare("5", TOWER) == "unanswered"
+    [first] = grader._all
+    assert "counted as wrong (1 of 1 comparisons)" in caplog.text
+    assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
+    assert [process.process.pid for process in grader._all] == [first.process.pid]
+
+
+@pytest.mark.parametrize("how", ["killed", "killed and waited for", "stopped", "hung up"])
+def test_a_process_that_died_while_it_was_idle_is_replaced_and_the_new_one_is_asked(how, grader, monkeypatch, caplog):
     grader.compare("1", "x")
     [process] = grader._all
-    process.process.kill()
-    assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "unanswered"
+    if how == "stopped":
+        monkeypatch.setattr(processes, "ACCEPT_S", 0.5)
+        process.process.send_signal(signal.SIGSTOP)
+    elif how == "hung up":
+        process.connection.close()
+    else:
+        process.process.kill()
+        if how == "killed and waited for":
+            process.process.wait()
+        else:
+            assert eventually(lambda: not alive(process.process.pid))  # a zombie
     assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
+    assert "has died; asking a new one" in caplog.text
+    assert grader.unanswered == 0
+    assert eventually(lambda: not alive(process.process.pid))
+
+
+def test_all_idle_processes_may_have_died_together():
+    grader = Grader(Limits(processes=2))
+    threads = [threading.Thread(target=grader.compare, args=("2\\sqrt{3}", f"\\sqrt{{{n}}}")) for n in range(20, 40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for process in grader._all:
+        process.process.kill()
+    assert [grader.compare("2\\sqrt{3}", "\\sqrt{12}") for _ in range(3)] == ["equal"] * 3
+    grader.close()
+
+
+def test_a_process_that_dies_in_the_middle_is_asked_again_once(hangs):
+    grader = Grader(Limits(seconds=30.0, processes=1))
+    assert grader.compare(str(hangs / "mark"), "die once") == "equal"
+    assert grader.compare(str(hangs / "mark"), "die") == "unanswered"
+    assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
+    assert grader.unanswered == 1
+    grader.close()
+
+
+def test_a_process_without_memory_is_replaced(hangs):
+    grader = Grader(Limits(seconds=30.0, processes=1))
+    assert grader.compare("5", "exhaust") == "unanswered"
+    assert not grader._all
+    assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
+    grader.close()
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_first_comparison_does_not_pay_for_the_warm_up():
+    """Everything is imported and used before a process is ready, so the first comparison has its whole limit."""
+    grader = Grader(Limits(seconds=30.0, processes=1))
+    process = grader._take(fresh=True)
+    grader._give_back(process, keep=True)
+    used = cpu_seconds(process.process.pid)
+    assert grader.compare("55", "\\sum_{k=1}^{10} k") == "equal"
+    assert cpu_seconds(process.process.pid) - used < 0.3  # the imports alone take longer
+    grader.close()
 
 
 def test_too_little_memory_is_no_crash():
@@ -97,7 +196,6 @@ def test_many_threads_share_few_processes():
 
 def test_ten_hopeless_answers_in_a_row_are_no_broken_grader(grader, monkeypatch):
     monkeypatch.setattr(processes, "SUSPICIOUS_IN_A_ROW", 2)
-    grader.limits = Limits(seconds=1.5, processes=1)
     for _ in range(3):
         assert grader.compare("5", TOWER) == "unanswered"
 
