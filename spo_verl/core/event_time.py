@@ -1,17 +1,18 @@
 """Evidence in event time: every outcome decays from the policy version that generated it (SPO++).
 
 A *policy event* is a published policy version; versions count from 0, the initial policy. With R_i the outcomes
-of a prompt, k_i the versions that generated them and alpha_0 its initial evidence, what is known at version q is
-(https://arxiv.org/abs/2608.24870, eq. 3)
+of a prompt, k_i the versions that generated them, alpha_0 its initial evidence and z the version at which the prompt
+entered, what is known at version q is (https://arxiv.org/abs/2608.24870, eq. 3)
 
-    alpha_q = rho^q alpha_0 + sum_i rho^(q - k_i) R_i        beta_q = rho^q beta_0 + sum_i rho^(q - k_i) (1 - R_i)
+    alpha_q = rho^(q - z) alpha_0 + sum_i rho^(q - k_i) R_i
+    beta_q  = rho^(q - z) beta_0  + sum_i rho^(q - k_i) (1 - R_i)
 
 whatever the order in which the outcomes were received. The sum is not kept at q, where after a few hundred
 versions without a visit it would underflow (0.875^400 = 6e-24), but at the prompt's own newest event:
 
 | symbol | name here | meaning |
 |---|---|---|
-| n | ``newest_P`` | the largest k_i, 0 (the initial evidence) before the first outcome |
+| n | ``newest_P`` | the largest of z and the k_i |
 | alpha_n, beta_n | ``alpha_P``, ``beta_P`` | evidence at n; its mass is that of the initial evidence, or at least 1 |
 | m | ``floor`` | prior mass that never decays, added when read as (m/2, m/2); 0 leaves eq. 3 as printed |
 

@@ -62,7 +62,8 @@ def checked_uids(given: Any, verb: str) -> list[str]:
         uids = list(given)
     except TypeError as error:  # a numpy array without an axis
         raise SpoStateError(f"{verb}: uids are {shown(given)}; pass a list of strings.") from error
-    for kind in set(map(type, uids)):
+    kinds = set(map(type, uids))
+    for kind in kinds:
         if not issubclass(kind, str):
             wrong = next(uid for uid in uids if type(uid) is kind)
             raise SpoStateError(f"{verb}: uid {shown(wrong)} is a {kind.__name__}; pass strings.")
@@ -70,7 +71,7 @@ def checked_uids(given: Any, verb: str) -> list[str]:
         "".join(uids).encode()
     except UnicodeEncodeError as error:
         raise SpoStateError(f"{verb}: uid {shown(error.object)} cannot be saved as UTF-8; pass valid text.") from error
-    return [str(uid) for uid in uids]
+    return uids if kinds <= {str} else [str(uid) for uid in uids]
 
 
 def as_array(name: str, given: ArrayLike) -> NDArray[Any]:

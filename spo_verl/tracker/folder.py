@@ -352,7 +352,8 @@ def remove(path: Path) -> bool:
             return True
         for parent, folders, _ in os.walk(path):
             for one in (parent, *(os.path.join(parent, name) for name in folders)):
-                if not os.path.islink(one) and not os.access(one, os.R_OK | os.W_OK | os.X_OK):
+                mode = os.lstat(one).st_mode
+                if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
                     os.chmod(one, stat.S_IRWXU)
         shutil.rmtree(path)
     except OSError as error:

@@ -81,10 +81,11 @@ class ObserveReport:
         slot_B: prompt slots, int64.
         version_B: policy versions of the outcomes, int64.
         count_B: new outcomes, int64.
-        rho_B: factor that was applied to the evidence; 1 where this version had been discounted already. In event
-            time rho to the power of the versions since the prompt's newest event, 1 for outcomes that are no newer.
-        divergence_B: the divergence behind it; 0 without a stored response, and in event time. Under ``drift``
-            the scaled movement that stands for it.
+        rho_B: factor that was applied to the evidence; 1 where this version had been discounted already, or under
+            ``kl`` and ``drift`` another version of the same request. In event time rho to the power of the versions
+            since the prompt's newest event, 1 for outcomes that are no newer.
+        divergence_B: the divergence behind it; 0 without a stored response, without a discount, under ``constant``
+            and in event time. Under ``drift`` the scaled movement that stands for it.
         n_eff_B: effective sample size before, in event time as read at the outcomes' version.
         discounted_B: whether the evidence was discounted, bool.
         first_visit_B: whether the prompt had never been observed, bool.

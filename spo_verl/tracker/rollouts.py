@@ -147,7 +147,9 @@ class Ledger:
 
     def add_session(self, uid: str, session: int) -> None:
         """Note an observed outcome of an open rollout; raises :class:`SpoStateError` where it is not open."""
-        (one,) = self.require_open([uid], "observe")
+        one = self.open.get(uid)
+        if one is None:
+            raise SpoStateError(f"observe: uid {uid!r} is not open; dispatch a rollout before its outcomes.")
         self.open[uid] = Rollout(one.slot, one.value, one.n_eff, one.version, (*one.sessions, session))
 
     def settle(self, uids: Sequence[str]) -> int:

@@ -247,7 +247,8 @@ class Tracker:
 
         The evidence of a prompt is discounted at the first outcome of a policy version (that of the
         dispatch); further outcomes of the version, or of an older one, are added without another discount:
-        ``alpha = rho alpha + sum r``, ``beta = rho beta + sum (1 - r)``, see ``core.update_evidence``. In event time
+        ``alpha = rho alpha + sum r``, ``beta = rho beta + sum (1 - r)``, see ``core.update_evidence``. Under ``kl``
+        and ``drift`` one request discounts a prompt once, however many versions it has of it. In event time
         every outcome has the weight of its own version instead, in whatever order they come: ``core.fold_events``.
 
         Args:
@@ -255,7 +256,7 @@ class Tracker:
             session_B: (B,) which of the rollout's sessions.
             reward_B: (B,) in [0, 1].
             divergence_B: (B,) D of the prompt, at least 0; NaN or 0 without a stored response. Of several
-                values for one prompt and version the largest counts. A prompt's first visit has D = 0. Only
+                values for one prompt the largest counts. A prompt's first visit has D = 0. Only
                 ``forgetting_mode="kl"`` reads it.
 
         Raises:

@@ -308,3 +308,15 @@ class TestRefusals:
             column[:] = 9
         fold_events(alpha, beta, newest, [0], [9], [1.0], rho=0.5)
         assert (alpha.tolist(), beta.tolist(), newest.tolist()) == ([4.0], [2.0], [3])
+
+
+def test_integers_beyond_64_bits_are_refused_and_do_not_wrap_around():
+    huge = np.array([2**64 - 1], np.uint64)
+    for call in (
+        lambda: decay(huge, 0.5),
+        lambda: fold_events([1.0], [1.0], [0], [0], huge, [1.0], rho=0.5),
+        lambda: evidence_at([1.0], [1.0], huge, 3, rho=0.5),
+    ):
+        with pytest.raises(SpoArgumentError, match=r"must be at most 9223372036854775807"):
+            call()
+    assert decay(np.array([2], np.uint64), 0.5).tolist() == [0.25]

@@ -134,6 +134,7 @@ EVENT_TIME = [
     ("no floor", _READ, _READ.replace(" + floor / 2.0", "")),
     ("the value is read after decaying", "    if floor == 0.0:", "    if floor == 0.0 and rho == 1.0:"),
     ("the value is read without the floor", "    if floor == 0.0:", "    if floor >= 0.0:"),
+    ("versions beyond int64 wrap around", "require(array <= largest,", "require(array >= 0,"),
     ("negative versions are let in", 'require(version_B >= 0, "version_B"', 'require(version_B >= -9, "version_B"'),
     ("rewards above their range are let in", "(reward_B >= 0) & (reward_B <= 1)", "reward_B >= 0"),
 ]

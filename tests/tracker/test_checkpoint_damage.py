@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from spo_verl.errors import (
@@ -191,3 +194,197 @@ def test_other_dataset(folder):
         Tracker.load(folder, keys([77, 78]), SETTINGS)
     assert "Nothing on disk was changed" in str(caught.value)
     assert folder_bytes(folder) == before
+
+
+# ---------------------------------------------------------------------- anything in a manifest, whole checksums
+
+
+def signed(folder, content):
+    """Write a manifest with a checksum that fits, whatever JSON of Python's it holds."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    (folder / MANIFEST).write_text(json.dumps(content | {"checksum": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def nested(depth):
+    content: object = 1
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
+VALUES = [
+    *(None, True, -1, 0, 1, 7, 2**31, 2**63, 10**40, 10**4000, 0.5, 1.0, -0.5, 1e308, float("nan"), float("inf")),
+    *("", "x", "7", "\ud800", "\x00", [], [1], ["acting"], {}, {"x": 1}, {"bytes": 1}, nested(100), nested(700)),
+]
+
+
+def places(content, path=()):
+    """Paths of all values of a JSON object."""
+    for name, value in content.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from places(value, (*path, name))
+
+
+def edited(content, path, change):
+    """A copy in which ``change(parent, name)`` was done at one place."""
+    copy = json.loads(json.dumps(content))
+    parent = copy
+    for name in path[:-1]:
+        parent = parent[name]
+    change(parent, path[-1])
+    return copy
+
+
+def refused_or_loaded(folder, what):
+    """True if it loads; otherwise the documented error, which names the manifest or another file, and a way out."""
+    refusal, tracker = "", None
+    try:
+        tracker, _ = Tracker.load(folder, keys(20), SETTINGS)
+    except SpoCheckpointError as error:
+        refusal = str(error)
+    if tracker is None:
+        assert str(folder) in refusal, what
+        assert "Nothing on disk was changed" in refusal, what
+        refusal.encode()
+        return False
+    tracker.draw(3)
+    tracker.metrics()
+    return True
+
+
+def test_every_value_of_the_manifest_replaced_by_anything(folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["checksum"]
+    loaded = set()
+    for number, path in enumerate(places(content)):
+        for value in VALUES[number % 3 :: 3]:  # every third at each place, and every one at every third
+            altered = edited(content, path, lambda parent, name, value=value: parent.update({name: value}))
+            signed(folder, altered)
+            if refused_or_loaded(folder, (path, value)) and altered != content:
+                loaded.add(path[0])
+        signed(folder, edited(content, path, lambda parent, name: parent.pop(name)))
+        refused_or_loaded(folder, path)
+        signed(folder, edited(content, path, lambda parent, name: parent.update({"\ud800 x": 1})))
+        refused_or_loaded(folder, path)
+    # What nothing else depends on may say anything of its type.
+    assert loaded <= {"step", "settings", "spo_verl_version", "extra", "counts", "dataset", "clock"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("NaN", "Infinity", '{"format": NaN}', '{"a": 1e999}', "1" * 5000, '{"a": ' + "1" * 5000 + "}", "\ud800"),
+        *("[" * 1000, "[" * 100_000, '{"a":' * 1000 + "1" + "}" * 1000, '{"a":' * 990 + "1" + "}" * 990),
+        *("{}" * 2, "{'a': 1}", '{"a": 1,}', "\x00" * 4096, '"text"', "1e5", "true"),
+    ],
+)
+def test_text_that_is_no_manifest(folder, text):
+    (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
+    refused(folder, SpoCheckpointDamagedError, MANIFEST)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_a_manifest_in_another_encoding(folder, encoding):
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_bytes(text.replace("{", "{ ", 1).encode(encoding))
+    refused(folder, SpoCheckpointDamagedError, f"{MANIFEST} is not readable JSON")
+
+
+def test_a_name_that_stands_twice(folder):
+    text = (folder / MANIFEST).read_text()
+    for twice in ('"step": 6,', '"open": 0,'):
+        assert text.count(twice) == 1
+        (folder / MANIFEST).write_text(text.replace(twice, twice + twice))
+        refused(folder, SpoCheckpointDamagedError, MANIFEST, f"{twice.split(chr(34))[1]}' stands there twice")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, *FILES])
+@pytest.mark.parametrize("kind", ["folder", "loop", "nothing", "pipe", "device"])
+def test_something_else_in_place_of_a_file(folder, name, kind):
+    path = folder / name
+    path.unlink()
+    make = {
+        "folder": path.mkdir,
+        "loop": lambda: path.symlink_to(name),
+        "nothing": lambda: path.symlink_to("nothing"),
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }
+    make[kind]()
+    words = {"folder": "is a folder", "loop": "leads to itself", "nothing": "is missing"}.get(kind, "is no file")
+    with pytest.raises(SpoCheckpointDamagedError, match=f"{folder}: {name} .*{words}.*Nothing on disk was changed"):
+        Tracker.load(folder, keys(20), SETTINGS)
+
+
+@pytest.mark.parametrize("kind", ["file", "loop", "nothing"])
+def test_something_else_in_place_of_the_folder(tmp_path, kind):
+    path = tmp_path / "spo"
+    path.write_text("x") if kind == "file" else path.symlink_to("spo" if kind == "loop" else "nothing")
+    with pytest.raises(SpoCheckpointError, match="there is no tracker checkpoint at"):
+        Tracker.load(path, keys(20), SETTINGS)
+
+
+# ---------------------------------------------------------------------- whole files with impossible content
+
+
+def rewritten(folder, name, change):
+    """Let ``change`` alter the columns of a data file (lists by name); checksums and manifest fit again."""
+    with pa.OSFile(str(folder / name)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    columns = {column: table.column(column).to_pylist() for column in table.schema.names}
+    change(columns)
+    arrays = [pa.array(columns[entry.name], type=entry.type) for entry in table.schema]
+    with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(pa.table(arrays, schema=table.schema))
+    content = (folder / name).read_bytes()
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite_manifest(folder, files=files | {name: entry})
+
+
+def put(column, row, value):
+    return lambda columns: columns[column].__setitem__(row, value)
+
+
+def drop_last(columns):
+    for values in columns.values():
+        values.pop()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        *((PROMPTS, put("alpha", 3, value), "impossible values in row 3") for value in (np.nan, np.inf, -1.0)),
+        (PROMPTS, put("beta", 0, 1e400), "impossible values in row 0"),
+        (PROMPTS, lambda c: (put("alpha", 2, 0.0)(c), put("beta", 2, 0.0)(c)), "impossible values in row 2"),
+        (PROMPTS, lambda c: (put("alpha", 2, 1e308)(c), put("beta", 2, 1e308)(c)), "impossible values in row 2"),
+        (PROMPTS, put("visits", 1, -1), "impossible values in row 1"),
+        (PROMPTS, put("draws", 1, -1), "impossible values in row 1"),
+        (PROMPTS, put("version", 4, -2), "impossible values in row 4"),
+        (PROMPTS, put("alpha", 4, None), "not a readable Arrow file"),
+        (PROMPTS, drop_last, "has 19 rows instead of 20"),
+        (RESPONSES, put("slot", -1, 20), "slots that do not exist"),
+        (RESPONSES, put("slot", 0, -1), "slots that do not exist"),
+        (RESPONSES, lambda c: put("slot", 1, c["slot"][0])(c), "slots that do not exist"),
+        (RESPONSES, put("token", 0, [1]), "columns that do not fit together"),
+        (RESPONSES, put("mask", 0, []), "columns that do not fit together"),
+        (RESPONSES, put("log_prob_acting", 0, []), "columns that do not fit together"),
+        (RESPONSES, put("slot", 0, None), "not a readable Arrow file"),
+        (RESPONSES, put("token", 0, None), "not a readable Arrow file"),
+        *((ROLLOUTS, put(column, 0, None), "impossible rollout") for column in ("uid", "open", "slot", "value")),
+        *((ROLLOUTS, put("slot", 0, value), "impossible rollout") for value in (-1, 20)),
+        *((ROLLOUTS, put("value", 0, value), "impossible rollout") for value in (np.nan, 1.5, -0.5)),
+        *((ROLLOUTS, put("n_eff", 0, value), "impossible rollout") for value in (np.nan, np.inf, -0.5)),
+        (ROLLOUTS, put("version", 0, -1), "impossible rollout"),
+        (ROLLOUTS, put("sessions", 0, [0, None]), "impossible rollout"),
+        (ROLLOUTS, lambda c: put("uid", 1, c["uid"][0])(c), "impossible rollout"),
+    ],
+)
+def test_impossible_content_is_damage_of_that_file(tmp_path, name, change, words):
+    tracker = Tracker.create(keys(20), SETTINGS)
+    train_step(tracker, 0, 8)
+    tracker.dispatch(["a", "b"], [0, 1], 1)
+    tracker.snapshot().write(tmp_path / "spo")
+    rewritten(tmp_path / "spo", name, change)
+    refused(tmp_path / "spo", SpoCheckpointDamagedError, name, words)

@@ -93,6 +93,22 @@ def test_event_time_and_late_rollouts_through_the_client(client):
         client.advance(0.1)
 
 
+def test_strange_arguments_through_the_client(client):
+    settings = TrackerSettings(forgetting_mode="version", references=())
+    client.create(keys(3), settings, version=40)
+    assert client.dispatch(["held"], [1], 42).n_eff_B.tolist() == [0.875**2]
+    before = client.digest()
+    for action in (
+        lambda: client.dispatch((uid for uid in ["a"]), [0], 42),
+        lambda: client.dispatch(["a"], [0], 42.0),
+        lambda: client.observe(["held"], [0], [None], [0.0]),
+        lambda: client.settle(["held"], threading.Lock()),
+    ):
+        with pytest.raises(SpoStateError):
+            action()
+    assert client.digest() == before
+
+
 def test_quotas_through_the_client(client, tmp_path):
     settings = TrackerSettings(quota={"a": 2, "b": 1})
     sources = PromptSources.of("ab" * 15)
