@@ -42,6 +42,7 @@ OTHER_VALUES = {
     "spo.forgetting.rho": 0.9,
     "spo.forgetting.floor": 1.0,
     "spo.forgetting.drift_scale": 2.5,
+    "spo.drift.tokens": "all",
     "spo.drift.max_tokens": 128,
     "spo.drift.measure_both": True,
     "spo.drift.max_prompts": 512,
