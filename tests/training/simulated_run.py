@@ -261,7 +261,7 @@ class Setting:
     favourites: int = 0
     """The first so many prompts are drawn before the others."""
     restored: int = 0
-    """Rollouts in flight at the checkpoint that is resumed."""
+    """Rollouts in flight at the checkpoint that is resumed; a third of them has finished."""
     resumed: int = 0
     """Step of that checkpoint."""
 
@@ -343,6 +343,9 @@ def build(setting: Setting, world: World) -> Any:
             made.tracker.dispatch(some, tracker.draw(len(some)).slot_B, setting.resumed - 1)
         tags = [{"is_prompt": True, "status": "running", "global_steps": setting.resumed} for _ in uids]
         world.queue.kv_batch_put(uids, "train", tags)
+        for uid in uids[: setting.restored // 3]:
+            world.began[uid] = setting.resumed - 1
+            world._end(uid, "finished")
         made._match_restored_rollouts()
     made.on_init_end()
     return made

@@ -77,7 +77,7 @@ def test_in_a_synchronous_run_nothing_is_late_and_every_policy_is_accepted(polic
 
 
 def test_more_in_flight_than_there_are_prompts_is_refused_with_the_arithmetic():
-    """16 of a batch, and beside them floor(16 * warm-up), each of which keeps a prompt or half a one from being drawn."""
+    """16 of a batch, and beside them floor(16 * warm-up), each of which keeps a prompt or half a one from a draw."""
 
     def checked(warmup: float, limit: int | None, prompts: int = 40) -> None:
         spo = SpoConfig(sampling=SamplingConfig(max_in_flight=limit))
