@@ -153,6 +153,10 @@ def test_a_failure_says_why_and_where(status: str, words: str, tmp_path: Path) -
     message = failure(run, Limits())
     assert words in message
     assert "ValueError: boom" in message
+    (tmp_path / "train.log").write_text("spo_verl.errors.SpoServiceError: the tracker is gone\n")
+    assert failure(finished([], "failed", tmp_path), Limits()).startswith(
+        "verl's trainer ended with exit status 1: the tracker is gone. The end of"
+    )
     assert str(tmp_path / "train.log") in message
 
 
