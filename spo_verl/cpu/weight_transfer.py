@@ -134,8 +134,6 @@ class BoundedContext:
         import zmq
 
         made = self._context.socket(socket_type, socket_class=_bounded_socket_class(self._seconds))
-        for option in (zmq.SNDTIMEO, zmq.RCVTIMEO):
-            made.setsockopt(option, int(self._seconds * 1000))
         # A closed socket still delivers (the last acknowledgement needs that), but not beyond the end of the process.
         made.setsockopt(zmq.LINGER, LINGER_MILLISECONDS)
         return made

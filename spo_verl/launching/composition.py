@@ -159,7 +159,7 @@ def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
         old = OmegaConf.select(before, key, default=None, throw_on_resolution_failure=False)
         if OmegaConf.is_config(old):
             old = OmegaConf.to_container(old, resolve=False)
-        if new is None or old is None or new == old or "${" in f"{old}{new}":
+        if new is None or old is None or "${" in f"{old}{new}":
             continue
         wanted = next((name for kind, name in _KINDS.items() if isinstance(old, kind)), None)
         if wanted is not None and not _fits(old, new):

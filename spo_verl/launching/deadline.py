@@ -39,7 +39,7 @@ class Deadline:
         stop_at: the moment, by ``clock``, at which the trainer should have saved and validated its last step.
     """
 
-    def __init__(self, stop_at: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stop_at: float, clock: Callable[[], float]) -> None:
         self._stop_at, self._clock = stop_at, clock
         self._saved_at = clock()
         self._frequencies: tuple[int, int] | None = None
@@ -86,7 +86,7 @@ def install(module: ModuleType) -> None:
     """Make the trainers that ``module`` (``verl.trainer.ppo.v1.trainer_base``) is the base of heed the deadline."""
     if STOP_AT not in os.environ:
         return
-    deadline = Deadline(float(os.environ[STOP_AT]))
+    deadline = Deadline(float(os.environ[STOP_AT]), time.monotonic)
 
     def timed(what: str) -> Callable[..., Any]:
         def call(wrapped: Any, _trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -228,6 +228,12 @@ def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_00
             (destination / log.name).write_bytes(source.read())
 
 
+def stated_reason(log: str) -> str | None:
+    """What the last error of spo_verl in a log says, wherever it was raised; None where there is none."""
+    found = re.findall(r"^(?:\([^()]*\) )?spo_verl(?:\.\w+)*\.\w+Error: (.+)$", log, flags=re.MULTILINE)
+    return str(found[-1]) if found else None
+
+
 def relevant_tail(log: str, *, lines: int = 40) -> str:
     """The part of a log that says why a run failed: the last traceback, or simply its end."""
     text = log.splitlines()

@@ -6,8 +6,7 @@
 | ``model`` | a small Qwen3-architecture model with its tokenizer and chat template |
 | ``warmstart`` | supervised training up to a chosen accuracy, and the exact sampled accuracy of a model |
 | ``reward`` | the 0/1 reward that verl loads |
-| ``supervise`` | a child process under a time limit and a silence limit, ended with all its descendants |
-| ``launch`` | ``python -m verl.trainer.main_ppo`` on a CPU: command, environment, supervision, metrics |
+| ``overrides`` | ``key=value`` arguments checked before anything is made |
 | ``progress`` | what is shown while a run goes on |
 | ``run`` | the whole sequence, and its settings |
 """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo
+from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
 from spo_verl.quickstart.accuracy import accuracies
 from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked
@@ -289,9 +289,9 @@ def spent(folder: RunFolder) -> dict[str, dict[str, int]]:
 
 def failure(run: Run, limits: Limits) -> str:
     """Why a launch did not finish, with the part of the log that matters."""
-    outcome = run.outcome
+    outcome, reason = run.outcome, stated_reason(run.log())
     why = {
-        "failed": f"verl's trainer ended with exit status {outcome.returncode}",
+        "failed": f"verl's trainer ended with exit status {outcome.returncode}" + (f": {reason}" if reason else ""),
         "silent": f"verl printed nothing for {limits.silence_s:.0f} s and was ended as hung (--silence-limit)",
         "memory limit": f"verl used {outcome.peak_bytes / 2**30:.1f} GiB, more than {limits.memory_gib:g} GiB "
         "(--memory-limit), and was ended",

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import math
+import sys
+import threading
 import time
 from types import ModuleType
 
 import pytest
 
 from spo_verl.cpu import weight_transfer
-from spo_verl.cpu.weight_transfer import BoundedContext, WeightTransferError, bound_sender
+from spo_verl.cpu.weight_transfer import (
+    SILENCE_LIMIT,
+    BoundedContext,
+    PendingCall,
+    WeightTransferError,
+    bound_sender,
+    note_pending_call,
+    share_of_silence,
+)
+from spo_verl.launching import launch
+from spo_verl.quickstart.settings import Limits
 
 zmq = pytest.importorskip("zmq")
 
@@ -62,6 +77,81 @@ def test_other_sockets_of_the_process_are_as_before() -> None:
     ordinary.close()
 
 
+@pytest.mark.parametrize("limit", [None, 300.0, 50.0, 7.0])
+def test_every_wait_is_shorter_than_what_ends_the_run(limit: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SILENCE_LIMIT, raising=False)
+    if limit is not None:
+        monkeypatch.setenv(SILENCE_LIMIT, repr(limit))
+    engine, transfer = share_of_silence(0.4, 120.0), share_of_silence(0.6, 180.0)
+    assert engine < transfer < (limit or math.inf)
+    assert (engine, transfer) == ((120.0, 180.0) if limit in (None, 300.0) else (0.4 * limit, 0.6 * limit))
+    silence = inspect.signature(launch.run_main_ppo).parameters["silence_limit_s"].default
+    assert weight_transfer.ENGINE_SECONDS < weight_transfer.TRANSFER_SECONDS < min(silence, Limits().silence_s)
+
+
+class Server:
+    """Stands for Ray and the call that takes the weights."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
+        ray = ModuleType("ray")
+        ray.wait = lambda references, timeout: (references, []) if self.ended else ([], references)  # type: ignore[attr-defined]
+        ray.get = self.get  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        monkeypatch.setattr(weight_transfer, "PENDING", PendingCall())
+        monkeypatch.setattr(weight_transfer, "LOOK_MILLISECONDS", 50)
+        self.ended, self.outcome = False, outcome
+
+    def get(self, _reference: object) -> object:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def test_a_server_that_is_gone_ends_the_wait_at_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, RuntimeError("the actor died"))
+    sender = BoundedContext(zmq.Context.instance(), 60.0).socket(zmq.REQ)
+    sender.bind(f"ipc://{tmp_path}/socket")
+    weight_transfer.PENDING.begin("call")
+    threading.Timer(0.3, lambda: setattr(server, "ended", True)).start()
+    began = time.monotonic()
+    with pytest.raises(WeightTransferError, match="server has ended or failed .* the actor died") as caught:
+        sender.send(b"bucket")
+    assert 0.2 < time.monotonic() - began < 20
+    assert caught.value.__cause__ is server.outcome
+    sender.close()
+
+
+def test_a_call_that_ended_well_does_not_end_the_wait(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, None)
+    context = BoundedContext(zmq.Context.instance(), 30.0)
+    sender, receiver = context.socket(zmq.REQ), context.socket(zmq.REP)
+    sender.bind(f"ipc://{tmp_path}/socket")
+    receiver.connect(f"ipc://{tmp_path}/socket")
+    weight_transfer.PENDING.begin("call")
+    sender.send(b"last bucket")
+    receiver.recv()
+    server.ended = True  # vLLM's call returns when the acknowledgement may still be on its way
+    threading.Timer(0.3, lambda: receiver.send(b"taken")).start()
+    assert sender.recv() == b"taken"
+    sender.close()
+    receiver.close()
+
+
+def test_the_call_that_takes_weights_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ServerAdapter:
+        async def _execute_method(self, method: str, non_block: bool = False) -> object:
+            return f"call of {method}" if non_block else None
+
+    module = ModuleType("vllm_rollout")
+    module.ServerAdapter = ServerAdapter  # type: ignore[attr-defined]
+    note_pending_call(module)
+    monkeypatch.setattr(weight_transfer, "PENDING", PendingCall())
+    assert asyncio.run(ServerAdapter()._execute_method("sleep")) is None
+    assert weight_transfer.PENDING._reference is None
+    assert asyncio.run(ServerAdapter()._execute_method("take", non_block=True)) == "call of take"
+    assert weight_transfer.PENDING._reference == "call of take"
+
+
 def test_the_context_is_bounded_when_the_sender_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     class BucketedWeightSender:
         def __init__(self, zmq_handle: str, bucket_size_mb: int = 512) -> None:
@@ -74,4 +164,5 @@ def test_the_context_is_bounded_when_the_sender_is_made(monkeypatch: pytest.Monk
     bound_sender(module)
     made = module.BucketedWeightSender("ipc:///nowhere", bucket_size_mb=3)
     assert (made.zmq_handle, made.bucket_size_mb) == ("ipc:///nowhere", 3)
-    assert made.zmq_context.socket(zmq.REP).getsockopt(zmq.RCVTIMEO) == 200
+    with pytest.raises(WeightTransferError, match="silent for 0.2 s"):
+        made.zmq_context.socket(zmq.REP).recv()

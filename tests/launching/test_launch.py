@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spo_verl.launching.deadline import STOP_AT
 from spo_verl.launching.launch import (
     child_environment,
     hydra_value,
@@ -21,6 +22,7 @@ from spo_verl.launching.launch import (
     read_metrics,
     relevant_tail,
     run_main_ppo,
+    stated_reason,
 )
 
 
@@ -119,6 +121,24 @@ def test_a_run_returns_verls_metrics_and_leaves_nothing(tmp_path: Path) -> None:
     assert (folder / "command.txt").read_text().splitlines()[1:3] == ["-m", "verl.trainer.main_ppo"]
 
 
+def test_the_processes_know_the_limits_of_their_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STOP_AT, "1.0")  # of a launch that this one is inside of
+    body = """
+print(json.dumps([os.environ.get("SPO_STOP_AT"), os.environ.get("SPO_SILENCE_LIMIT"), time.monotonic()]))
+print("spo: the time of this launch is nearly over, so step 3 of 4 is its last one")
+"""
+    python = stand_in(tmp_path, body)
+    run = run_main_ppo([], tmp_path / "a", python=python, time_limit_s=30, stop_after_s=20.0, silence_limit_s=25.0)
+    stop_at, silence, now = json.loads(run.log().splitlines()[0])
+    assert 10 < float(stop_at) - now <= 20.0
+    assert float(silence) == 25.0
+    assert run.stopped_early
+    body = 'print(json.dumps([os.environ.get("SPO_STOP_AT"), os.environ.get("SPO_SILENCE_LIMIT")]))'
+    run = run_main_ppo([], tmp_path / "b", python=stand_in(tmp_path, body), time_limit_s=30)
+    assert json.loads(run.log()) == [None, "300.0"]
+    assert not run.stopped_early
+
+
 def test_a_failed_run_keeps_rays_logs(tmp_path: Path) -> None:
     body = """
 ray = next(a.partition("=")[2] for a in ARGUMENTS if "_temp_dir" in a)
@@ -150,6 +170,21 @@ def test_only_the_end_of_a_large_log_is_kept(tmp_path: Path) -> None:
 
 def test_metrics_of_a_run_that_never_logged() -> None:
     assert read_metrics(Path("/nowhere/metrics.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("spo_verl.cpu.weight_transfer.WeightTransferError: the other end was silent", "the other end was silent"),
+        ("(WorkerDict pid=12) spo_verl.errors.SpoConfigError: a: b", "a: b"),
+        ("ValueError: boom", None),
+        ("ray.exceptions.RayTaskError(WeightTransferError): ray::WorkerDict.update() (pid=3)", None),
+        ("see spo_verl.errors.SpoError: in the manual", None),
+    ],
+)
+def test_the_reason_is_the_last_error_of_this_package(line: str, reason: str | None) -> None:
+    assert stated_reason(f"start\n{line}\nValueError: later\n") == reason
+    assert stated_reason(f"spo_verl.errors.SpoError: earlier\n{line}\n") == (reason or "earlier")
 
 
 def test_the_relevant_part_of_a_log_is_its_last_traceback() -> None:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
-from spo_verl.launching.supervise import Outcome, session_members, supervise
+from spo_verl.launching.supervise import Outcome, Segments, end_session, session_members, supervise
 
 
 def run(script: str, tmp_path: Path, **limits: float) -> Outcome:
@@ -170,3 +172,75 @@ def test_pages_that_processes_share_are_counted_once(tmp_path: Path) -> None:
     shared = run(f'{sys.executable} -c "{script}"', tmp_path, memory_poll_s=0.1)
     assert shared.status == "finished"
     assert 200e6 < shared.peak_bytes < 300e6
+
+
+def segment_script(then: str) -> str:
+    """Makes a segment of shared memory without a resource tracker to tidy up, writes its name down, and goes on."""
+    return (
+        f'{sys.executable} -c "from multiprocessing import resource_tracker, shared_memory as m; '
+        "resource_tracker.register = lambda *a: None; s = m.SharedMemory(create=True, size=4096); "
+        f"open('name', 'w').write(s.name); import os, time; {then}\""
+    )
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "time.sleep(0.7); os.kill(os.getpid(), 9)",  # a worker that is killed while the run goes on
+        "time.sleep(60)",  # one that is ended with the run
+        "open('/proc/self/oom_score_adj').read(); time.sleep(0.7); os._exit(0)",  # one that ends without tidying up
+    ],
+)
+def test_no_segment_of_shared_memory_is_left_behind(then: str, tmp_path: Path) -> None:
+    done = run(f"{segment_script(then)}; sleep 0.2", tmp_path, time_limit_s=4.0, memory_poll_s=0.1)
+    assert done.seconds < 15
+    assert not (Path("/dev/shm") / (tmp_path / "name").read_text()).exists()
+
+
+def test_segments_of_others_stay(tmp_path: Path) -> None:
+    before = SharedMemory(create=True, size=4096)
+    time.sleep(0.05)
+    try:
+        attach = (
+            f'{sys.executable} -c "from multiprocessing import resource_tracker, shared_memory as m; import time; '
+            f"resource_tracker.register = lambda *a: None; s = m.SharedMemory('{{name}}'); time.sleep(0.7)\""
+        )
+        # One that was there before and is used by the run; another process may still need it.
+        run(attach.format(name=before.name), tmp_path, memory_poll_s=0.1)
+        assert (Path("/dev/shm") / before.name).exists()
+        # One that the run made, which another process has taken over.
+        supervisor = threading.Thread(
+            target=run, args=(segment_script("time.sleep(2.5)"), tmp_path), kwargs={"memory_poll_s": 0.1}
+        )
+        supervisor.start()
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "name").exists() or not (tmp_path / "name").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        taken = SharedMemory((tmp_path / "name").read_text())
+        supervisor.join()
+        assert (Path("/dev/shm") / taken.name).exists()
+        taken.close()
+        taken.unlink()
+    finally:
+        before.close()
+        before.unlink()
+
+
+def test_a_segment_that_has_taken_a_name_over_is_another_one(tmp_path: Path) -> None:
+    child = subprocess.Popen(["bash", "-c", segment_script("time.sleep(60)")], cwd=tmp_path, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 20
+        segments = Segments(child.pid)
+        while not segments._seen:
+            assert time.monotonic() < deadline
+            segments.look()
+            time.sleep(0.05)
+        [path] = segments._seen
+        Path(path).unlink()
+        Path(path).write_bytes(b"of somebody else")
+    finally:
+        end_session(child, grace_s=0.2)
+    segments.remove()
+    assert Path(path).read_bytes() == b"of somebody else"
+    Path(path).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,10 @@ def test_a_failure_says_why_and_where(status: str, words: str, tmp_path: Path) -
     message = failure(run, Limits())
     assert words in message
     assert "ValueError: boom" in message
+    (tmp_path / "train.log").write_text("spo_verl.errors.SpoServiceError: the tracker is gone\n")
+    assert failure(finished([], "failed", tmp_path), Limits()).startswith(
+        "verl's trainer ended with exit status 1: the tracker is gone. The end of"
+    )
     assert str(tmp_path / "train.log") in message
 
 
@@ -376,6 +381,23 @@ def test_a_training_that_fails_shows_what_was_kept_and_then_why(staged, tmp_path
     staged("failed")
     with pytest.raises(QuickstartError, match="exit status 1"):
         quickstart(Settings(steps=4, seed=1), tmp_path, say=said.append)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_call_without_a_result(
+    staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+) -> None:
+    staged()
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(run_module, "run_main_ppo", lambda *_, **__: signal.raise_signal(number))
+    try:
+        with pytest.raises(SystemExit) as end:
+            raise SystemExit(main(["--folder", str(tmp_path)]))
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert end.value.code == status
+    assert not list(tmp_path.glob("*/result.json"))
 
 
 def test_a_warm_start_that_outlasts_the_call_is_shown(staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

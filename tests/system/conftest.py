@@ -13,7 +13,7 @@
 | orphaned, adopted | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed; resume |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
 | gsm8k | spo=paper | two steps on all 7,473 problems with imported offline values, where the problems are |
-| quickstart | spo=paper | the quickstart, small: offline values, a training that is terminated, and the rest of it |
+| quickstart | spo=paper | the quickstart, small: offline values, a training that is out of time after a step, and the rest |
 
 Two launches run side by side on one machine all the time, and must not disturb each other. Only those are made whose
 runs a collected test asks for.
@@ -33,7 +33,7 @@ from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer
 from tests.support.gsm8k import THERE
 from tests.system.gsm8k_run import train_on_gsm8k
 from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data
-from tests.system.quickstart_run import Call, interrupted_and_finished
+from tests.system.quickstart_run import Call, stopped_and_finished
 
 TIMES = pytest.StashKey[list[str]]()
 SCRIPTED = [
@@ -176,7 +176,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         return (train_on_gsm8k(tmp_path_factory.mktemp("gsm8k")),)
 
     def quickstart() -> tuple[Call, ...]:
-        return interrupted_and_finished(tmp_path_factory.mktemp("quickstart"))
+        return stopped_and_finished(tmp_path_factory.mktemp("quickstart"))
 
     def separate() -> tuple[Run, ...]:
         return (train(workdir, "separate", SEPARATE),)
