@@ -42,9 +42,8 @@ from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED, NO_VERSION, Prompt
 PROMPTS, RESPONSES, ROLLOUTS = "prompts.arrow", "responses.arrow", "rollouts.arrow"
 BATCH_ROWS = 1_000_000
 
-SWAP_SECONDS = 2.0
-"""How long a reader waits for the folder that a writer is about to put in place."""
-SWAP_POLL_SECONDS = 0.005
+READ_ATTEMPTS, READ_POLL_SECONDS = 400, 0.005
+"""How often a folder that is being replaced is read anew, and the pause before; a killed writer is waited for 2 s."""
 
 _ROLLOUTS_SCHEMA = pa.schema(
     [
@@ -247,20 +246,19 @@ def read(folder: str | Path) -> Saved:
         SpoCheckpointVersionError: a newer format, or settings that this version does not know.
     """
     path = target_of(folder)
-    waited = 0.0
-    while True:
+    for attempt in range(1, READ_ATTEMPTS + 1):
         before = folders.identity(path)
         try:
             return _read(path)
         except SpoCheckpointError:
             # A writer that put another folder in place meanwhile: what was read is a bit of each, so it is read anew.
-            if folders.identity(path) == before is not None:
+            # Between its two renames there is none for an instant, and the former one stands beside the place.
+            now = folders.identity(path)
+            absent = now is None and not folders.replaced_beside(path) and folders.identity(path) is None
+            if absent or (now is not None and now == before) or attempt == READ_ATTEMPTS:
                 raise
-            # Between a writer's two renames there is none for an instant; a killed one leaves it so.
-            if before is None and (waited >= SWAP_SECONDS or not folders.replaced_beside(path)):
-                raise
-        waited += SWAP_POLL_SECONDS if before is None else 0.0
-        time.sleep(SWAP_POLL_SECONDS)
+        time.sleep(READ_POLL_SECONDS)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _read(path: Path) -> Saved:

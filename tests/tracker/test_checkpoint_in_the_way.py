@@ -214,7 +214,7 @@ def test_the_instant_between_the_two_renames_is_waited_for(tmp_path, tracker):
 
 
 def test_a_writer_that_was_killed_there_is_told_of(tmp_path, tracker, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SWAP_SECONDS", 0.05)
+    monkeypatch.setattr(checkpoint, "READ_ATTEMPTS", 5)
     tracker.snapshot().write(tmp_path / "spo")
     (tmp_path / "spo").rename(tmp_path / ".spo.replaced-0")
     with pytest.raises(
