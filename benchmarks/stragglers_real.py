@@ -27,6 +27,7 @@ def overrides(estimator: str, args: argparse.Namespace, folder: Path) -> list[st
     warmup = f"trainer.v1.colocate_async.num_warmup_batches={args.surplus}"
     return [
         *(["+spo=plus_plus", f"spo.oversample={args.surplus}"] if estimator == "spo" else [warmup]),
+        *([f"spo.late.policy={args.late}"] if estimator == "spo" else []),
         *(["algorithm.adv_estimator=grpo", f"actor_rollout_ref.rollout.n={GROUP}"] if estimator == "grpo" else []),
         "trainer.v1.trainer_mode=colocate_async",
         "trainer.v1.sampler.max_off_policy_threshold=null",
@@ -161,6 +162,7 @@ def add_command(commands: Any) -> None:
     real.add_argument("--skip", type=int, default=4, help="first steps that are not measured")
     real.add_argument("--trajectories", type=int, default=64, help="per update, for both")
     real.add_argument("--surplus", type=float, default=0.5, help="in flight beyond a batch, as a share of it, for both")
+    real.add_argument("--late", choices=("carry", "drop", "abort"), default="carry", help="spo.late.policy of SPO")
     real.add_argument("--median", type=float, default=3.0, help="seconds of the log-normal wait")
     real.add_argument("--sigma", type=float, default=1.1, help="its shape; 1.1 is that of the paper's case")
     real.add_argument("--seed", type=int, default=0)

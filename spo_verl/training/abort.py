@@ -1,4 +1,4 @@
-"""Rollouts that are stopped when a batch is full (``spo.late.policy=abort``).
+"""Rollouts that are stopped at the end of their policy version (``spo.late.policy=abort``).
 
 verl's agent-loop workers start one asyncio task per prompt and have no verb to end it. The workers here remember the
 task of each prompt and cancel it: its sessions end where they wait (for the rollout engine, a tool or a reward), and

@@ -155,7 +155,7 @@ def failure_of(setting: Setting, fate, seed: int = 0) -> str | None:
 
 
 @given(at_the_edge())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_start_check_refuses_exactly_what_can_fail(setting):
     config = setting.config()
     refused = list(in_flight_problems(setting.prompts, config, setting.spo))
@@ -170,14 +170,14 @@ def test_the_start_check_refuses_exactly_what_can_fail(setting):
 
 
 @given(at_the_edge(), st.integers(0, 2**32), st.sampled_from([0.0, 0.3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_the_start_check_lets_pass_never_fails(setting, seed, failing):
     if not list(in_flight_problems(setting.prompts, setting.config(), setting.spo)):
         assert failure_of(setting, somehow(failing), seed) is None
 
 
 @given(at_the_edge(), st.integers(0, 20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_checkpoint_with_more_in_flight_is_refused_exactly_where_it_would_fail(setting, restored):
     # One rollout per prompt: a checkpoint of this limit holds no more than there are prompts.
     setting = replace(setting, spo=replace(setting.spo, sampling=SamplingConfig(epsilon=0.0)), resumed=5)
