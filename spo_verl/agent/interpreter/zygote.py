@@ -1,6 +1,6 @@
 """The process that programs are forked from: bare, single-threaded, with the packages imported once.
 
-Run as a script (``python -I -S -B zygote.py SOCKET SETTINGS``), never imported by the trainer. Over a socket it gets
+Run as a script (``python -I -S -B``, with ``SOCKET SETTINGS``), never imported by the trainer. Over a socket it gets
 descriptors, not programs: the code is read by the forked child, so that no program finds another one's code or output
 in the memory that it inherits. It forks, kills what is late, and reports what ended. When its owner is gone, so is the
 socket, and it and all programs end.
