@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from spo_verl.cli.output import contained, print_json, stdout_console, visible
+from spo_verl.cli.output import contained, print_json, stdout_console
+from spo_verl.visible import visible
 from tests.cli.helpers import run
 
 ODD = "d数√\x1b[1mx\x07\u202e\ud800"
