@@ -92,7 +92,7 @@ def test_a_reader_that_leaves_ends_it_quietly(amount):
 
 
 def test_a_closed_or_full_stdout():
-    arguments = ("data", "list")
+    arguments = ("settings", "--json")
     with open("/dev/full", "wb") as full:
         done = spo_verl(*arguments, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
