@@ -231,13 +231,14 @@ def parquet_faults(path: Path, error: Raises) -> Iterator[None]:
         ) from reason
 
 
-def check_output(path: Path, error: Raises, *, inputs: Iterable[Path] = ()) -> None:
+def check_output(path: Path, error: Raises, *, inputs: Iterable[Path] = (), makes_folders: bool = True) -> None:
     """Refuse a file that could not be written, before anything is computed for it.
 
     Args:
         path: The file to write; it may be there already.
         error: What is raised.
         inputs: Files that are read, which the output must not replace.
+        makes_folders: Whether folders on the way are made.
 
     Raises:
         error: a folder, a device, a place below a file, a folder that may not be written to, or one of the inputs.
@@ -258,10 +259,10 @@ def check_output(path: Path, error: Raises, *, inputs: Iterable[Path] = ()) -> N
     except (OSError, ValueError) as reason:
         raise error(f"{path} cannot be written ({_told(reason)}): name another file") from reason
     above = path.absolute().parent
-    while not os.path.lexists(above):
+    while makes_folders and not os.path.lexists(above):
         above = above.parent
     if not os.path.isdir(above):
-        raise error(f"{path} cannot be written ({above} is no folder): name a file in a folder")
+        raise error(f"{path} cannot be written ({above} is no folder): name a file in a folder that is there")
     if not os.access(above, os.W_OK | os.X_OK):
         raise error(f"{path} cannot be written ({above} does not allow it): name a file in a folder that you may use")
 

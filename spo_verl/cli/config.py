@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,14 +73,14 @@ def _show(console: Console, data: dict[str, Any]) -> None:
     settings = Table("setting", "value", "from", box=box.SIMPLE, pad_edge=False)
     for key, entry in data["settings"].items():
         style = "" if entry["source"] == "default" else "bold"
-        settings.add_row(*(Text(text, style) for text in (key, _yaml(entry["value"]), entry["source"])))
+        settings.add_row(*(Text(visible(text), style) for text in (key, _yaml(entry["value"]), entry["source"])))
     console.print(settings)
 
     if data["differs_from_paper"]:
         differing = Table("verl's key", "this run", "paper", "from", box=box.SIMPLE, pad_edge=False)
         for entry in data["differs_from_paper"]:
             cells = (entry["key"], _yaml(entry["value"]), _yaml(entry["paper"]), entry["source"])
-            differing.add_row(*(Text(text) for text in cells))
+            differing.add_row(*(Text(visible(text)) for text in cells))
         console.print("Different from the paper:")
         console.print(differing)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ def _read(files: Sequence[Path]) -> Any:
             raise SpoConfigError(
                 f"{file}: training data are files with one of the endings {known}, as verl reads them."
             )
+        if not os.path.lexists(file):
+            raise SpoConfigError(f"there are no training data at {file.absolute()}: check --data.")
         require_rows(file, SpoConfigError)
         try:
             tables.append(datasets.load_dataset(_BUILDERS[file.suffix], data_files=[literally(file)])["train"])

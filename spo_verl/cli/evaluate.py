@@ -56,7 +56,7 @@ def evaluate(
     read_files = [path for _, path in map(named, runs)] + (data or [])
     for target in (markdown, plot):
         if target is not None:
-            check_output(target, EvaluationError, inputs=read_files)
+            check_output(target, EvaluationError, inputs=read_files, makes_folders=False)
     sources = None
     if data:
         from spo_verl.cli.data_files import DataFiles

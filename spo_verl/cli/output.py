@@ -19,7 +19,6 @@ import functools
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -31,6 +30,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from spo_verl.errors import SpoError
+from spo_verl.visible import CONTROL, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +42,6 @@ CLOSED = 141
 """Exit status where the reader of stdout has gone, as of a process that SIGPIPE ended."""
 DEBUG_VARIABLE = "SPO_DEBUG"
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a terminal's cursor, colours, or turns the direction of text; half a surrogate pair is no character."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -98,16 +95,6 @@ def prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def visible(text: str) -> str:
-    """The text with escapes in the place of control characters, other than line breaks and tabulators."""
-    return _CONTROL.sub(lambda found: _escape(found[0]), text)
-
-
-def _escape(character: str) -> str:
-    number = ord(character)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
-
-
 def stdout_console() -> Console:
     """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible."""
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -126,7 +113,7 @@ def print_json(data: Any) -> None:
     # JSON is read as UTF-8, so where stdout has another encoding everything beyond ASCII is escaped.
     ascii_only = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf8")
     text = json.dumps(_finite(data), indent=2, ensure_ascii=ascii_only, allow_nan=False, default=str)
-    print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    print(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def _finite(data: Any) -> Any:

@@ -12,6 +12,7 @@ import typer
 from spo_verl.cli import estimate
 from spo_verl.cli.output import Debug, Json, Outcome, verb
 from spo_verl.errors import SpoConfigError, SpoValuesError
+from spo_verl.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -204,11 +205,11 @@ def show_description(console: Console, answer: dict[str, Any]) -> None:
     }
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
-        table.add_row(Text(name, "bold"), Text(text))
+        table.add_row(Text(name, "bold"), Text(visible(text)))
     for number, entry in enumerate(answer["source"]):
         rest = {key: value for key, value in entry.items() if key not in ("kind", "policy", "date") and value}
         text = f"{entry['kind']}, {entry['date']}" + "".join(f", {key} {_short(value)}" for key, value in rest.items())
-        table.add_row(Text("" if number else "source", "bold"), Text(text))
+        table.add_row(Text("" if number else "source", "bold"), Text(visible(text)))
     console.print(table)
     most = max(answer["value_histogram"], default=0)
     for number, count in enumerate(answer["value_histogram"] if most else []):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spo_verl.core.evaluation import Interval
 from spo_verl.evaluation.benchmarks import AVERAGE, paper_table, title
 from spo_verl.evaluation.metrics import METRICS, Evaluation, Run
+from spo_verl.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,12 +54,12 @@ def show(evaluation: Evaluation, console: Console) -> None:
     from rich.text import Text
 
     for table in tables(evaluation):
-        console.print(Text(table.heading, "bold"))
+        console.print(Text(visible(table.heading), "bold"))
         printed = RichTable(box=None, padding=(0, 2, 0, 0))
         for number, name in enumerate(table.columns):
-            printed.add_column(Text(name), justify="left" if number == 0 else "right", no_wrap=True)
+            printed.add_column(Text(visible(name)), justify="left" if number == 0 else "right", no_wrap=True)
         for row in table.rows:
-            printed.add_row(*(Text(cell) for cell in row))
+            printed.add_row(*(Text(visible(cell)) for cell in row))
         console.print(printed)
         console.print()
     for sentence in sentences(evaluation):

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spo_verl.data.identity import prompt_key
 from spo_verl.data.values import FORMAT, OfflineValues, provenance
 from spo_verl.data.values.table import _file_digest
 from tests.cli.helpers import row, write_rows
@@ -37,7 +38,7 @@ def valid_files(folder: Path) -> dict[str, Path]:
     """One valid file of every kind."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        {**row(f"What is {n} + 1? naïve €", str(n + 1)), "extra_info": {"index": n, "problem": f"q{n}"}}
+        {**row(f"What is {n} + 1? naïve €", str(n + 1)), "extra_info": {"index": n, "problem": f"q{n}", "rate": n / 8}}
         for n in range(6)
     ]
     for n, one in enumerate(rows):
@@ -51,7 +52,7 @@ def valid_files(folder: Path) -> dict[str, Path]:
     ]
     published = [{"question": f"What is {n}? €", "answer": f"so\n#### {n}"} for n in range(6)]
     scores = {f"What is {n} + 1? naïve €": [0.0, 1.0, n / 8] for n in range(6)}
-    keys = np.frombuffer(bytes(range(64)), dtype="V16")
+    keys = np.frombuffer(b"".join(map(prompt_key, rows[:4])), dtype="V16")
     made = {
         "data.jsonl": lambda file: write_lines(file, rows),
         "data.json": lambda file: file.write_text(json.dumps(rows)),
@@ -82,7 +83,18 @@ VERBS: list[list[str]] = [
     ["values", "import", "@0.jsonl", "--data", "@data.parquet", "-o", "+out.parquet", "--reward-key", "acc"],
     ["values", "import", "--column", "accuracy", "--trials", "8", "--data", "@data.parquet", "-o", "+out.parquet"],
     ["values", "import", "--column", "accuracy", "--trials", "8", "--data", "@data.jsonl", "-o", "+out.parquet"],
-    ["values", "import", "--column", "extra_info.index", "--data", "@data.parquet", "-o", "+out.parquet"],
+    [
+        "values",
+        "import",
+        "--column",
+        "extra_info.rate",
+        "--trials",
+        "8",
+        "--data",
+        "@data.parquet",
+        "-o",
+        "+out.parquet",
+    ],
     ["data", "check", "@data.parquet"],
     ["data", "check", "@data.jsonl"],
     ["data", "check", "@data.json"],

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from spo_verl.cli.output import contained, print_json, stdout_console, visible
+from spo_verl.cli.output import contained, print_json, stdout_console
+from spo_verl.visible import visible
 from tests.cli.helpers import run
 
 ODD = "d数√\x1b[1mx\x07\u202e\ud800"
@@ -91,7 +92,7 @@ def test_a_reader_that_leaves_ends_it_quietly(amount):
 
 
 def test_a_closed_or_full_stdout():
-    arguments = ("data", "list")
+    arguments = ("settings", "--json")
     with open("/dev/full", "wb") as full:
         done = spo_verl(*arguments, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2

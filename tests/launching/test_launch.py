@@ -11,6 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from spo_verl.launching.deadline import STOP_AT
 from spo_verl.launching.launch import (
@@ -28,7 +29,7 @@ from spo_verl.launching.launch import (
 
 def read_back(value: object) -> object:
     override = OverridesParser.create().parse_override(f"key={hydra_value(value)}")
-    return override.value()
+    return OmegaConf.create({"key": override.value()}).key  # what reads a configuration resolves it
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from spo_verl.recipes.locate import Recipe, compose, find_recipe
 from tests.recipes.helpers import ROOT
 
 NAMES = ["run=1", "a#b", "(2)", "a,b", "it's", "a&b;c|d", "[x]", "$HOME", "${b}", "\\\\${b}", "{x}", "a:b", " sp ",
-         "mü 数据", "back\\slash", "end\\", 'say "x"', "*?", "~`!", "%41", "new\nline", "null", "1e3", "-dash"]  # fmt: skip
+         "mü 数据", "back\\slash", "end\\", 'say "x"', "*?", "~`!", "%41", "a\nb", "null", "1e3", "-dash"]  # fmt: skip
 PARSER = OverridesParser.create()
 
 

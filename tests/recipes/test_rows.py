@@ -28,7 +28,7 @@ def test_too_few_prompts_are_counted(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.parquet").write_text("rows")
-    with pytest.raises(SpoConfigError, match="is no Parquet file"):
+    with pytest.raises(SpoConfigError, match="cannot be read as Parquet"):
         take_rows([tmp_path / "text.parquet"], train=1, held_out=1)
     bare = write([{"prompt": "x"}], tmp_path / "bare.parquet")
     with pytest.raises(SpoConfigError, match="has no column data_source, reward_model"):

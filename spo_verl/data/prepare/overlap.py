@@ -48,8 +48,9 @@ def overlap(train: Path, evaluation: Sequence[Path]) -> OverlapReport:
     """Look for the problems of evaluation files in a training file.
 
     Both are files in verl's columns. A problem is what ``extra_info.problem`` holds where that stands in the last
-    message of the user (prepared files), otherwise that message without a known instruction. Two problems are the same if `overlap_hash` is: typesetting
-    does not count, and any other wording does, so a paraphrase is not found. The training file is streamed.
+    message of the user (prepared files), otherwise that message without a known instruction. Two problems are the same
+    if `overlap_hash` is: typesetting does not count, and any other wording does, so a paraphrase is not found. The
+    training file is streamed.
 
     Raises:
         SpoDataError: a file cannot be read; a row has no problem.
