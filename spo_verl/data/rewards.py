@@ -26,7 +26,8 @@ def number(raw: Any) -> float | None:
         if math.prod(raw.shape) != 1 or getattr(raw.dtype, "kind", "f") not in _NUMERIC_KINDS:
             return None
         raw = raw.item()
-    if not isinstance(raw, Real):
+    real = isinstance(raw, Real)
+    if not real:
         return None
     try:
         return float(raw)

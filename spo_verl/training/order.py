@@ -48,7 +48,7 @@ def mini_batch_seed(config: Any) -> int | None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise SpoConfigError(f"{SEED_KEY}={seed!r}: it must be a whole number from 0 on; set +{SEED_KEY}=0.")
-    return seed
+    return int(seed)
 
 
 def deal(
@@ -156,7 +156,8 @@ def _ordered_class(buffer_class: type) -> type:
 
 def in_dispatch_order(buffer: Any) -> Any:
     """Let a replay buffer, however it was built, hand over training rows in the order of their dispatch; returns it."""
-    buffer.__class__ = _ordered_class(type(buffer))
+    buffer_class: type = type(buffer)
+    buffer.__class__ = _ordered_class(buffer_class)
     return buffer
 
 

@@ -23,7 +23,8 @@ def note(**entry: Any) -> None:
 
 
 def names(data: Any, field: str) -> list[str]:
-    return [str(getattr(item, "data", item)) for item in data[field]]
+    plain = [item.data if type(item).__name__ == "NonTensorData" else item for item in data[field]]
+    return [str(item.item() if hasattr(item, "item") else item) for item in plain]
 
 
 def watch_dispatch(module: ModuleType) -> None:
