@@ -5,5 +5,5 @@
 | ``composition`` | the configuration of ``python -m verl.trainer.main_ppo``, and where each value comes from |
 | ``launch`` | that command run in a Ray cluster of its own, its log and metrics read |
 | ``deadline`` | a trainer that ends by itself, after a step, before the time of its launch is over |
-| ``supervise`` | a command under limits of time, silence and memory, of which no process and no shared memory is left behind |
+| ``supervise`` | a command under limits of time, silence and memory, of which nothing is left behind |
 """

@@ -75,7 +75,7 @@ class _Call:
 
     def run(self) -> dict[str, Any]:
         settings, say = self.settings, self.say
-        say(f"results go to {self.folder.path}; at most {self.limits.seconds / 60:g} minutes (--time-limit)")
+        say(f"results go to {self.folder.path}; at most {self.limits.seconds / 60:.3g} minutes (--time-limit)")
         say(
             f"[1/5] task: arithmetic in 8 levels, {settings.train_prompts} prompts to train on, "
             f"{settings.held_out_prompts} held out"

@@ -79,7 +79,8 @@ def test_settings_of_spo_are_none_of_the_group_baseline_and_all_problems_are_lis
     ("old", "new", "wanted"),
     [
         (3, 4, None), (3, 4.0, None), (3, 4.5, "a whole number"), (3, "x", "a whole number"),
-        (3, True, "a whole number"), (0.5, 1, None), (0.5, float("nan"), "a number"), (0.5, "x", "a number"), (0.5, False, "a number"),
+        (3, True, "a whole number"), (0.5, 1, None),
+        (0.5, float("nan"), "a number"), (0.5, "x", "a number"), (0.5, False, "a number"),
         (True, False, None), (True, 1, "true or false"), (True, "yes please", "true or false"),
         ("text", 3, None), ("text", [1], "a text"), ([1], [2, 3], None), ([1], 2, "a list"),
         (None, "x", None), (3, None, None), (3, "${other}", None),
