@@ -3,8 +3,8 @@
     python benchmarks/math_reward.py [--rows 1000] [--characters 20000] [--processes 1 2]
 
 Responses are as long as given, with thinking and a boxed answer at the end. "string" rows have whole numbers as
-answers (half of them right) and never leave the process. "math-verify" rows have roots in two forms, no two alike, so
-that nothing is remembered, and are graded by as many processes and threads as given. CPU time is that of the grading
+answers (half of them right) and never leave the process. "algebra" rows have roots in two forms, no two alike, so that
+nothing is remembered, and are graded by as many processes and threads as given. CPU time is that of the grading
 processes, which other work on the machine does not change much. The start of a grading process is timed apart.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"start of a grading process: {statistics.median(starts):.2f} s (median of {len(starts)})")
 
     rows = [(response(str(n + n % 2), options.characters), str(n)) for n in range(options.rows)]
-    print(f"string:      {rows_per_second(rows, 1):8.0f} rows/s, responses of {options.characters} characters")
+    print(f"string:  {rows_per_second(rows, 1):8.0f} rows/s, responses of {options.characters} characters")
     offset = 2
     for processes in options.processes:
         warm_up(processes)
@@ -76,7 +76,7 @@ def main() -> None:
         speed = rows_per_second(rows, processes)
         close_all()
         cpu = 1000 * (cpu_of_children() - before) / len(rows)
-        print(f"math-verify: {speed:8.0f} rows/s with {processes} process(es), {cpu:.1f} ms of CPU time per row")
+        print(f"algebra: {speed:8.0f} rows/s with {processes} process(es), {cpu:.1f} ms of CPU time per row")
 
 
 if __name__ == "__main__":

@@ -198,12 +198,11 @@ def _constants(node: Node) -> bool:
 
 
 def _mode(*nodes: Node) -> str:
-    """How variables are drawn: whole numbers where one is an exponent or under a factorial, angles under sines."""
+    """How variables are drawn: whole numbers in exponents, positive ones under factorials, angles under sines."""
     every = [one for node in nodes for one in _walk(node)]
-    if any(
-        (one.op == "pow" and _variables(one.args[1])) or (one.op in {"fact", "binom"} and _variables(one))
-        for one in every
-    ):
+    if any(one.op in {"fact", "binom"} and _variables(one) for one in every):
+        return "natural"
+    if any(one.op == "pow" and _variables(one.args[1]) for one in every):
         return "whole"
     if any(one.op in FUNCTIONS - {"ln"} and _variables(one) for one in every):
         return "angle"
@@ -219,13 +218,13 @@ def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False) ->
         for name, value in near.items()
     }
     for name in names:
-        if mode == "whole":
-            point["sym " + name] = number(draw.randint(2, 11))
+        sign = 1 if attempt % 2 or mode == "natural" else -1
+        if mode in {"natural", "whole"}:
+            point["sym " + name] = number(sign * draw.randint(2, 11))
         elif mode == "angle":
-            turn = number(Fraction(draw.choice([1, 2, 3, 4, 5, 6, 8, 9]), draw.choice([7, 11, 13])))
+            turn = number(Fraction(sign * draw.choice([1, 2, 3, 4, 5, 6, 8, 9]), draw.choice([7, 11, 13])))
             point["sym " + name] = Node("mul", (turn, PI))
         else:
-            sign = 1 if attempt % 2 else -1
             point["sym " + name] = number(
                 Fraction(sign * draw.getrandbits(22) - draw.getrandbits(4), draw.choice([65537, 65539, 65543]))
             )

@@ -143,6 +143,23 @@ def test_combinations_with_pi_and_e(a, b, places):
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2^x", "2^{|x|}"),
+        ("\\sin x", "\\sin|x|"),
+        ("x", "|x|"),
+        ("x", "\\sqrt{x^2}"),
+        ("e^x", "e^{|x|}"),
+        ("x+y", "|x+y|"),
+    ],
+)
+def test_both_signs_of_a_variable_are_tried(one, other):
+    assert equal(one, one)
+    assert not equal(one, other)
+    assert not equal(other, one)
+
+
+@pytest.mark.parametrize(
     "text",
     ["9^{9^{9^{9}}}", "100000!", "\\binom{10^9}{10^8}", "2^{2^{40}}", "\\sqrt{2}^{100000}", "(1+\\sqrt2)^{9999}"],
 )
