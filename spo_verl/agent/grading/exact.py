@@ -19,6 +19,7 @@ Whatever exceeds the bounds raises `TooHard`: no verdict is better than a wrong 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -248,6 +249,7 @@ class _Folding:
 
     def __init__(self, point: Mapping[str, Node], bits: int) -> None:
         self.point, self.bits = point, bits
+        self.quick = "pi" not in point
         self._opaque: list[tuple[str, tuple[Node, ...], Node]] = []
 
     def fold(self, node: Node) -> Node:
@@ -266,7 +268,7 @@ class _Folding:
             return self.fold(value)
         if node.op == "const":
             if node.name == "i":
-                return node
+                return self._irrational(node)
             if node.name == "inf":
                 raise Undefined
             if node.name not in self.point:
@@ -274,6 +276,8 @@ class _Folding:
             return self.point[node.name]
         if node.op == "pow":
             return self._power(*node.args)
+        if node.op in {"ln", "log", *FUNCTIONS}:
+            self._irrational(node)
         if node.op in {"ln", "log"}:
             return self._logarithm(node)
         if node.op in FUNCTIONS:
@@ -283,6 +287,12 @@ class _Folding:
         args = tuple(self.fold(one) for one in node.args)
         operation: Callable[..., Node] = getattr(self, "_" + node.op)
         return operation(*args)
+
+    def _irrational(self, node: Node) -> Node:
+        """The expression, unless only fractions are wanted."""
+        if self.quick:
+            raise TooHard("no rational number")
+        return node
 
     def _checked(self, value: Fraction) -> Node:
         if max(value.numerator.bit_length(), value.denominator.bit_length()) > self.bits:
@@ -348,7 +358,7 @@ class _Folding:
             if value >= 0 or k % 2:
                 if over is not None and under is not None:
                     return number(Fraction(sign * over, under))
-                root = Node("root", (number(k), number(abs(value))))
+                root = self._irrational(Node("root", (number(k), number(abs(value)))))
                 return root if sign > 0 else Node("neg", (root,))
             if k != 2:
                 raise TooHard("an even root of a negative number")
@@ -367,6 +377,8 @@ class _Folding:
         return Node("root", (number(k), radicand))
 
     def _power(self, base: Node, exponent: Node) -> Node:
+        if base == E:
+            self._irrational(base)
         if base == E and (angle := self._turn(exponent, imaginary=True)) is not None:
             return Node("add", (self._cosine(angle), Node("mul", (IMAGINARY, self._cosine(Fraction(1, 2) - angle)))))
         if base == E and exponent.op == "ln":
@@ -474,7 +486,7 @@ class _Folding:
             return number(sign * simple[turn])
         if turn.denominator > 360:
             raise TooHard("an angle with a large denominator")
-        node = Node("cosine", value=turn)
+        node = self._irrational(Node("cosine", value=turn))
         return node if sign > 0 else Node("neg", (node,))
 
     def _turn(self, argument: Node, *, imaginary: bool = False) -> Fraction | None:
@@ -525,8 +537,7 @@ class _Folding:
 
     def _constant(self, name: str, *args: Node) -> Node:
         """A random rational number near the value of a function, the same for the same arguments."""
-        if "pi" not in self.point:  # only fractions are wanted
-            raise TooHard(name)
+        self._irrational(number(0))
         import mpmath
 
         with mpmath.workprec(128):
@@ -544,8 +555,14 @@ class _Folding:
             if abs(value.imag) > 1e-20 or not mpmath.isfinite(value) or abs(value.real) > 1e30:
                 raise TooHard("no real number of moderate size")
             near = Fraction(int(mpmath.nint(value.real * 2**40)), 2**40)
-        draw = random.Random(f"{name} {args} {self.point.get('pi')}")
+        draw = random.Random(f"{name} {[_digest(one) for one in args]} {_digest(self.point['pi'])}")
         return number(near + Fraction(draw.getrandbits(48) - 2**47, 2**90))
+
+
+def _digest(node: Node) -> str:
+    """A short text that tells expressions apart, however long their numbers are."""
+    parts = [node.op, node.name, hex(node.value.numerator), hex(node.value.denominator), *map(_digest, node.args)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _replaced(node: Node, value: Node) -> Node:
@@ -653,19 +670,23 @@ def _totient(n: int) -> int:
     return sum(1 for k in range(1, n + 1) if math.gcd(k, n) == 1) if n < 100_000 else n
 
 
+def _clearly(node: Node, size: int) -> Any:
+    """The value to a few digits where they show that it is not zero; else None."""
+    value = _numeric(node, 128 + size)
+    return value if abs(value) > 2.0**-40 else None
+
+
 def _is_zero(node: Node) -> bool:
     if node.op == "num":
         return node.value == 0
     bits, size = _bound(node)
-    # Most expressions are far from zero, which few digits show.
-    if abs(_numeric(node, 128 + size)) > 2.0**-40:
+    if _clearly(node, size) is not None:
         return False
     if bits + size > MAX_BITS:
         raise TooHard("the numbers are too close to tell")
-    precise = _numeric(node, int(bits) + 2 * size + 128)
     import mpmath
 
-    return bool(abs(precise) < mpmath.mpf(2) ** -int(bits + 2))
+    return bool(abs(_numeric(node, int(bits) + 2 * size + 128)) < mpmath.mpf(2) ** -int(bits + 2))
 
 
 def _is_real(node: Node) -> bool:
@@ -677,10 +698,13 @@ def _sign(node: Node) -> int:
         return (node.value > 0) - (node.value < 0)
     if not _is_real(node):
         raise TooHard("the sign of a complex number")
-    if _is_zero(node):
-        return 0
     bits, size = _bound(node)
-    return 1 if _numeric(node, int(bits) + 2 * size + 64).real > 0 else -1
+    value = _clearly(node, size)
+    if value is None:
+        if _is_zero(node):
+            return 0
+        value = _numeric(node, int(bits) + 2 * size + 64)
+    return 1 if value.real > 0 else -1
 
 
 def _numeric(node: Node, bits: int) -> Any:

@@ -61,7 +61,10 @@ def _parsed(answer: Answer, text: str) -> Any:
     expression = next((one for one in found if isinstance(one, sympy.Expr)), None)
     if expression is None or expression.free_symbols:
         return None
-    value = sympy.N(expression.doit(), DIGITS)
+    try:
+        value = sympy.N(expression.doit(), DIGITS)
+    except Exception as error:  # sympy raises whatever it meets; no value is no verdict
+        raise TooHard(f"{type(error).__name__}: {error}") from error
     if not value.is_number or not value.is_finite:
         raise TooHard("a value that is not found")
     with mpmath.workdps(2 * DIGITS):

@@ -81,7 +81,7 @@ def verdict(truth: str, answer: str) -> str:
         if "other" in (mine.kind, theirs.kind) and (is_foreign(answer) or is_foreign(truth)):
             return "equal" if same_value(answer, truth) else "different"
         return "equal" if same(mine, theirs, with_algebra) else "different"
-    except (TooHard, RecursionError):
+    except (TooHard, RecursionError, ArithmeticError, ValueError):  # it is logged and counted by the parent
         return "unanswered"
 
 

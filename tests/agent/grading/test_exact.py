@@ -8,6 +8,8 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spo_verl.agent.grading import exact
+from spo_verl.agent.grading.canonical import quick_verdict
 from spo_verl.agent.grading.comparing import same, with_algebra
 from spo_verl.agent.grading.exact import TooHard
 from spo_verl.agent.grading.reading import read
@@ -178,3 +180,26 @@ def test_the_separation_bound_is_needed():
     ]:  # fmt: skip
         with contextlib.suppress(TooHard):
             assert not equal(one, other)
+
+
+def test_neighbours_under_a_logarithm_are_told_apart():
+    assert not equal("\\ln(10^{15}+37)", "\\ln(10^{15}+91)")
+    assert not equal("\\ln(10^{300}+1)", "\\ln(10^{300}+2)")
+    assert not equal("\\sin(\\sqrt{2})", "\\sin(\\sqrt{2}+10^{-30})")
+    assert equal("\\sin(\\sqrt{8})", "\\sin(2\\sqrt{2})")
+
+
+def test_irrational_numbers_never_cost_the_rewards_own_process_anything(monkeypatch):
+    monkeypatch.setattr(exact, "_numeric", None)
+    for text in (
+        "\\sqrt{2}",
+        "\\sqrt[3]{1+\\sqrt{2}}",
+        "\\pi",
+        "i",
+        "(1+i)^2",
+        "\\ln 2",
+        "\\cos 1",
+        "2^{\\sqrt{2}}",
+        "\\arctan 1",
+    ):
+        assert quick_verdict(text, "5") is None
