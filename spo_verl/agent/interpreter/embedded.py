@@ -29,7 +29,7 @@ from spo_verl.agent.interpreter.gate import Gate
 ZYGOTE = Path(__file__).with_name("zygote.py")
 
 LAUNCH = "import sys; __file__ = sys.argv.pop(1); exec(compile(open(__file__).read(), __file__, 'exec'))"
-"""Runs a file as ``python FILE`` does, which would keep its syntax tree until the end, for each program to take apart."""
+"""Runs a file. ``python FILE`` would keep its syntax tree until the end, for each program to take apart."""
 
 START_SECONDS = 60.0
 """Longest wait for the server to import its packages."""

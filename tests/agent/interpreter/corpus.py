@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,15 +76,15 @@ def all_plain(programs: dict[str, str]) -> dict[str, Said]:
 
 
 def comparable(status: int, stdout: str, stderr: str) -> Said:
-    """Without what differs between two runs of ``python``: addresses; and the one documented name of the program."""
-    texts = (re.sub(r"\b0x[0-9a-f]{6,}", "0x", text) for text in (stdout, stderr))
-    return Said(
-        status,
-        *(
-            text.replace(f'"{FOLDER}/{PROGRAM}"', f'"{PROGRAM}"').replace(f"{FOLDER}/{PROGRAM}:", f"{PROGRAM}:")
-            for text in texts
-        ),
-    )
+    """Without what differs between machines and runs: places of libraries, addresses, the documented name."""
+    return Said(status, _comparable(stdout), _comparable(stderr))
+
+
+def _comparable(text: str) -> str:
+    for name in ("purelib", "stdlib"):
+        text = text.replace(sysconfig.get_path(name), f"<{name}>")
+    text = re.sub(r"\b0x[0-9a-f]{6,}", "0x", text)
+    return text.replace(f'"{FOLDER}/{PROGRAM}"', f'"{PROGRAM}"').replace(f"{FOLDER}/{PROGRAM}:", f"{PROGRAM}:")
 
 
 def record() -> None:
