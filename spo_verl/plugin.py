@@ -10,9 +10,9 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
 
-With any other estimator nothing that verl builds differs from a verl without the plugin, with two exceptions: a run that
-asks for SPO's order of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`), and a launch of the
-quickstart, which sets ``SPO_STOP_AT`` to end in time.
+With any other estimator nothing that verl builds differs from a verl without the plugin, with two exceptions: a run
+that asks for SPO's order of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`), and a launch of
+the quickstart, which sets ``SPO_STOP_AT`` to end in time.
 """
 
 from __future__ import annotations
