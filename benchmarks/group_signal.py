@@ -105,10 +105,11 @@ def read_step(file: Path) -> list[list[float]]:
     """
     groups: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for number, line in dump_lines(file):
-        session, where = session_of(line), f"{file}, line {number}"
+        where = f"{file}, line {number}"
+        reward, session = reward_of(line, "score", where), session_of(line)
         if session is None:
             raise SystemExit(f"{where}: no uid that tells its group; verl 0.9.1 writes one in each line")
-        groups[session[0]][session[1]] = reward_of(line, "score", where)
+        groups[session[0]][session[1]] = reward
     if not groups:
         raise SystemExit(f"{file}: no rollout in it; was verl stopped while it wrote?")
     return [list(group.values()) for group in groups.values()]

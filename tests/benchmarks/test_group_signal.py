@@ -1,6 +1,7 @@
 """benchmarks/group_signal.py, against dumps worked out by hand and against verl's own advantages."""
 
 import json
+import uuid
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def dump(folder, step, rewards_of_group, outputs=1):
     keys, scores = [], []
     for group, rewards in rewards_of_group.items():
         for session, reward in enumerate(rewards):
-            keys += [f"{group}_{session}_{output}" for output in range(outputs)]
+            uid = uuid.uuid5(uuid.NAMESPACE_OID, group)
+            keys += [f"{uid}_{session}_{output}" for output in range(outputs)]
             scores += [0.5] * (outputs - 1) + [float(reward)]
     texts = [""] * len(keys)
     PPOTrainer._write_generations(texts, texts, texts, scores, {"uid": keys}, str(folder), step)

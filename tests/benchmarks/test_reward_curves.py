@@ -96,7 +96,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         read_curve(tmp_path)
     with pytest.raises(SystemExit, match="no step with critic/score/mean"):
         read_curve(log(tmp_path / "other.jsonl", [0.1], key="other"))
-    with pytest.raises(SystemExit, match="cannot be read"):
+    with pytest.raises(SystemExit, match="there is no file"):
         read_curve(tmp_path / "absent.jsonl")
     (tmp_path / "list.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(SystemExit, match="no file of verl's logger"):
