@@ -11,6 +11,8 @@ from spo_verl.errors import SpoRewardError
 
 STORAGE = 2.0**-23
 """verl stores scores as float32: 1.1 comes back as 1.1000000238. Relative to the bound, twice the largest rounding."""
+SPACING = 2.0**-149
+"""Distance between neighbours among the smallest float32; below about 1e-38 rounding is no longer relative."""
 ARITHMETIC = 1e-6
 """Sums of parts miss their total: twenty times 0.05 is above 1. Relative to the width of the range."""
 _NUMERIC_KINDS = "biuf"
@@ -38,8 +40,8 @@ def number(raw: Any) -> float | None:
 def unit_reward(raw: Any, reward: RewardConfig, where: str, name: str) -> float:
     """Map one reward from its declared range to [0, 1].
 
-    A reward beyond a bound by no more than rounding (:data:`STORAGE` times the bound and :data:`ARITHMETIC` times the
-    width of the range) counts as the bound.
+    A reward beyond a bound by no more than rounding (:data:`STORAGE` times the bound, :data:`SPACING`, and
+    :data:`ARITHMETIC` times the width of the range) counts as the bound.
 
     Args:
         raw: the reward.
@@ -73,7 +75,7 @@ def unit_reward(raw: Any, reward: RewardConfig, where: str, name: str) -> float:
 
 
 def _slack(bound: float, width: float) -> float:
-    return STORAGE * abs(bound) + ARITHMETIC * width
+    return STORAGE * abs(bound) + SPACING + ARITHMETIC * width
 
 
 def _short(raw: Any) -> str:

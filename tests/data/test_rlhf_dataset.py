@@ -156,7 +156,7 @@ def test_media_are_read_in_small_batches(load, pictures, monkeypatch):
     read = columns.pa.ChunkedArray.combine_chunks
     monkeypatch.setattr(columns, "_ROWS_PER_MEDIA_BATCH", 3)
     monkeypatch.setattr(
-        columns, "_values", lambda column, members: sizes.append(len(column)) or read(column).to_pylist()
+        columns, "_values", lambda column, members, *where: sizes.append(len(column)) or read(column).to_pylist()
     )
     dataset_keys(load(pictures, image_key="pictures"))
     assert set(sizes) == {3, 1}
