@@ -18,12 +18,12 @@ from spo_verl.tracker.arguments import as_array, as_floats, as_integers
 GROUP = 8
 """Tokens per mask byte. Entries are stored in whole groups, so that tokens and mask share one offset."""
 
-_RANGES: dict[type, tuple[int, int]] = {
-    np.int32: (int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max)),
-    np.bool_: (0, 1),
-    np.uint64: (0, int(np.iinfo(np.int64).max)),
+_RANGES: dict[type, tuple[int, int, str]] = {
+    np.int32: (int(np.iinfo(np.int32).min), int(np.iinfo(np.int32).max), "token ids (int32)"),
+    np.bool_: (0, 1, "a mask (0 and 1)"),
+    np.uint64: (0, int(np.iinfo(np.int64).max), "hashes (uint64)"),
 }
-"""What integers of another type may become; ``int64`` takes them all."""
+"""What integers of another type may become, and what they are; ``int64`` takes them all."""
 
 
 def group_count(length_B: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -58,10 +58,12 @@ def _column(values: Any, dtype: type, name: str) -> NDArray:
         return as_floats(name, array).astype(np.float16)
     if dtype is np.uint64 and array.dtype.kind == "u":
         return array.astype(np.uint64)
+    if dtype is np.bool_ and array.dtype.kind == "f" and np.isin(array, (0, 1)).all():
+        array = array.astype(np.int64)  # masks of frameworks are often floats
     array = as_integers(name, array)
-    allowed = _RANGES.get(dtype)
-    if allowed is not None and array.size and not allowed[0] <= array.min() <= array.max() <= allowed[1]:
-        raise SpoStateError(f"{name} spans {array.min()} to {array.max()}; {dtype.__name__} holds {allowed}.")
+    low, high, meaning = _RANGES.get(dtype, (array.min(initial=0), array.max(initial=0), ""))
+    if array.size and not low <= array.min() <= array.max() <= high:
+        raise SpoStateError(f"{name} spans {array.min()} to {array.max()}, which {meaning} cannot hold.")
     return array.astype(dtype)
 
 

@@ -29,25 +29,30 @@ class NaiveTracker:
         return min(max(rho, self.settings.rho_min), self.settings.rho_max)
 
     def observe(self, rows: list[tuple[str, int, float, float]]) -> int:
-        news: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        news: dict[tuple[int, int], list[float]] = {}
+        measured: dict[int, float] = {}
         for uid, session, reward, divergence in rows:
             if (uid, session) not in self.seen:
                 self.seen.add((uid, session))
                 slot, version = self.rollout[uid]
-                news.setdefault((version, slot), []).append((reward, divergence))
-        for (version, slot), outcomes in sorted(news.items()):
-            known = [divergence for _, divergence in outcomes if not math.isnan(divergence)]
-            divergence = max(known, default=0.0) if slot in self.visited else 0.0
-            if version > self.version[slot]:
-                rho = self.retention(divergence)
+                news.setdefault((version, slot), []).append(reward)
+                known = 0.0 if math.isnan(divergence) or slot not in self.visited else divergence
+                measured[slot] = max(measured.get(slot, 0.0), known)
+        for (version, slot), rewards in sorted(news.items()):
+            # Under kl a measurement is used up by its first discount; a constant retention is due at every version.
+            if version > self.version[slot] and slot in measured:
+                rho = self.retention(measured[slot])
                 self.alpha[slot] *= rho
                 self.beta[slot] *= rho
                 self.version[slot] = version
-            for reward, _ in outcomes:
+                if self.settings.forgetting_mode == "kl":
+                    del measured[slot]
+            self.version[slot] = max(self.version[slot], version)
+            for reward in rewards:
                 self.alpha[slot] += reward
                 self.beta[slot] += 1 - reward
             self.visited.add(slot)
-        return sum(len(outcomes) for outcomes in news.values())
+        return sum(map(len, news.values()))
 
 
 @pytest.mark.parametrize("mode", ["kl", "constant"])
