@@ -388,7 +388,8 @@ def test_a_signal_ends_the_call_without_a_result(
     staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
     staged()
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     monkeypatch.setattr(run_module, "run_main_ppo", lambda *_, **__: signal.raise_signal(number))
     try:
         with pytest.raises(SystemExit) as end:
