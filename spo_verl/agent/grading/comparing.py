@@ -100,7 +100,7 @@ def _same_kind(answer: Answer, truth: Answer, equality: Equality) -> bool:
         return bool(answer.text) and answer.text == truth.text
     if kind == "number":
         return _same_number(answer, truth, equality)
-    if len(answer.parts) != len(truth.parts) and kind != "set":
+    if (len(answer.parts) != len(truth.parts) and kind != "set") or {answer.unit, truth.unit} == {"and", "or"}:
         return False
     pairs = list(zip(answer.parts, truth.parts, strict=False))
     if kind == "tuple":
@@ -241,7 +241,7 @@ def _spread(answer: Answer) -> Answer:
     if answer.kind == "list":
         parts = tuple(_spread(part) for part in answer.parts)
         flat = tuple(inner for part in parts for inner in (part.parts if part.kind == "list" else (part,)))
-        return Answer("list", answer.text, parts=flat)
+        return Answer("list", answer.text, parts=flat, unit=answer.unit)
     return answer
 
 

@@ -13,6 +13,10 @@ constants close to their values. Two expressions that differ agree at a random p
 2^-40 (Schwartz and Zippel), and several points are tried. Sides that are equal only by a relation among such numbers
 that is not known (is ``e + pi`` rational?) count as different.
 
+**Absolute values and even roots of variables** change their sign, and no number of points shows where
+(``|x - 10^6|`` is ``10^6 - x`` at all small ones). So the sign is also replaced by others with the same rules: a Jacobi
+symbol is multiplicative too, -1 of -1 and here 1 of all small numbers.
+
 Whatever exceeds the bounds raises `TooHard`: no verdict is better than a wrong one.
 """
 
@@ -34,6 +38,9 @@ MAX_BITS = 120_000
 
 MAX_DEGREE = 64
 POINTS = 5
+SIGNS = 24
+"""Signs other than the real one that are tried for absolute values and even roots of variables."""
+
 APPROXIMATE_PLACES = 6
 """A decimal with so many places and digits may stand for a number that has no finite decimal, if it is its rounding."""
 
@@ -162,8 +169,68 @@ def vanishes(node: Node, *, together: tuple[Node, ...] = ()) -> bool:
             return False
         defined += 1
         if defined == wanted:
-            return True
+            return _vanishes_for_all_signs(node, together, names, mode)
     raise Undefined
+
+
+def _vanishes_for_all_signs(node: Node, together: tuple[Node, ...], names: list[str], mode: str) -> bool:
+    """Whether an expression stays zero where the sign of what has variables is replaced by other ones."""
+    if not any(map(_has_sign, _walk(node))):
+        return True
+    for attempt in range(SIGNS):
+        folding = _Folding(_point(names, attempt, mode, wide=True), MAX_BITS, _modulus(attempt, mode))
+        try:
+            states = [_is_defined(folding, part) for part in together]
+            if any(states) and not all(states):
+                return False
+            if all(states) and not _is_zero(folding.fold(node)):
+                return False
+        except Undefined:
+            continue
+        except TooHard:  # the root is no rational number there, so that the real points decide
+            return True
+    return True
+
+
+def _has_sign(node: Node) -> bool:
+    """Whether an expression is an absolute value or a root of something with variables."""
+    if node.op == "pow":
+        base, exponent = node.args
+        whole = exponent.op == "num" and exponent.value.denominator == 1
+        return not whole and not _variables(exponent) and bool(_variables(base))
+    return node.op in {"abs", "root"} and bool(_variables(node))
+
+
+@functools.lru_cache(maxsize=4 * SIGNS)
+def _modulus(attempt: int, mode: str) -> int:
+    """A number to which -1 has the Jacobi symbol -1, and all small numbers have 1 (by quadratic reciprocity)."""
+    small = 50 if mode in {"natural", "whole"} else 1000
+    return (1 + random.Random(attempt).getrandbits(64)) * 8 * math.lcm(*range(1, small)) - 1
+
+
+def _jacobi(value: int, modulus: int) -> int:
+    """The Jacobi symbol; 1 instead of 0."""
+    value, sign = value % modulus, 1
+    while value:
+        twos = (value & -value).bit_length() - 1
+        value >>= twos
+        if twos % 2 and modulus % 8 in {3, 5}:
+            sign = -sign
+        if value % 4 == modulus % 4 == 3:
+            sign = -sign
+        value, modulus = modulus % value, value
+    return sign if modulus == 1 else 1
+
+
+def _never_negative(node: Node) -> bool:
+    """Whether the form of an expression shows that it is not negative for real variables."""
+    if node.op in {"num", "const"}:
+        return node.value >= 0 and node.name != "i"
+    if node.op == "pow":
+        base, exponent = node.args
+        even = exponent.op == "num" and exponent.value.denominator == 1 and exponent.value % 2 == 0
+        return (even and _is_real(base)) or _never_negative(base)
+    return node.op in {"abs", "add", "mul", "div"} and (node.op == "abs" or all(map(_never_negative, node.args)))
 
 
 def _is_defined(folding: _Folding, node: Node) -> bool:
@@ -210,8 +277,8 @@ def _mode(*nodes: Node) -> str:
     return "real"
 
 
-def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False) -> dict[str, Node]:
-    """Values of the constants and variables at a random point, the same for the same attempt."""
+def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False, wide: bool = False) -> dict[str, Node]:
+    """Values of the constants and variables at a random point, the same for the same attempt; wide: large ones."""
     draw = random.Random(f"{attempt} {mode}")
     near = _near_constants()
     point = {
@@ -221,7 +288,7 @@ def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False) ->
     for name in names:
         sign = 1 if attempt % 2 or mode == "natural" else -1
         if mode in {"natural", "whole"}:
-            point["sym " + name] = number(sign * draw.randint(2, 11))
+            point["sym " + name] = number(sign * (draw.randint(1000, 3000) if wide else draw.randint(2, 11)))
         elif mode == "angle":
             turn = number(Fraction(sign * draw.choice([1, 2, 3, 4, 5, 6, 8, 9]), draw.choice([7, 11, 13])))
             point["sym " + name] = Node("mul", (turn, PI))
@@ -247,8 +314,8 @@ def _near_constants() -> dict[str, Fraction]:
 class _Folding:
     """Constants folded at one point: what is rational becomes one number, sines become algebraic where they are."""
 
-    def __init__(self, point: Mapping[str, Node], bits: int) -> None:
-        self.point, self.bits = point, bits
+    def __init__(self, point: Mapping[str, Node], bits: int, modulus: int = 0) -> None:
+        self.point, self.bits, self.modulus = point, bits, modulus
         self.quick = "pi" not in point
         self._opaque: list[tuple[str, tuple[Node, ...], Node]] = []
 
@@ -286,7 +353,20 @@ class _Folding:
             raise TooHard("two values")
         args = tuple(self.fold(one) for one in node.args)
         operation: Callable[..., Node] = getattr(self, "_" + node.op)
-        return operation(*args)
+        folded = operation(*args)
+        if node.op == "abs" or (node.op == "root" and _whole(args[0]) % 2 == 0):
+            return self._signed(node.args[-1], folded)
+        return folded
+
+    def _signed(self, inner: Node, folded: Node) -> Node:
+        """An absolute value or even root with another sign than the real one, if that is wanted."""
+        if not self.modulus or not _variables(inner):
+            return folded
+        if folded.op != "num":
+            raise TooHard("the sign of an irrational number")
+        if _never_negative(inner.args[0] if inner.op == "pow" else inner):
+            return folded
+        return number(folded.value * _jacobi(folded.value.numerator * folded.value.denominator, self.modulus))
 
     def _irrational(self, node: Node) -> Node:
         """The expression, unless only fractions are wanted."""
@@ -383,6 +463,7 @@ class _Folding:
             return Node("add", (self._cosine(angle), Node("mul", (IMAGINARY, self._cosine(Fraction(1, 2) - angle)))))
         if base == E and exponent.op == "ln":
             return self.fold(exponent.args[0])
+        inner = base
         base, exponent = self.fold(base), self.fold(exponent)
         if exponent.op != "num":
             return self._named("pow", base, exponent)
@@ -395,6 +476,7 @@ class _Folding:
             raise TooHard("a large power")
         if under > 1:
             base = self._root(number(under), base)
+            base = base if under % 2 else self._signed(inner, base)
         if over == 0 and _is_zero(base):
             raise Undefined
         if base.op == "num":

@@ -54,7 +54,7 @@ class Answer:
         text: how it is written; of words the words, of a relation its signs, of a tuple its brackets.
         node: the expression of a number or an equation (left side minus right side).
         parts: elements, in their order.
-        unit: what a number counts, "" without a unit.
+        unit: what a number counts, "" without a unit; of a list of relations ``and`` or ``or``.
         names: variables in front of ``=`` or in ``x \\in``.
     """
 
@@ -130,7 +130,12 @@ def _answer(found: list[Token]) -> Answer:
     if not all(items):
         return Answer("other", text)
     parts = tuple(_item(item) for item in items)
-    return Answer("list", ",".join(sorted(part.text for part in parts)), parts=_named_alike(parts))
+    # x < 1 or x > 2 is something, x < 1 and x > 2 nothing.
+    joined = {"and": "and", "or": "or", "\\lor": "or", "\\vee": "or"}
+    joints = {joined[token.text] for token in _outside(found) if token.text in joined}
+    ranges = any(part.kind == "relation" or (part.kind == "tuple" and part.names) for part in parts)
+    unit = joints.pop() if len(joints) == 1 and ranges else ""
+    return Answer("list", ",".join(sorted(part.text for part in parts)), parts=_named_alike(parts), unit=unit)
 
 
 def _named_alike(parts: tuple[Answer, ...]) -> tuple[Answer, ...]:

@@ -146,6 +146,8 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _EXPONENT = re.compile(r"[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.^_{])")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
+_CASED = re.compile(r"M(?:W|Wh|Hz|J|Pa|V|N|eV|m|g|l|L)|[kMGT][bB]")
+"""Units that mean something else in small letters: MW and mW, GB and Gb."""
 _MERIDIEM = re.compile(r"\b([ap])\.?\s*m\b\.?", re.IGNORECASE)
 
 _PLAIN_MERIDIEM = re.compile(r"(?<=[0-9] )([ap])\.\s?m\.", re.IGNORECASE)
@@ -245,7 +247,7 @@ def _scan(text: str, *, text_mode: bool) -> list[Token]:
 
 def _letters(run: str, *, text_mode: bool, after_number: bool) -> list[tuple[str, str]]:
     if text_mode:
-        return [("word", run.lower() if len(run) > 1 else run)]
+        return [("word", run.lower() if len(run) > 1 and not _CASED.fullmatch(run) else run)]
     if run in _PLAIN:
         return [("command", "\\" + run)]
     if run.lower() in _PLAIN_INFINITY:
