@@ -177,6 +177,26 @@ def read_json(path: Path, error: Raises) -> Any:
     return parse_json(_decoded(raw.removeprefix(_UTF8_MARK), str(path), error), str(path), error)
 
 
+def read_yaml(path: Path, error: Raises) -> Any:
+    """What a YAML file holds, read as hydra does: no tags of Python, no name twice, interpolations not resolved.
+
+    Raises:
+        error: it cannot be read, is not UTF-8 or no YAML.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for _ in text_lines(path, error):  # strictly UTF-8, which YAML's reader is not
+        pass
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except RecursionError as reason:
+        raise error(f"{path}: not readable YAML (nested too deep): mend it") from reason
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, OSError) as reason:
+        raise error(f"{path}: not readable YAML ({_told(reason)}): mend it") from reason
+
+
 def parse_json(text: str, where: str, error: Raises) -> Any:
     """Parse JSON. NaN and Infinity, which Python writes, are read; a name that stands twice in an object is refused.
 
