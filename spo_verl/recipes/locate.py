@@ -130,8 +130,8 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _has_defaults(path: Path) -> bool:
-    # As run.sh tells it. Not parsed: one damaged file (or one nested so deep that it ends the parser's process) must not
-    # hide the others.
+    # As run.sh tells it. Not parsed: one damaged file, or one nested so deep that it ends the process that parses it,
+    # must not hide the others.
     try:
         return path.is_file() and re.search(rb"^defaults:", path.read_bytes(), re.MULTILINE) is not None
     except OSError:  # told by who composes it
