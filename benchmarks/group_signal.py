@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from spo_verl.data.values.dumps import dump_lines, session_of
-from spo_verl.errors import SpoError
+from spo_verl.errors import SpoError, SpoValuesError
+from spo_verl.files import check_output
 
 COLUMNS = ("degenerate", "effective", "all", "reward")
 EQUAL = 1e-6
@@ -145,6 +146,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="trainer.rollout_data_dir of a run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as well")
     args = parser.parse_args(argv)
+    if args.json:
+        try:
+            check_output(args.json, SpoValuesError, makes_folders=False)
+        except SpoError as error:
+            raise SystemExit(str(error)) from error
     steps = read_run(args.folder)
     report(steps)
     if args.json:

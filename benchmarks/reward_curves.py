@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from spo_verl.data.values.dumps import dump_lines
-from spo_verl.errors import SpoError
+from spo_verl.errors import SpoError, SpoValuesError
+from spo_verl.files import check_output
 
 if __package__:
     from benchmarks.group_signal import read_step, reward_of
@@ -151,6 +152,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--key", default=KEY, help=f"metric of a logger's file; {KEY} by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables as well")
     args = parser.parse_args(argv)
+    if args.json:
+        try:
+            check_output(args.json, SpoValuesError, makes_folders=False)
+        except SpoError as error:
+            raise SystemExit(str(error)) from error
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps {args.steps}: give 1 or more")
     curves: dict[str, list[list[float]]] = {}

@@ -112,8 +112,31 @@ def opened(path: Path, error: Raises) -> Iterator[IO[bytes]]:
         raise error(f"{path} cannot be read ({_told(reason)}): check who may read it, and its disk") from reason
 
 
-def text_lines(path: Path, error: Raises) -> Iterator[tuple[int, str]]:
+@contextmanager
+def content_faults(path: Path, error: Raises, remedy: str) -> Iterator[None]:
+    """Turn what Python raises over content of another form (a missing name, another type) into one message.
+
+    For files that this project writes and reads again.
+
+    Raises:
+        error: names the file, the reason and the remedy.
+    """
+    try:
+        yield
+    except SpoError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as reason:
+        missing = f"it has no {reason}" if isinstance(reason, KeyError) else _told(reason)
+        raise error(f"{path} is not as it was written ({missing}): {remedy}") from reason
+
+
+def text_lines(path: Path, error: Raises, *, finished: bool = False) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, from 1; lines of white space are left out.
+
+    Args:
+        path: The file.
+        error: What is raised.
+        finished: Leave out a last line without an end, which is still being written.
 
     Raises:
         error: the file cannot be read or a line is not UTF-8; names the line.
@@ -123,18 +146,20 @@ def text_lines(path: Path, error: Raises) -> Iterator[tuple[int, str]]:
             if number == 1:
                 _require_text(raw, path, error)
                 raw = raw.removeprefix(_UTF8_MARK)
+            if finished and not raw.endswith(b"\n"):
+                return
             line = _decoded(raw, f"{path}, line {number}", error)
             if line.strip():
                 yield number, line
 
 
-def read_json_lines(path: Path, error: Raises) -> Iterator[tuple[int, Any]]:
-    """What each line of a JSON-lines file holds, with the line's number.
+def read_json_lines(path: Path, error: Raises, *, finished: bool = False) -> Iterator[tuple[int, Any]]:
+    """What each line of a JSON-lines file holds, with the line's number; ``finished`` as for :func:`text_lines`.
 
     Raises:
         error: a line is not UTF-8 or no JSON; names the line.
     """
-    for number, line in text_lines(path, error):
+    for number, line in text_lines(path, error, finished=finished):
         yield number, parse_json(line, f"{path}, line {number}", error)
 
 
@@ -150,6 +175,26 @@ def read_json(path: Path, error: Raises) -> Any:
         raise error(f"{path} is empty: was its writer stopped?")
     _require_text(raw, path, error)
     return parse_json(_decoded(raw.removeprefix(_UTF8_MARK), str(path), error), str(path), error)
+
+
+def read_yaml(path: Path, error: Raises) -> Any:
+    """What a YAML file holds, read as hydra does: no tags of Python, no name twice, interpolations not resolved.
+
+    Raises:
+        error: it cannot be read, is not UTF-8 or no YAML.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for _ in text_lines(path, error):  # strictly UTF-8, which YAML's reader is not
+        pass
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except RecursionError as reason:
+        raise error(f"{path}: not readable YAML (nested too deep): mend it") from reason
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, OSError) as reason:
+        raise error(f"{path}: not readable YAML ({_told(reason)}): mend it") from reason
 
 
 def parse_json(text: str, where: str, error: Raises) -> Any:

@@ -18,6 +18,7 @@ import typer
 
 from spo_verl.cli.output import Debug, Json, Outcome, verb
 from spo_verl.errors import SpoConfigError, SpoValuesError
+from spo_verl.files import check_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,8 +51,9 @@ def estimate(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    if output.exists():
+    if os.path.isfile(output):
         raise SpoValuesError(f"{output} exists: remove it, or name another file with --output.")
+    check_output(output, SpoValuesError)
     modes = [word for word in overrides or [] if _MODE.match(word)]
     if modes and _MODE.sub("", modes[-1]).strip("'\"") != "sync":
         raise SpoConfigError(
@@ -117,7 +119,7 @@ def estimate_command(
 
 def _absolute(place: str) -> str:
     """Workers may run in another folder; names of models and addresses stay as they are."""
-    return str(Path(place).absolute()) if Path(place).exists() else place
+    return str(Path(place).absolute()) if os.path.exists(place) else place
 
 
 def _run(command: Sequence[str], *, quiet: bool) -> tuple[int, list[int]]:

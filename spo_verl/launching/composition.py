@@ -142,6 +142,8 @@ def verl_problem(config: DictConfig) -> str | None:
         return f"verl's own check: {_one_line(error.__cause__ or error)}"
     except (AssertionError, ValueError, OmegaConfBaseException) as error:
         return f"verl's own check: {_one_line(error)}"
+    except (AttributeError, TypeError, LookupError, ArithmeticError) as error:  # it takes types for granted
+        return f"verl's own check ends in {type(error).__name__}: {_one_line(error)}; a key has a value of another type"
     return None
 
 

@@ -6,7 +6,6 @@ own, a time limit, a silence limit, verl's metrics as a list, and no process lef
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from spo_verl.cpu.weight_transfer import SILENCE_LIMIT
+from spo_verl.errors import SpoStateError
+from spo_verl.files import read_json_lines
 from spo_verl.launching.deadline import STOP_AT, STOPPED
 from spo_verl.launching.supervise import Outcome, supervise
 
@@ -210,11 +211,20 @@ def _run_overrides(folder: Path, ray: Path) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """verl's file log. A last line that is still being written is left out."""
-    if not path.exists():
+    """verl's file log. A last line that is still being written is left out.
+
+    Raises:
+        SpoStateError: a line is no record of verl's logger; names file and line.
+    """
+    if not os.path.lexists(path):
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    records = []
+    for number, record in read_json_lines(path, SpoStateError, finished=True):
+        known = isinstance(record, dict) and isinstance(record.get("step"), int)
+        if not known or not isinstance(record.get("data"), dict):
+            raise SpoStateError(f"{path}, line {number}: no step with data as verl logs them: remove the line")
+        records.append(record)
+    return records
 
 
 def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_000) -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from spo_verl.errors import SpoError
-from spo_verl.quickstart.compare import compare
+from spo_verl.quickstart.compare import check, compare
 from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import finished_runs
@@ -108,7 +108,7 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
         signal.signal(number, _stop)
     try:
         if given.compare:
-            found = compare(finished_runs(given.folder, tuple(given.overrides)), given.folder)
+            found = compare(finished_runs(given.folder, tuple(given.overrides), check=check), given.folder)
             say(found.pop("text"))
             return 0, found
         return 0, quickstart(settings_from(given), given.folder, limits=limits_from(given), fresh=given.fresh, say=say)

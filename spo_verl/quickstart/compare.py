@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spo_verl.quickstart.plots import draw_comparison
+from spo_verl.quickstart.plots import curve, draw_comparison
 from spo_verl.quickstart.runs import write_json
 from spo_verl.quickstart.tables import make_table, plus_minus, rendered
 
@@ -25,6 +25,17 @@ def compare(results: Sequence[Result], folder: Path) -> dict[str, Any]:
     found = {"runs": rows, "variants": means, "plot": str(plot)}
     write_json(folder / "compare.json", found)
     return {**found, "text": _text(groups, means, plot)}
+
+
+def check(result: Result) -> None:
+    """Use what a comparison uses of a result; raises what Python raises over something of another form."""
+    _text({result["variant"]: [result]}, {}, Path())
+    group_means([result])
+    if not isinstance(result["variant"], str) or not isinstance(result["settings"]["seed"], int):
+        raise TypeError("its variant is no text, or its seed no whole number")
+    for key in ("held_out", "train"):
+        for numbers in curve(result, key):
+            statistics.fmean(numbers)
 
 
 def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spo_verl.errors import SpoError
+from spo_verl.errors import SpoError, SpoStateError
+from spo_verl.files import writing
 from spo_verl.quickstart.report import steps_done
 from spo_verl.quickstart.task import LEVELS
 
@@ -52,8 +53,9 @@ def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], titl
             axis.spines[side].set_visible(False)
     yield axes
     scratch = path.with_name(f".{path.name}.writing")
-    figure.savefig(scratch, dpi=130, format="png")
-    scratch.replace(path)
+    with writing(path, SpoStateError):
+        figure.savefig(scratch, dpi=130, format="png")
+        scratch.replace(path)
 
 
 def draw_summary(result: Mapping[str, Any], path: Path) -> None:

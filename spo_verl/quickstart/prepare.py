@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spo_verl.errors import SpoError, SpoStateError
+from spo_verl.files import content_faults, read_json
 from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.model import build_model, build_tokenizer, save
 from spo_verl.quickstart.settings import Settings, digest
@@ -49,14 +53,14 @@ def prepare_model(
         "reserved": digest(sorted(task.reserved))[:12],
     }
     entry = folder / f"model-{digest(inputs)[:12]}"
-    if (entry / REPORT).exists():
+    if os.path.lexists(entry / REPORT):
         report = read_report(entry)
         say(f"  reusing {entry} (accuracy {report.accuracy:.3f})")
         return entry, report
     import torch
 
     state = partial / STATE
-    saved = torch.load(state, weights_only=False) if state.exists() else None
+    saved = _state(state) if state.exists() else None
     if saved is not None and saved["inputs"] != inputs:
         saved = None  # of another version of the quickstart
     # One thread: the model is too small for two, and on a busy machine a second one mostly waits for the first.
@@ -102,10 +106,40 @@ def prepare_model(
     return entry, report
 
 
+def _state(file: Path) -> dict[str, Any]:
+    """An unfinished warm start.
+
+    Raises:
+        SpoStateError: the file is damaged.
+    """
+    import torch
+
+    again = f"remove {file.parent}; the warm start begins anew"
+    try:
+        with content_faults(file, SpoStateError, again):
+            found: dict[str, Any] = torch.load(file, weights_only=False)
+            if not isinstance(found["inputs"], dict):
+                raise TypeError("no inputs in it")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as reason:
+        if isinstance(reason, SpoError):
+            raise
+        raise SpoStateError(f"{file} cannot be read ({type(reason).__name__}): {again}") from reason
+    return found
+
+
 def read_report(entry: Path) -> WarmStartReport:
-    """What the warm start of a kept model reported."""
-    saved = json.loads((entry / REPORT).read_text())["report"]
-    return WarmStartReport(**{**saved, "accuracy_by_level": tuple(saved["accuracy_by_level"])})
+    """What the warm start of a kept model reported.
+
+    Raises:
+        SpoStateError: the file is damaged.
+    """
+    file = entry / REPORT
+    content = read_json(file, SpoStateError)
+    with content_faults(file, SpoStateError, f"remove the folder {entry}; the model is made again"):
+        saved = content["report"]
+        report = WarmStartReport(**{**saved, "accuracy_by_level": tuple(saved["accuracy_by_level"])})
+        float(report.accuracy) + float(report.seconds)
+    return report
 
 
 class _Watch:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from spo_verl.errors import SpoStateError
+from spo_verl.files import writing
 from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
 from spo_verl.quickstart.accuracy import accuracies
 from spo_verl.quickstart.errors import OutOfTime, QuickstartError
@@ -49,16 +51,20 @@ def quickstart(
     limits = limits or Limits()
     settings.check()
     limits.check()
-    if fresh or not has_run(base.resolve(), settings):
+    with writing(base, SpoStateError):
+        base = base.resolve()
+    if fresh or not has_run(base, settings):
         check_overrides(settings)
-    with open_run(base.resolve(), settings, fresh=fresh) as folder:
+    with open_run(base, settings, fresh=fresh) as folder:
         finished = folder.result()
         if finished is None:
-            return _Call(settings, base.resolve(), folder, limits, say).run()
+            return _Call(settings, base, folder, limits, say).run()
         say(f"this run is finished; --fresh starts a new one. What came of {folder.path}:\n")
-        if not folder.plot.exists():
-            draw_summary(finished, folder.plot)
-        say(summary(finished))
+        with folder.result_faults():
+            text = summary(finished)
+            if not folder.plot.exists():
+                draw_summary(finished, folder.plot)
+        say(text)
         return finished
 
 

@@ -21,12 +21,14 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spo_verl.errors import SpoStateError
+from spo_verl.files import content_faults, read_json, text_lines, writing
 from spo_verl.launching.launch import METRICS_NAME, Run, read_metrics
 from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.settings import Settings
@@ -67,7 +69,11 @@ class RunFolder:
     def finished_step(self) -> int:
         """The last step with an acknowledged checkpoint, 0 before the first."""
         marker = self.checkpoints / "latest_checkpointed_iteration.txt"
-        return int(marker.read_text()) if marker.exists() else 0
+        if not os.path.lexists(marker):
+            return 0
+        again = f"write the number of the last folder {self.checkpoints}/global_step_N into it"
+        with content_faults(marker, SpoStateError, again):
+            return int(next((line for _, line in text_lines(marker, SpoStateError)), ""))
 
     def saved_steps(self) -> list[int]:
         """Steps whose checkpoints are there and not ahead of the acknowledged one."""
@@ -115,9 +121,10 @@ class RunFolder:
         """
         seconds, peak = 0.0, 0.0
         for attempt in self.attempts(stage):
-            if (attempt / ATTEMPT).exists():
-                noted = json.loads((attempt / ATTEMPT).read_text())
-                seconds, peak = seconds + noted["seconds"], max(peak, noted["peak_bytes"])
+            if os.path.lexists(attempt / ATTEMPT):
+                noted = read_json(attempt / ATTEMPT, SpoStateError)
+                with content_faults(attempt / ATTEMPT, SpoStateError, "remove it; its log tells nearly the same"):
+                    seconds, peak = seconds + noted["seconds"], max(peak, noted["peak_bytes"])
             elif (attempt / "train.log").exists():
                 written = [(attempt / name).stat().st_mtime for name in ("command.txt", "train.log")]
                 seconds += written[1] - written[0]
@@ -133,18 +140,25 @@ class RunFolder:
 
         Raises:
             QuickstartError: another version of the quickstart wrote it.
+            SpoStateError: it cannot be read or is damaged.
         """
         file = self.path / RESULT
-        if not file.exists():
+        if not os.path.lexists(file):
             return None
-        found = dict(json.loads(file.read_text()))
+        with self.result_faults():
+            found = dict(read_json(file, SpoStateError))
+            settings = dict(found.get("settings", {}))
         if found.get("format") != FORMAT:
             raise QuickstartError(
                 f"{file} was written by another version of the quickstart (its format is {found.get('format')}, not "
                 f"{FORMAT}): move {self.path} elsewhere, or name the runs to be compared"
             )
-        settings = found.get("settings", {})
         return None if found.get("steps_done", settings.get("steps")) != settings.get("steps") else found
+
+    def result_faults(self) -> AbstractContextManager[None]:
+        """Where what the result holds is used: what Python says against a damaged one becomes a message."""
+        again = f"remove it; `--fresh`, or a call with the settings of {self.path.name}, makes one again"
+        return content_faults(self.path / RESULT, SpoStateError, again)
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / RESULT, result)
@@ -156,14 +170,17 @@ def open_run(base: Path, settings: Settings, *, fresh: bool) -> Iterator[RunFold
 
     Raises:
         QuickstartError: another call is at work in it.
+        SpoStateError: the folder cannot be written.
     """
-    base.mkdir(parents=True, exist_ok=True)
-    name = _name(settings)
-    existing = _numbered(base, name)
-    number = max(existing, default=0) + (1 if fresh or not existing else 0)
-    folder = RunFolder(base / (name if number == 1 else f"{name}-{number}"))
-    folder.path.mkdir(exist_ok=True)
-    with (folder.path / ".lock").open("w") as lock:
+    with writing(base, SpoStateError):
+        base.mkdir(parents=True, exist_ok=True)
+        name = _name(settings)
+        existing = _numbered(base, name)
+        number = max(existing, default=0) + (1 if fresh or not existing else 0)
+        folder = RunFolder(base / (name if number == 1 else f"{name}-{number}"))
+        folder.path.mkdir(exist_ok=True)
+        locked = (folder.path / ".lock").open("w")
+    with locked as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -177,7 +194,8 @@ def open_run(base: Path, settings: Settings, *, fresh: bool) -> Iterator[RunFold
 
 def has_run(base: Path, settings: Settings) -> bool:
     """Whether an earlier call has made a run of these settings."""
-    return base.is_dir() and bool(_numbered(base, _name(settings)))
+    with writing(base, SpoStateError):
+        return base.is_dir() and bool(_numbered(base, _name(settings)))
 
 
 def _name(settings: Settings) -> str:
@@ -189,11 +207,19 @@ def _numbered(base: Path, name: str) -> list[int]:
     return [int(match[1] or 1) for match in found if match]
 
 
-def finished_runs(base: Path, chosen: tuple[str, ...]) -> list[dict[str, Any]]:
+def finished_runs(
+    base: Path, chosen: tuple[str, ...], *, check: Callable[[dict[str, Any]], object] = lambda result: None
+) -> list[dict[str, Any]]:
     """Results of finished runs: those of the folders ``chosen``, or all below ``base``, by name.
+
+    Args:
+        base: folder of all runs.
+        chosen: folders of runs.
+        check: uses a result as the caller will, to find the file that is damaged.
 
     Raises:
         QuickstartError: a chosen folder holds no finished run, or there is none at all.
+        SpoStateError: a result is damaged; names its file.
     """
     folders = [Path(name) for name in chosen] or sorted(path.parent for path in base.glob(f"*/{RESULT}"))
     results = {folder: RunFolder(folder).result() for folder in folders}
@@ -207,11 +233,16 @@ def finished_runs(base: Path, chosen: tuple[str, ...]) -> list[dict[str, Any]]:
             f"there is no finished run in {base} to compare: run ./quickstart.sh, then for instance "
             "./quickstart.sh --estimator grpo"
         )
+    for folder, result in results.items():
+        if result is not None:
+            with RunFolder(folder).result_faults():
+                check(result)
     return [result for result in results.values() if result is not None]
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file at once or not at all."""
     scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(scratch, path)
+    with writing(path, SpoStateError):
+        scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        os.replace(scratch, path)

@@ -10,13 +10,24 @@ import os
 import sys
 from pathlib import Path
 
+from spo_verl.errors import SpoConfigError
+from spo_verl.files import require_file
 from spo_verl.recipes.locate import Recipe
+from spo_verl.visible import visible
 
 
 def main() -> None:
     """Replaces this process."""
+    if len(sys.argv) < 3:
+        raise SystemExit("error: usage: python -m spo_verl.recipes.launch FOLDER <experiment>/<name> [overrides]")
     root, name, *overrides = sys.argv[1:]
-    command = Recipe(Path(root), name).command(overrides, sys.executable)
+    recipe = Recipe(Path(root), name)
+    try:
+        require_file(recipe.path, SpoConfigError)
+    except SpoConfigError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        raise SystemExit(2) from None
+    command = recipe.command(overrides, sys.executable)
     sys.stdout.flush()
     os.execv(command[0], command)
 

@@ -14,14 +14,16 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spo_verl.errors import SpoConfigError
-from spo_verl.files import writing
+from omegaconf.errors import OmegaConfBaseException
+
+from spo_verl.errors import SpoConfigError, SpoError
+from spo_verl.files import read_yaml, writing
 from spo_verl.recipes import reduction
 from spo_verl.recipes.locate import Recipe, compose, find_recipe
 from spo_verl.recipes.reduction import Change, Device, Files, Kind
@@ -110,14 +112,15 @@ def rehearse(
     if composed.problems:
         raise SpoConfigError(f"the recipe {recipe} refuses:\n  - " + "\n  - ".join(composed.problems))
     config = composed.config
-    found = Rehearsal(
-        recipe=where.name,
-        kind=reduction.kind_of(config),
-        engine=str(config.actor_rollout_ref.actor.strategy),
-        mode=str(config.trainer.v1.trainer_mode),
-        device=device,
-        folder=os.path.realpath(folder),
-    )
+    with _usable(where):
+        found = Rehearsal(
+            recipe=where.name,
+            kind=reduction.kind_of(config),
+            engine=str(config.actor_rollout_ref.actor.strategy),
+            mode=str(config.trainer.v1.trainer_mode),
+            device=device,
+            folder=os.path.realpath(folder),
+        )
     with writing(folder, SpoConfigError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -125,15 +128,30 @@ def rehearse(
     except _Stop as why:
         found.stopped = str(why)
     found.seconds = time.monotonic() - started
-    (folder / RESULT_NAME).write_text(json.dumps(found.as_json(), indent=2, default=str) + "\n")
+    with writing(folder / RESULT_NAME, SpoConfigError):
+        (folder / RESULT_NAME).write_text(json.dumps(found.as_json(), indent=2, default=str) + "\n")
     return found
+
+
+@contextmanager
+def _usable(recipe: Recipe) -> Iterator[None]:
+    """Where a recipe's values are read: null, texts or numbers in the place of others become one message."""
+    try:
+        yield
+    except SpoError:
+        raise
+    except (OmegaConfBaseException, AttributeError, TypeError, ValueError, LookupError, OverflowError) as reason:
+        raise SpoConfigError(
+            f"{recipe.path}, or an override, sets what a rehearsal cannot use ({' '.join(str(reason).split())[:300]}): "
+            "give that key a value as verl's own configuration has it."
+        ) from reason
 
 
 def problems_of(composed: Composed) -> list[str]:
     """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
-    from spo_verl.launching.composition import ESTIMATOR, examine, verl_problem
+    from spo_verl.launching.composition import examine, verl_problem
 
-    ours = examine(composed).problems if composed.config.algorithm.adv_estimator == ESTIMATOR else composed.problems
+    ours = examine(composed).problems if _is_spo(composed.config) else composed.problems
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
         warnings.simplefilter("ignore")
         theirs = verl_problem(composed.config)
@@ -141,21 +159,36 @@ def problems_of(composed: Composed) -> list[str]:
 
 
 def absent_modules(config: DictConfig) -> list[str]:
-    """Modules that the recipe names and Python does not find: reward function and agent loops."""
-    from omegaconf import OmegaConf
+    """Modules that the recipe names and Python does not find: reward function and agent loops.
 
+    Raises:
+        SpoConfigError: the file of agent loops is no list of them; names the file.
+    """
     named = []
     reward = str(config.reward.custom_reward_function.path or "")
     if reward.startswith("pkg://"):
         named.append(reward.removeprefix("pkg://").replace("/", "."))
-    elif reward and not Path(reward).is_file():
+    elif reward and not os.path.isfile(reward):
         return [f"{reward} (reward.custom_reward_function.path)"]
     loops = config.actor_rollout_ref.rollout.agent.agent_loop_config_path
-    if loops and not Path(loops).is_file():
+    if loops and not os.path.isfile(str(loops)):
         return [f"{loops} (actor_rollout_ref.rollout.agent.agent_loop_config_path)"]
-    listed: Any = OmegaConf.to_container(OmegaConf.load(loops)) if loops else []
-    named += [str(loop["_target_"]).rpartition(".")[0] for loop in listed]
+    named += [target.rpartition(".")[0] for target in _loop_classes(Path(str(loops)))] if loops else []
     return [name for name in named if not _importable(name)]
+
+
+def _loop_classes(path: Path) -> list[str]:
+    """The classes that a file of agent loops names."""
+    listed = read_yaml(path, SpoConfigError)
+    if not isinstance(listed, list):
+        raise SpoConfigError(f"{path} is no list of agent loops: begin each with `- name: ...`, and give its _target_.")
+    classes = []
+    for number, loop in enumerate(listed, 1):
+        target = loop.get("_target_") if isinstance(loop, dict) else None
+        if not isinstance(target, str) or "." not in target:
+            raise SpoConfigError(f"{path}, agent loop {number}: no _target_ such as package.module.Class: add it.")
+        classes.append(target)
+    return classes
 
 
 def engine_obstacle(config: DictConfig, device: Device) -> str | None:
@@ -188,11 +221,14 @@ def _stages(
     if problems := problems_of(composed):
         raise _Stop("the recipe is not accepted: " + " ".join(problems))
     passed("validated", "verl's check" + (" and SPO's" if _is_spo(config) else ""))
-    if absent := absent_modules(config):
+    with _usable(recipe):
+        absent = absent_modules(config)
+    if absent:
         raise _Stop(f"not there: {', '.join(absent)}; install what the recipe names, or override the key.")
-    files, parameters = _prepare(config, folder, data)
+    with _usable(recipe):
+        files, parameters = _prepare(config, folder, data)
+        found.changes = reduction.changes(config, files, device=device)
     passed("data and stand-in", f"{files.train.name}, {files.held_out.name}, {parameters:,} parameters")
-    found.changes = reduction.changes(config, files, device=device)
     reduced = compose(recipe, [*overrides, *reduction.overrides(found.changes)])
     if problems := problems_of(reduced):
         raise _Stop("the reduced recipe is not accepted: " + " ".join(problems))
@@ -292,11 +328,13 @@ def _made_up_values(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def _is_spo(config: DictConfig) -> bool:
-    return str(config.algorithm.adv_estimator) == "spo"
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.select(config, "algorithm.adv_estimator")) == "spo"
 
 
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
+    except (ImportError, ValueError, AttributeError, TypeError, SyntaxError, OSError):  # finding it imports its package
         return False

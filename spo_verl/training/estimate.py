@@ -29,6 +29,7 @@ from verl.utils.skip import SkipManager
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.values import OfflineValues, merge, provenance
 from spo_verl.errors import SpoStateError, SpoValuesError
+from spo_verl.files import content_faults, read_json
 from spo_verl.training import seams
 from spo_verl.training.checks import check
 from spo_verl.training.logs import configure_logging
@@ -83,8 +84,9 @@ class Parts:
             scratch.write_text(json.dumps({**self.settings, "started": self.started}, indent=2, sort_keys=True))
             os.replace(scratch, file)
             return
-        before = json.loads(file.read_text())
-        self.started = before.pop("started")
+        before = read_json(file, SpoValuesError)
+        with content_faults(file, SpoValuesError, f"remove {self.folder} to start anew"):
+            self.started = before.pop("started")
         differing = sorted(key for key in before | self.settings if before.get(key) != self.settings.get(key))
         if differing:
             changes = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in differing)
