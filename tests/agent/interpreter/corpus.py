@@ -10,6 +10,7 @@ The programs are in ``programs/*.txt``, each below a line ``# %% name``. Those o
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -71,8 +72,13 @@ def plain(code: str) -> Said:
 
 
 def all_plain(programs: dict[str, str]) -> dict[str, Said]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(programs, pool.map(plain, programs.values()), strict=True))
+    # A shell starts background jobs with SIGINT ignored, which children inherit; what is handled, they do not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(programs, pool.map(plain, programs.values()), strict=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def comparable(status: int, stdout: str, stderr: str) -> Said:
