@@ -12,7 +12,7 @@
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
 | orphaned, adopted | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed; resume |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
-| gsm8k | spo=paper | (slow tests) two steps on all 7,473 problems with imported offline values, where the problems are |
+| gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
 
 Two launches run side by side on one machine all the time, and must not disturb each other. Only those are made whose
