@@ -31,6 +31,8 @@ from spo_verl.training.rewards import session_rewards
 from spo_verl.training.sessions import Sessions, read_sessions
 
 TRAIN = "train"
+CUT_OFF = ("aborted", "failed")
+"""Endings in which tasks of verl's agent loop are cancelled, wherever they are."""
 
 
 class EvictedRollouts:
@@ -61,6 +63,8 @@ class EvictedRollouts:
             trajectories: tag by key of all trajectories in the partition.
         """
         keys = [key for key in trajectories if key.split("_")[0] in uids]
+        if kind in CUT_OFF and keys and self._verified():
+            keys = wholly_written(keys, partition)
         tags = [trajectories[key] for key in keys]
         sessions = read_sessions(keys, tags)
         if not keys or not self._verified():
@@ -101,6 +105,32 @@ class EvictedRollouts:
         """Response tokens of each session that was added since the last call."""
         tokens, self.token_count = self.token_count, []
         return tokens
+
+
+def wholly_written(keys: list[str], partition: str) -> list[str]:
+    """The keys of sessions all of whose outputs have been written, in their order.
+
+    verl registers the keys of a session before it writes the session's fields. A task that is cancelled in between
+    leaves keys without a reward: such a session has delivered nothing, and counts as stopped.
+    """
+    missing = {_session(key) for key in _without_reward(keys, partition)}
+    return [key for key in keys if _session(key) not in missing]
+
+
+def _session(key: str) -> str:
+    return key.rpartition("_")[0]
+
+
+def _without_reward(keys: list[str], partition: str) -> list[str]:
+    """Keys whose reward TransferQueue does not hand out. It refuses a request as a whole, so that is halved."""
+    try:
+        tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=["rm_scores"])
+    except ValueError:
+        if len(keys) == 1:
+            return keys
+        middle = len(keys) // 2
+        return _without_reward(keys[:middle], partition) + _without_reward(keys[middle:], partition)
+    return []
 
 
 def response_tokens(sessions: Sessions, tags: list[dict]) -> np.ndarray:

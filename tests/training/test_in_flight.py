@@ -40,6 +40,8 @@ class FakeQueue:
 
     def kv_batch_get(self, keys, partition_id, select_fields):
         assert select_fields == ["rm_scores"]
+        if not set(keys) <= set(self.rewards):
+            raise ValueError("Some fields are not ready in all the requested keys!")  # as TransferQueue says it
         rows = [torch.tensor([0.0, self.rewards[key]]) for key in keys]
         return {"rm_scores": torch.nested.nested_tensor(rows, layout=torch.jagged)}
 
@@ -190,3 +192,31 @@ def test_what_a_stopped_rollout_was_just_writing_is_cleared(queue):
     batch, _ = buffer.sample(global_steps=5, partition_id="train", batch_size=1)
     assert uids_of(batch) == ["kept"]
     assert not [key for key in queue.items["train"] if key.startswith("gone")]
+
+
+@pytest.mark.parametrize("kind", ["aborted", "failed"])
+def test_a_session_whose_writing_was_cut_off_has_delivered_nothing(queue, kind):
+    """Sessions of one prompt: 0 was written, 1 has the first of two outputs only, 2 is registered and no more."""
+    evicted = EvictedRollouts(SpoConfig(), verified=lambda: True)
+    written = {"u_0_0": 1.0, "v_0_0": 0.0, "u_1_0": 1.0}
+    queue.rewards |= written
+    trajectories = {key: {"response_len": 2} for key in (*written, "u_1_1", "u_2_0")}
+    evicted.add(kind, {"u", "v"}, trajectories, "train")
+    [late] = evicted.drain()
+    told = dict(zip(zip(late.uids, late.session_B, strict=True), late.reward_B, strict=True))
+    assert told == {("u", 0): 1.0, ("v", 0): 0.0}
+    assert (late.kind, sorted(late.ended)) == (kind, ["u", "v"])
+    assert evicted.drain_tokens() == [2, 2]
+
+
+def test_without_a_written_session_the_prompts_only_end(queue):
+    evicted = EvictedRollouts(SpoConfig(), verified=lambda: True)
+    evicted.add("aborted", {"u"}, {"u_0_0": {}, "u_1_0": {}}, "train")
+    [late] = evicted.drain()
+    assert (list(late.uids), late.ended) == ([], ["u"])
+
+
+def test_a_finished_rollout_without_a_reward_is_an_error(queue):
+    evicted = EvictedRollouts(SpoConfig(), verified=lambda: True)
+    with pytest.raises(ValueError, match="not ready"):
+        evicted.add("surplus", {"u"}, {"u_0_0": {}}, "train")
