@@ -10,6 +10,7 @@ import transfer_queue as tq
 
 from spo_verl.config import RewardConfig
 from spo_verl.data.rewards import unit_reward
+from spo_verl.errors import SpoRewardError
 from spo_verl.training.sessions import Sessions
 
 
@@ -68,5 +69,11 @@ def map_rewards(
 ) -> np.ndarray:
     """Check each outcome against the declared range and map the range to [0, 1]; see :func:`session_rewards`."""
     name = "score" if config.key is None else f"reward_extra_info[{config.key!r}]"
-    mapped = [unit_reward(raw, config, describe(uid), name) for raw, uid in zip(outcome, uids, strict=True)]
-    return np.array(mapped, dtype=np.float64)
+    mapped = np.empty(len(outcome), dtype=np.float64)
+    for position, (raw, uid) in enumerate(zip(outcome, uids, strict=True)):
+        try:
+            mapped[position] = unit_reward(raw, config, uid, name)
+        except SpoRewardError:
+            # A description reads the dataset, so it is asked for where it is needed only.
+            mapped[position] = unit_reward(raw, config, describe(uid), name)
+    return mapped

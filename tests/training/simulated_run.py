@@ -206,9 +206,6 @@ class Client:
 class NoEngine(PPOTrainer):
     """What needs engines is left out; behind ``AfterOldLogProb``, as the trainer of a mode calls it."""
 
-    def _balance_batch(self, batch, metrics, **_):
-        return batch
-
     def _compute_old_log_prob(self, batch, metrics):
         return batch
 
@@ -235,6 +232,9 @@ def simulated_class(mode: str) -> type:
     mode_class = get_trainer_cls(mode)
 
     class Simulated(trainer.SpoTrainer, mode_class, trainer.AfterOldLogProb, NoEngine):  # type: ignore[misc, valid-type]
+        def _balance_batch(self, batch, metrics, *_, **__):
+            return batch  # the ranks of an engine; tests/training/test_order.py looks at them
+
         def prepare_step(self):
             metrics = super().prepare_step()
             self.in_flight.append(len(trainer._registered_prompts()))

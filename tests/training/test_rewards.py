@@ -86,3 +86,10 @@ def test_extra_info_that_is_no_dictionary_has_no_entry(monkeypatch, extra):
     monkeypatch.setattr(rewards.tq, "kv_batch_get", queue([[1.0]], [extra]))
     with pytest.raises(SpoRewardError, match=r"prompt <u> has no reward_extra_info\['acc'\]"):
         rewards.session_rewards(["u_0_0"], "train", read_sessions(["u_0_0"], [{}]), RewardConfig(key="acc"), describe)
+
+
+def test_no_prompt_is_described_as_long_as_rewards_are_fine():
+    """A description reads the prompt's row of the dataset, which may have to be tokenized."""
+    described: list[str] = []
+    map_rewards([1.0, 0.0], ["a", "b"], RewardConfig(), lambda uid: described.append(uid) or uid)
+    assert described == []
