@@ -19,6 +19,7 @@ _MODULES = (
     "engines",
     "rollout",
     "polling",
+    "ray_start",
     "old_policy",
     "trainer_log",
     "weight_transfer",
