@@ -103,6 +103,12 @@ def test_what_the_script_runs_becomes_verls_command(tmp_path):
         (folder / "__init__.py").write_text("")
     (package / "main_ppo.py").write_text("import sys\nprint(sys.argv[1:])\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT.parent}", "VERL_PLATFORM": ""}
-    command = [sys.executable, "-m", "spo_verl.recipes.launch", "/a=b", "x/y", "k=1"]
+    root = tmp_path / "a=b"
+    (root / "x").mkdir(parents=True)
+    command = [sys.executable, "-m", "spo_verl.recipes.launch", str(root), "x/y", "k=1"]
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"error: there is no file {root}/x/y.yaml: check the path\n"
+    (root / "x" / "y.yaml").write_text("")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.stdout.strip() == str(Recipe(Path("/a=b"), "x/y").command(["k=1"], "")[3:]), done.stderr
+    assert done.stdout.strip() == str(Recipe(root, "x/y").command(["k=1"], "")[3:]), done.stderr

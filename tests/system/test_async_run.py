@@ -158,8 +158,10 @@ def test_late_rollouts_are_stopped_and_their_finished_sessions_are_evidence(orph
             in_loss = len(trained(run, range(step, step + 1)))
             beside = sum(metrics[f"spo/evidence/{kind}_total"] for kind in ("aborted", "failed", "surplus"))
             assert outcomes == in_loss + beside
-            # Of each stopped prompt one session had ended, but for those that fail in both.
-            assert 0 <= metrics["spo/rollouts/aborted_total"] - metrics["spo/evidence/aborted_total"] <= 3
+            # Of each stopped prompt one session had ended, but for those that fail in both; of some the other ended
+            # just before its cancellation, too.
+            prompts, sessions = metrics["spo/rollouts/aborted_total"], metrics["spo/evidence/aborted_total"]
+            assert prompts - 3 <= sessions <= 2 * prompts
     counts = [
         metrics["spo/evidence/observed_total"] for run in (orphaned, adopted) for metrics in run.metrics().values()
     ]
