@@ -73,8 +73,8 @@ def import_values(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.cli.data_files import Columns, DataFiles
     from spo_verl.data import dataset_keys
+    from spo_verl.data.data_files import Columns, DataFiles
     from spo_verl.data.values import from_accuracy_column, from_reference_json, from_tracker, from_validation_dump
     from spo_verl.files import check_output
 
@@ -140,8 +140,8 @@ def show_values(
     answer = {"file": str(file), **values.describe()}
     sentence = ""
     if data:
-        from spo_verl.cli.data_files import Columns, DataFiles
         from spo_verl.data import dataset_keys
+        from spo_verl.data.data_files import Columns, DataFiles
         from spo_verl.data.values import initial_evidence_for
 
         keys = dataset_keys(DataFiles(data, Columns(prompt=prompt_key)))
