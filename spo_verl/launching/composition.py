@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
+import io
 import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,20 @@ def verl_problem(config: DictConfig) -> str | None:
     except (AttributeError, TypeError, LookupError, ArithmeticError) as error:  # it takes types for granted
         return f"verl's own check ends in {type(error).__name__}: {_one_line(error)}; a key has a value of another type"
     return None
+
+
+def problems_of(composed: Composed) -> list[str]:
+    """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
+    ours = examine(composed).problems if uses_spo(composed.config) else composed.problems
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
+        warnings.simplefilter("ignore")
+        theirs = verl_problem(composed.config)
+    return [*ours, *([] if theirs is None else [theirs])]
+
+
+def uses_spo(config: DictConfig) -> bool:
+    """Whether a run with this configuration trains with SPO."""
+    return str(OmegaConf.select(config, "algorithm.adv_estimator")) == ESTIMATOR
 
 
 def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
