@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.cli.values_text import show_description
 from spo_verl.errors import SpoConfigError, SpoValuesError
 from spo_verl.files import check_output
 
@@ -67,7 +68,6 @@ def estimate(
     if returncode:
         return _failed(command, returncode, told)
 
-    from spo_verl.cli.values import show_description
     from spo_verl.data.values import OfflineValues
 
     answer = {"file": str(output), **OfflineValues.read(output).describe()}
