@@ -173,7 +173,7 @@ def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
         after: the same with overrides.
     """
     problems = []
-    for key, new in _leaves(after, ""):
+    for key, new in leaves(after):
         old = OmegaConf.select(before, key, default=None, throw_on_resolution_failure=False)
         if OmegaConf.is_config(old):
             old = OmegaConf.to_container(old, resolve=False)
@@ -229,7 +229,7 @@ def unknown_settings(config: DictConfig) -> dict[str, Any]:
     known = set(known_keys())
     if not isinstance(section, DictConfig):
         return {}
-    return {key: value for key, value in _leaves(section, "spo") if not _belongs(key, known)}
+    return {key: value for key, value in leaves(section, "spo") if not _belongs(key, known)}
 
 
 def preset_keys(name: str) -> set[str]:
@@ -240,13 +240,24 @@ def preset_keys(name: str) -> set[str]:
     content = OmegaConf.load(path)
     assert isinstance(content, DictConfig)
     bases = [base for base in content.pop("defaults", []) if base != "_self_"]
-    keys = {key for key, _ in _leaves(content, "")}
+    keys = {key for key, _ in leaves(content)}
     return keys.union(*(preset_keys(str(base)) for base in bases))
 
 
 def problems_in(message: str) -> list[str]:
     """The problems that :func:`spo_verl.config.refuse` put into one message, as they were given to it."""
     return [part.removesuffix("\n") for part in re.split(r"^  \d+\. ", message, flags=re.MULTILINE)[1:]] or [message]
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything below a section or a dictionary, not resolved; empty sections are values."""
+    plain: Any = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    for key, value in plain.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, dict) and value:
+            yield from leaves(value, name)
+        else:
+            yield name, value
 
 
 def _verl_config_folder() -> Path:
@@ -315,7 +326,7 @@ def _refused(override: str, error: Exception) -> str:
 
 def _dangling(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Yield each key whose value refers to something that is not there, and what. verl resolves all at start."""
-    for key, value in _leaves(config, ""):
+    for key, value in leaves(config):
         if "${" in str(value):
             try:
                 found = OmegaConf.select(config, key)
@@ -359,17 +370,6 @@ def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
     finally:
         logger.propagate = propagate
         logger.removeHandler(handler)
-
-
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything below a section, not resolved."""
-    plain: Any = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
-    for key, value in plain.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, name)
-        else:
-            yield name, value
 
 
 def _belongs(key: str, known: set[str]) -> bool:
