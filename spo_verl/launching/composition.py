@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import logging
 import math
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spo_verl.conf import PRESETS
-from spo_verl.config import SpoConfig, known_keys
+from spo_verl.config import SpoConfig, known_keys, no_such_setting
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.launch import hydra_value
 
@@ -318,9 +317,7 @@ def _refused(override: str, error: Exception) -> str:
         return f"{override}: a preset is added, so it needs the plus sign: +{override}."
     key = override.partition("=")[0]
     if key.startswith("spo.") and key not in set(known_keys()):
-        close = difflib.get_close_matches(key, known_keys(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "`spo-verl settings` lists those that exist."
-        return f"{override}: there is no setting {key}; {hint}"
+        return no_such_setting(override, key, known_keys(), "`spo-verl settings` lists those that exist.")
     return f"{override}: {text}"
 
 
