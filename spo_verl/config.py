@@ -7,7 +7,7 @@ defaults for readers and a test compares the two.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -194,10 +194,22 @@ def known_keys(cls: type = SpoConfig, prefix: str = "spo") -> Iterator[str]:
             yield name
 
 
-def _unknown(key: str) -> str:
-    close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]}?" if close else "the known keys are in conf/spo/paper.yaml."
-    return f"{key}: there is no such setting; {hint}"
+def no_such_setting(key: str, name: str, known: Iterable[str], where: str) -> str:
+    """What to say of a setting that does not exist.
+
+    Args:
+        key: the setting, as its user wrote it.
+        name: what to look for among ``known``: ``key`` or its last part.
+        known: names of the settings that exist.
+        where: what those names are, said where none is close, e.g. ``the known keys are in conf/spo/paper.yaml.``
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{key}: there is no such setting; " + (f"did you mean {close[0]}?" if close else where)
+
+
+def describe(key: str, error: Mapping[str, Any]) -> str:
+    """What to say of a value that pydantic refused; ``error`` is an entry of ``ValidationError.errors()``."""
+    return f"{key}={error['input']!r}: {error['msg']}; set {key} accordingly."
 
 
 def _describe(error: Mapping[str, Any]) -> str:
@@ -210,8 +222,8 @@ def _describe(error: Mapping[str, Any]) -> str:
         )
     key = ".".join(["spo", *(str(part) for part in error["loc"] if not str(part).startswith("function-"))])
     if error["type"] == "unexpected_keyword_argument":
-        return _unknown(key)
-    return f"{key}={error['input']!r}: {error['msg']}; set {key} accordingly."
+        return no_such_setting(key, key, known_keys(), "the known keys are in conf/spo/paper.yaml.")
+    return describe(key, error)
 
 
 def _ranges(config: SpoConfig) -> Iterator[str]:
@@ -284,9 +296,9 @@ def parse(section: Mapping[str, Any] | None) -> tuple[SpoConfig | None, list[str
     return config, list(_ranges(config))
 
 
-def refuse(problems: list[str]) -> None:
-    """Raise one :class:`SpoConfigError` that lists all problems; do nothing when there is none."""
+def refuse(problems: list[str], what: str = "the configuration of SPO") -> None:
+    """Raise one :class:`SpoConfigError` that lists all problems in ``what``; do nothing where there is no problem."""
     if problems:
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
         noun = "problem" if len(problems) == 1 else "problems"
-        raise SpoConfigError(f"{len(problems)} {noun} in the configuration of SPO:\n{lines}")
+        raise SpoConfigError(f"{len(problems)} {noun} in {what}:\n{lines}")

@@ -355,13 +355,14 @@ def replacing(path: Path, error: Raises) -> Iterator[Callable[[], Path]]:
             with staged[-1].open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(staged[-1], path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         for name in staged:
             name.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep the names in a folder: what was renamed there stays renamed after a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

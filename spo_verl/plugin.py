@@ -51,10 +51,10 @@ def _asks_for_order(config: Any) -> bool:
 
 
 def _register_config_groups(module: ModuleType) -> None:
-    from spo_verl.conf import groups
+    from spo_verl.conf import chosen_platform, groups
 
     store = module.ConfigStore.instance()
-    for group, name, node in groups(cpu=_on_cpu_platform()):
+    for group, name, node in groups(cpu=chosen_platform() == "cpu"):
         store.store(group=group, name=name, node=node, package="_global_", provider="spo_verl")
 
 
@@ -127,10 +127,6 @@ HOOKS: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-def _on_cpu_platform() -> bool:
-    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
-
-
 def _report(what: str, error: BaseException) -> None:
     from spo_verl import SUPPORTED_VERL
 
@@ -167,9 +163,11 @@ def register() -> None:
     try:
         import wrapt
 
+        from spo_verl.conf import chosen_platform
+
         for name, hook in HOOKS.items():
             wrapt.register_post_import_hook(_reporting(name, hook), name)
-        if _on_cpu_platform():
+        if chosen_platform() == "cpu":
             from spo_verl import cpu
 
             cpu.activate()

@@ -5,7 +5,6 @@ They stand beside ``_target_`` in the file that ``actor_rollout_ref.rollout.agen
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import field, fields
 from typing import Annotated, Any, Literal
@@ -14,8 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from spo_verl.errors import SpoConfigError
+from spo_verl.config import describe, no_such_setting, refuse
 
+_WHAT = "the settings of the code interpreter loop"
 _CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -120,17 +120,10 @@ def parse(section: Mapping[str, Any]) -> LoopConfig:
     try:
         config: LoopConfig = TypeAdapter(LoopConfig).validate_python(section)
     except ValidationError as error:
-        _refuse([_describe(dict(item)) for item in error.errors()])
-        raise AssertionError from error  # _refuse raised
-    _refuse(list(_relations(config)))
+        refuse([_describe(dict(item)) for item in error.errors()], _WHAT)
+        raise AssertionError from error  # refuse raised
+    refuse(list(_relations(config)), _WHAT)
     return config
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        noun = "problem" if len(problems) == 1 else "problems"
-        raise SpoConfigError(f"{len(problems)} {noun} in the settings of the code interpreter loop:\n{lines}")
 
 
 def _relations(config: LoopConfig) -> Iterator[str]:
@@ -158,9 +151,7 @@ def _describe(error: Mapping[str, Any]) -> str:
     if error["type"] == "unexpected_keyword_argument":
         classes: dict[str | None, type] = {"embedded": EmbeddedConfig, "sandbox_fusion": SandboxFusionConfig}
         known = [entry.name for entry in fields(classes.get(backend, LoopConfig))]
-        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"the known keys are {', '.join(known)}."
-        return f"{key}: there is no such setting; {hint}"
+        return no_such_setting(key, location[-1], known, f"the known keys are {', '.join(known)}.")
     if error["type"] in ("missing", "missing_argument"):
         return f"{key} is missing; set it."
-    return f"{key}={error['input']!r}: {error['msg']}; set {key} accordingly."
+    return describe(key, error)

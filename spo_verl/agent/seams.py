@@ -5,7 +5,7 @@ A list of its own: an agent loop runs in worker processes and without SPO's trai
 
 from __future__ import annotations
 
-from spo_verl.training.seams import Seam
+from spo_verl.seam import Seam
 
 _LOOP = "verl.experimental.agent_loop.agent_loop"
 _TOOL = "verl.experimental.agent_loop.tool_agent_loop"

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.cli.values_text import show_description
+from spo_verl.conf import chosen_platform
 from spo_verl.errors import SpoConfigError, SpoValuesError
 from spo_verl.files import check_output
 
@@ -67,7 +69,6 @@ def estimate(
     if returncode:
         return _failed(command, returncode, told)
 
-    from spo_verl.cli.values import show_description
     from spo_verl.data.values import OfflineValues
 
     answer = {"file": str(output), **OfflineValues.read(output).describe()}
@@ -94,7 +95,7 @@ def estimate_command(
     from spo_verl.launching.launch import hydra_value
 
     files = [_absolute(file) for file in files]
-    on_cpu = environ.get("VERL_PLATFORM", "").strip().lower() == "cpu" and "+platform=cpu" not in overrides
+    on_cpu = chosen_platform(environ) == "cpu" and "+platform=cpu" not in overrides
     return [
         sys.executable,
         "-m",

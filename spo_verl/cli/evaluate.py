@@ -59,7 +59,7 @@ def evaluate(
             check_output(target, EvaluationError, inputs=read_files, makes_folders=False)
     sources = None
     if data:
-        from spo_verl.cli.data_files import DataFiles
+        from spo_verl.data.data_files import DataFiles
 
         sources = DataSources(DataFiles(data))
     grade = _regrading(verifier) if regrade else None

@@ -11,8 +11,8 @@ import typer
 
 from spo_verl.cli import estimate
 from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.cli.values_text import show_description
 from spo_verl.errors import SpoConfigError, SpoValuesError
-from spo_verl.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,8 +73,8 @@ def import_values(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.cli.data_files import Columns, DataFiles
     from spo_verl.data import dataset_keys
+    from spo_verl.data.data_files import Columns, DataFiles
     from spo_verl.data.values import from_accuracy_column, from_reference_json, from_tracker, from_validation_dump
     from spo_verl.files import check_output
 
@@ -140,8 +140,8 @@ def show_values(
     answer = {"file": str(file), **values.describe()}
     sentence = ""
     if data:
-        from spo_verl.cli.data_files import Columns, DataFiles
         from spo_verl.data import dataset_keys
+        from spo_verl.data.data_files import Columns, DataFiles
         from spo_verl.data.values import initial_evidence_for
 
         keys = dataset_keys(DataFiles(data, Columns(prompt=prompt_key)))
@@ -187,46 +187,6 @@ def dump_files(paths: list[Path]) -> list[Path]:
         inside = sorted(path.glob("*.jsonl"), key=lambda file: (len(file.name), file.name)) if is_folder else []
         files += inside if is_folder else [path]
     return files
-
-
-def show_description(console: Console, answer: dict[str, Any]) -> None:
-    """Print what :meth:`OfflineValues.describe` returns."""
-    from rich.table import Table
-    from rich.text import Text
-
-    mean = "-" if answer["value_mean"] is None else f"{answer['value_mean']:.3f}"
-    spread = answer["trials_per_prompt"]
-    rows = {
-        "file": answer["file"],
-        "prompts": f"{answer['prompts']} ({answer['prompts_without_trials']} without a trial)",
-        "trials": f"{answer['trials']}" + (f", {_per_prompt(spread)} per prompt" if spread else ""),
-        "mean value": f"{mean}; never solved {answer['never_solved']}, always solved {answer['always_solved']}",
-        "policy": ", ".join("unknown" if policy is None else policy for policy in answer["policies"]),
-    }
-    table = Table.grid(padding=(0, 2))
-    for name, text in rows.items():
-        table.add_row(Text(name, "bold"), Text(visible(text)))
-    for number, entry in enumerate(answer["source"]):
-        rest = {key: value for key, value in entry.items() if key not in ("kind", "policy", "date") and value}
-        text = f"{entry['kind']}, {entry['date']}" + "".join(f", {key} {_short(value)}" for key, value in rest.items())
-        table.add_row(Text("" if number else "source", "bold"), Text(visible(text)))
-    console.print(table)
-    most = max(answer["value_histogram"], default=0)
-    for number, count in enumerate(answer["value_histogram"] if most else []):
-        low, high = number / 10, (number + 1) / 10
-        bar = "#" * -(-40 * count // most)
-        console.print(f"  {low:.1f} to {high:.1f}  {count:>8}  {bar}", markup=False)
-
-
-def _per_prompt(spread: Any) -> str:
-    if isinstance(spread, dict) and {"min", "max"} <= spread.keys():
-        low, high = spread["min"], spread["max"]
-        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-    return str(spread)
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _written(output: Path, values: OfflineValues, report: MatchReport | None) -> Outcome:

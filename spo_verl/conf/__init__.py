@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 PRESETS = _PACKAGE / "conf" / "spo"
 PLATFORMS = _PACKAGE / "cpu" / "conf" / "platform"
+
+
+def chosen_platform(environ: Mapping[str, str] = os.environ) -> str:
+    """The platform that ``VERL_PLATFORM`` names, as verl reads it (``cpu``); empty where it is not set."""
+    return environ.get("VERL_PLATFORM", "").strip().lower()
 
 
 def groups(*, cpu: bool = False) -> Iterator[tuple[str, str, Any]]:

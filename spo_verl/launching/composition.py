@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import difflib
+import io
 import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spo_verl.conf import PRESETS
-from spo_verl.config import SpoConfig, known_keys
+from spo_verl.config import SpoConfig, known_keys, no_such_setting
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.launch import hydra_value
 
@@ -147,6 +148,20 @@ def verl_problem(config: DictConfig) -> str | None:
     return None
 
 
+def problems_of(composed: Composed) -> list[str]:
+    """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
+    ours = examine(composed).problems if uses_spo(composed.config) else composed.problems
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
+        warnings.simplefilter("ignore")
+        theirs = verl_problem(composed.config)
+    return [*ours, *([] if theirs is None else [theirs])]
+
+
+def uses_spo(config: DictConfig) -> bool:
+    """Whether a run with this configuration trains with SPO."""
+    return str(OmegaConf.select(config, "algorithm.adv_estimator")) == ESTIMATOR
+
+
 def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
     """Keys whose value is of a type that differs from the one it replaces, so that verl fails when it comes to it.
 
@@ -157,7 +172,7 @@ def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
         after: the same with overrides.
     """
     problems = []
-    for key, new in _leaves(after, ""):
+    for key, new in leaves(after):
         old = OmegaConf.select(before, key, default=None, throw_on_resolution_failure=False)
         if OmegaConf.is_config(old):
             old = OmegaConf.to_container(old, resolve=False)
@@ -213,7 +228,7 @@ def unknown_settings(config: DictConfig) -> dict[str, Any]:
     known = set(known_keys())
     if not isinstance(section, DictConfig):
         return {}
-    return {key: value for key, value in _leaves(section, "spo") if not _belongs(key, known)}
+    return {key: value for key, value in leaves(section, "spo") if not _belongs(key, known)}
 
 
 def preset_keys(name: str) -> set[str]:
@@ -224,13 +239,24 @@ def preset_keys(name: str) -> set[str]:
     content = OmegaConf.load(path)
     assert isinstance(content, DictConfig)
     bases = [base for base in content.pop("defaults", []) if base != "_self_"]
-    keys = {key for key, _ in _leaves(content, "")}
+    keys = {key for key, _ in leaves(content)}
     return keys.union(*(preset_keys(str(base)) for base in bases))
 
 
 def problems_in(message: str) -> list[str]:
     """The problems that :func:`spo_verl.config.refuse` put into one message, as they were given to it."""
     return [part.removesuffix("\n") for part in re.split(r"^  \d+\. ", message, flags=re.MULTILINE)[1:]] or [message]
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything below a section or a dictionary, not resolved; empty sections are values."""
+    plain: Any = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    for key, value in plain.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, dict) and value:
+            yield from leaves(value, name)
+        else:
+            yield name, value
 
 
 def _verl_config_folder() -> Path:
@@ -291,15 +317,13 @@ def _refused(override: str, error: Exception) -> str:
         return f"{override}: a preset is added, so it needs the plus sign: +{override}."
     key = override.partition("=")[0]
     if key.startswith("spo.") and key not in set(known_keys()):
-        close = difflib.get_close_matches(key, known_keys(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "`spo-verl settings` lists those that exist."
-        return f"{override}: there is no setting {key}; {hint}"
+        return no_such_setting(override, key, known_keys(), "`spo-verl settings` lists those that exist.")
     return f"{override}: {text}"
 
 
 def _dangling(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Yield each key whose value refers to something that is not there, and what. verl resolves all at start."""
-    for key, value in _leaves(config, ""):
+    for key, value in leaves(config):
         if "${" in str(value):
             try:
                 found = OmegaConf.select(config, key)
@@ -343,17 +367,6 @@ def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
     finally:
         logger.propagate = propagate
         logger.removeHandler(handler)
-
-
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything below a section, not resolved."""
-    plain: Any = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
-    for key, value in plain.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, name)
-        else:
-            yield name, value
 
 
 def _belongs(key: str, known: set[str]) -> bool:

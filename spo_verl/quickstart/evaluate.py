@@ -111,7 +111,7 @@ def tracked(run: RunFolder, task: Task, before_P: Floats, after_P: Floats) -> di
         the true rates.
     """
     from spo_verl import core
-    from spo_verl.cli.data_files import DataFiles
+    from spo_verl.data.data_files import DataFiles
     from spo_verl.data.identity import dataset_keys
     from spo_verl.data.values import OfflineValues
     from spo_verl.tracker import checkpoint

@@ -83,7 +83,7 @@ def problems_of(settings: Settings) -> list[str]:
     from omegaconf import OmegaConf
 
     from spo_verl.launching.composition import compose, type_problems
-    from spo_verl.recipes.rehearse import problems_of as launch_problems
+    from spo_verl.launching.composition import problems_of as launch_problems
 
     folder = Path("/quickstart")
     paths = {"model": folder / "model", "train": folder / "train.parquet", "held_out": folder / "held_out.parquet"}

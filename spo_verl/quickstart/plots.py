@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spo_verl.errors import SpoError, SpoStateError
-from spo_verl.files import writing
+from spo_verl.files import replacing
 from spo_verl.quickstart.report import steps_done
 from spo_verl.quickstart.task import LEVELS
 
@@ -52,10 +52,8 @@ def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], titl
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     yield axes
-    scratch = path.with_name(f".{path.name}.writing")
-    with writing(path, SpoStateError):
-        figure.savefig(scratch, dpi=130, format="png")
-        scratch.replace(path)
+    with replacing(path, SpoStateError) as stage:
+        figure.savefig(stage(), dpi=130, format="png")
 
 
 def draw_summary(result: Mapping[str, Any], path: Path) -> None:

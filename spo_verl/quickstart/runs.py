@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_verl.errors import SpoStateError
-from spo_verl.files import content_faults, read_json, text_lines, writing
+from spo_verl.files import content_faults, read_json, replacing, text_lines, writing
 from spo_verl.launching.launch import METRICS_NAME, Run, read_metrics
 from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.settings import Settings
@@ -242,7 +242,5 @@ def finished_runs(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file at once or not at all."""
-    scratch = path.with_name(f".{path.name}.writing")
-    with writing(path, SpoStateError):
-        scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        os.replace(scratch, path)
+    with replacing(path, SpoStateError) as stage:
+        stage().write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -115,10 +115,12 @@ def _prompts(config: DictConfig) -> int:
 def _platform(device: Device) -> dict[str, tuple[Any, str, bool]]:
     from omegaconf import OmegaConf
 
+    from spo_verl.launching.composition import leaves
+
     if device != "cpu":
         return {}
-    plain = OmegaConf.to_container(OmegaConf.load(PLATFORMS / "cpu.yaml"))
-    return {key: (value, NO_ACCELERATOR, True) for key, value in _leaves(plain, "")}
+    platform = OmegaConf.load(PLATFORMS / "cpu.yaml")
+    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(platform)}
 
 
 def _reduced(config: DictConfig, files: Files, device: Device) -> Iterator[tuple[str, Any, str]]:
@@ -196,12 +198,3 @@ def _select(config: DictConfig, key: str) -> Any:
 
     found = OmegaConf.select(config, key)
     return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
-
-
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, key)
-        else:
-            yield key, value

@@ -9,13 +9,11 @@ its results are judged.
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,17 +145,6 @@ def _usable(recipe: Recipe) -> Iterator[None]:
         ) from reason
 
 
-def problems_of(composed: Composed) -> list[str]:
-    """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
-    from spo_verl.launching.composition import examine, verl_problem
-
-    ours = examine(composed).problems if _is_spo(composed.config) else composed.problems
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
-        warnings.simplefilter("ignore")
-        theirs = verl_problem(composed.config)
-    return [*ours, *([] if theirs is None else [theirs])]
-
-
 def absent_modules(config: DictConfig) -> list[str]:
     """Modules that the recipe names and Python does not find: reward function and agent loops.
 
@@ -211,6 +198,8 @@ def _stages(
     limits: Limits,
     say: Callable[[str], None],
 ) -> None:
+    from spo_verl.launching.composition import problems_of, uses_spo
+
     config, device, folder = composed.config, found.device, Path(found.folder)
 
     def passed(name: str, text: str) -> None:
@@ -220,7 +209,7 @@ def _stages(
     passed("composed", f"{recipe.name} with {found.engine}, {found.mode}: {found.kind}")
     if problems := problems_of(composed):
         raise _Stop("the recipe is not accepted: " + " ".join(problems))
-    passed("validated", "verl's check" + (" and SPO's" if _is_spo(config) else ""))
+    passed("validated", "verl's check" + (" and SPO's" if uses_spo(config) else ""))
     with _usable(recipe):
         absent = absent_modules(config)
     if absent:
@@ -247,6 +236,7 @@ def _launch(
     limits: Limits,
     say: Callable[[str], None],
 ) -> None:
+    from spo_verl.launching.composition import uses_spo
     from spo_verl.launching.launch import relevant_tail, run_main_ppo
 
     say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
@@ -274,7 +264,7 @@ def _launch(
         run,
         files,
         found.kind,
-        spo=_is_spo(config),
+        spo=uses_spo(config),
         tools=reduction.calls_tools(config),
         validation_n=validation_n,
     )
@@ -325,12 +315,6 @@ def _made_up_values(rows: Sequence[dict[str, Any]], file: Path) -> None:
     successes = np.array([number * 5 % 9 for number in range(len(rows))], dtype=np.float64)
     trials = np.full(len(rows), 8, dtype=np.int64)
     OfflineValues(key_P, successes, trials, (provenance("rehearsal", policy="made up"),)).write(file)
-
-
-def _is_spo(config: DictConfig) -> bool:
-    from omegaconf import OmegaConf
-
-    return str(OmegaConf.select(config, "algorithm.adv_estimator")) == "spo"
 
 
 def _importable(module: str) -> bool:

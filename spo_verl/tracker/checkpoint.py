@@ -1,21 +1,7 @@
-"""Writing and reading a tracker checkpoint: three Arrow IPC files and a manifest, no pickle.
-
-| file | one row per | columns |
-|---|---|---|
-| ``prompts.arrow`` | prompt slot | key, alpha, beta, draws, visits, version; moved under ``forgetting_mode=drift`` |
-| ``responses.arrow`` | stored response, by slot | slot, prompt_hash, token, mask, log_prob_<name>... |
-| ``rollouts.arrow`` | rollout | uid, open, slot, value, n_eff, version, sessions |
-
-Prompts of the dataset stand before those kept aside; ``mask`` holds eight tokens per byte; open rollouts
-stand by uid before the ended ones by age, which have only uid and sessions.
-
-How the folder is made and verified stands in :mod:`spo_verl.tracker.folder`.
-"""
+"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.layout`."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,186 +11,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-import spo_verl
-from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoConfigError, SpoError, SpoStateError
+from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoConfigError, SpoError
 from spo_verl.tracker import folder as folders
-from spo_verl.tracker.arguments import LARGEST, checked_whole, is_whole, plain, shown
-from spo_verl.tracker.memory import MemoryView, ResponseMemory
-from spo_verl.tracker.reports import WriteReport
+from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
+from spo_verl.tracker.layout import (
+    PROMPTS,
+    RESPONSES,
+    ROLLOUTS,
+    ROLLOUTS_SCHEMA,
+    prompt_columns,
+    prompts_schema,
+    responses_schema,
+    target_of,
+)
+from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.responses import PackedResponses
 from spo_verl.tracker.rollouts import Ledger, Rollout
 from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PURPOSES, TrackerSettings
-from spo_verl.tracker.snapshot import Snapshot, open_rows, recent_rows
-from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED, NO_VERSION, PromptTable, fingerprint, usable
-
-PROMPTS, RESPONSES, ROLLOUTS = "prompts.arrow", "responses.arrow", "rollouts.arrow"
-BATCH_ROWS = 1_000_000
+from spo_verl.tracker.snapshot import Snapshot
+from spo_verl.tracker.table import KEY_BYTES, NO_VERSION, PromptTable, usable
 
 READ_ATTEMPTS, READ_POLL_SECONDS = 400, 0.005
 """How often a folder that is being replaced is read anew, and the pause before; a killed writer is waited for 2 s."""
-
-_ROLLOUTS_SCHEMA = pa.schema(
-    [
-        ("uid", pa.string()),
-        ("open", pa.bool_()),
-        ("slot", pa.int64()),
-        ("value", pa.float64()),
-        ("n_eff", pa.float64()),
-        ("version", pa.int64()),
-        ("sessions", pa.list_(pa.int64())),
-    ]
-)
-
-
-def _prompt_types(*, moved: bool) -> Mapping[str, np.dtype]:
-    return {**COLUMNS, **MOVED} if moved else COLUMNS
-
-
-def _prompts_schema(columns: Mapping[str, np.dtype]) -> Any:
-    return pa.schema(
-        [("key", pa.binary(KEY_BYTES))]
-        + [(name.removesuffix("_P"), pa.from_numpy_dtype(dtype)) for name, dtype in columns.items()]
-    )
-
-
-def _responses_schema(references: list[str]) -> Any:
-    tokens = [("token", pa.list_(pa.int32())), ("mask", pa.list_(pa.uint8()))]
-    log_probs = [(f"log_prob_{name}", pa.list_(pa.float16())) for name in references]
-    return pa.schema([("slot", pa.int64()), ("prompt_hash", pa.uint64()), *tokens, *log_probs])
-
-
-def _prompt_batches(table: PromptTable, schema: Any) -> Iterator[Any]:
-    for first in range(0, len(table), BATCH_ROWS):
-        rows = slice(first, first + BATCH_ROWS)
-        key_P = table.key_P[rows]
-        buffers = [None, pa.py_buffer(key_P.view(np.uint8))]
-        keys = pa.Array.from_buffers(pa.binary(KEY_BYTES), len(key_P), buffers)
-        columns = [pa.array(column_P[rows]) for _, column_P in table.columns()]
-        yield pa.record_batch([keys, *columns], schema=schema)
-
-
-def _ragged(length_B: NDArray, values_N: NDArray) -> Any:
-    offset = np.zeros(len(length_B) + 1, dtype=np.int32)
-    np.cumsum(length_B, out=offset[1:])
-    return pa.ListArray.from_arrays(pa.array(offset), pa.array(values_N))
-
-
-def _response_batches(memory: MemoryView) -> Iterator[Any]:
-    references = sorted(memory.log_prob)
-    for packed in memory.chunks():
-        columns = [
-            pa.array(packed.slot_B),
-            pa.array(packed.prompt_hash_B),
-            _ragged(packed.length_B, packed.token_N),
-            _ragged((packed.length_B + 7) // 8, packed.mask_byte_M),
-            *(_ragged(packed.length_B, packed.log_prob[name]) for name in references),
-        ]
-        yield pa.record_batch(columns, schema=_responses_schema(references))
-
-
-def _rollout_batches(ledger: Ledger) -> Iterator[Any]:
-    rows = [(uid, True, *rest) for uid, *rest in open_rows(ledger)]
-    rows += [(uid, False, None, None, None, None, sessions) for uid, sessions in recent_rows(ledger)]
-    if rows:
-        columns = [
-            pa.array(column, type=entry.type)
-            for column, entry in zip(zip(*rows, strict=True), _ROLLOUTS_SCHEMA, strict=True)
-        ]
-        yield pa.record_batch(columns, schema=_ROLLOUTS_SCHEMA)
-
-
-def _write_arrow(path: Path, schema: Any, batches: Iterator[Any]) -> dict[str, Any]:
-    with folders.HashingFile(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    return file.entry
-
-
-def check_extra(extra: dict[str, Any] | None) -> dict[str, Any]:
-    """A copy of what is to be saved along; raises :class:`SpoStateError` where JSON would change it."""
-    if extra is not None and not isinstance(extra, dict):
-        raise SpoStateError(f"extra is a {type(extra).__name__}; pass a dictionary.")
-    try:
-        copied = json.loads(json.dumps(extra or {}, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SpoStateError(f"extra cannot be saved as JSON: {error}; pass plain numbers, strings, lists.") from error
-    if copied != (extra or {}):
-        raise SpoStateError("extra would come back changed from JSON; use string keys, and lists for tuples.")
-    return dict(copied)
-
-
-def target_of(folder: str | Path) -> Path:
-    """An absolute path; raises :class:`SpoCheckpointError` for what is no path."""
-    try:
-        path = Path(folder).absolute()
-        os.fsencode(path)
-    except (TypeError, ValueError, OSError) as error:
-        raise SpoCheckpointError(
-            f"{shown(folder)} is no place for a tracker checkpoint ({error}); pass a path."
-        ) from error
-    if "\0" in str(path):
-        raise SpoCheckpointError(f"{shown(folder)} is no place for a tracker checkpoint (it holds a zero byte).")
-    return path
-
-
-def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str, Any] | None) -> WriteReport:
-    """Write a checkpoint folder at once or not at all, replacing what stands there.
-
-    Raises:
-        SpoStateError: ``extra`` is not JSON, or ``step`` is not a whole number >= 0.
-        SpoCheckpointError: the file system refused; what stood there is still there.
-    """
-    target, step, extra = target_of(folder), checked_whole("step", step), check_extra(extra)
-    began = time.perf_counter()
-    table, memory, ledger = snapshot.table, snapshot.memory, snapshot.ledger
-    prompts = _prompts_schema(_prompt_types(moved=table.moved_P is not None))
-    try:
-        with folders.staged(target) as staging:
-            files = {
-                PROMPTS: _write_arrow(staging / PROMPTS, prompts, _prompt_batches(table, prompts)),
-                RESPONSES: _write_arrow(
-                    staging / RESPONSES, _responses_schema(sorted(memory.log_prob)), _response_batches(memory)
-                ),
-                ROLLOUTS: _write_arrow(staging / ROLLOUTS, _ROLLOUTS_SCHEMA, _rollout_batches(ledger)),
-            }
-            text = _manifest(snapshot, step, extra, files).dumps()
-            with folders.HashingFile(staging / folders.MANIFEST) as file:
-                file.write(text.encode())
-    except OSError as error:
-        raise SpoCheckpointError(
-            f"writing the tracker checkpoint {target} failed: {error}. What stood there before has not been "
-            "touched; make room or mend the folder's permissions and save again."
-        ) from error
-    nbytes = sum(entry["bytes"] for entry in files.values()) + len(text)
-    return WriteReport(str(target), snapshot.digest, nbytes, time.perf_counter() - began)
-
-
-def _manifest(snapshot: Snapshot, step: int, extra: dict[str, Any], files: dict[str, Any]) -> folders.Manifest:
-    table, memory, ledger = snapshot.table, snapshot.memory, snapshot.ledger
-    return folders.Manifest(
-        format=folders.FORMAT,
-        format_version=folders.FORMAT_VERSION,
-        spo_verl_version=spo_verl.__version__,
-        step=step,
-        dataset={"prompts": table.active, "fingerprint": fingerprint(table.key_P[: table.active])},
-        settings=snapshot.settings.as_json(),
-        counts={
-            "rows": len(table),
-            "aside": len(table) - table.active,
-            "stored_responses": len(memory),
-            "stored_tokens": int(memory.length_E.sum()),
-            "open": len(ledger.open),
-            "recent": len(ledger.recent),
-        },
-        counters=snapshot.counters,
-        random=snapshot.random,
-        files=files,
-        digest=snapshot.digest,
-        extra=extra,
-        clock=snapshot.clock,
-    )
 
 
 @dataclass
@@ -361,9 +190,9 @@ def _validated(batch: Any) -> Any:
 
 def _read_prompts(path: Path, manifest: folders.Manifest) -> PromptTable:
     rows, active = manifest.counts["rows"], manifest.dataset["prompts"]
-    dtypes = _prompt_types(moved="movement" in manifest.clock)
+    dtypes = prompt_columns(moved="movement" in manifest.clock)
     first = 0
-    with _batches(path, PROMPTS, _prompts_schema(dtypes)) as batches:
+    with _batches(path, PROMPTS, prompts_schema(dtypes)) as batches:
         if not active or rows * KEY_BYTES > manifest.files[PROMPTS]["bytes"]:
             raise folders.damaged(
                 path, folders.MANIFEST, f"counts {rows} rows, {active} of the dataset; {PROMPTS} has others"
@@ -394,7 +223,7 @@ def _read_prompts(path: Path, manifest: folders.Manifest) -> PromptTable:
 def _read_responses(path: Path, manifest: folders.Manifest) -> ResponseMemory:
     references = list(manifest.settings["references"])
     memory = ResponseMemory(manifest.counts["rows"], references, manifest.settings["max_tokens"])
-    with _batches(path, RESPONSES, _responses_schema(sorted(references))) as batches:
+    with _batches(path, RESPONSES, responses_schema(sorted(references))) as batches:
         for batch in batches:
             columns = {name: batch.column(name) for name in batch.schema.names}
             _check_responses(path, columns, references, manifest.counts["rows"])
@@ -433,7 +262,7 @@ def _rollout_problem(row: Mapping[str, Any], rows: int) -> bool:
 def _read_rollouts(path: Path, manifest: folders.Manifest) -> Ledger:
     open_rollouts: dict[str, Rollout] = {}
     recent: dict[str, tuple[int, ...]] = {}
-    with _batches(path, ROLLOUTS, _ROLLOUTS_SCHEMA) as batches:
+    with _batches(path, ROLLOUTS, ROLLOUTS_SCHEMA) as batches:
         for batch in batches:
             for row in batch.to_pylist():
                 uid, is_open, sessions = row.pop("uid"), row.pop("open"), tuple(row.pop("sessions") or ())

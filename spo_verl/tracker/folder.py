@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError, SpoCheckpointVersionError
+from spo_verl.files import sync_folder
 from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
 
 logger = logging.getLogger(__name__)
@@ -324,14 +325,6 @@ class HashingFile:
             self._file.close()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _prefix(target: Path, kind: str) -> str:
     return f".{target.name}.{kind}-"
 
@@ -383,7 +376,7 @@ def staged(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)  # the error that stopped the writing is the one to report
         raise
-    _sync_folder(staging)
+    sync_folder(staging)
     _publish(staging, target, replaced)
 
 
@@ -397,7 +390,7 @@ def _publish(staging: Path, target: Path, replaced: Path) -> None:
         if os.path.lexists(replaced):
             os.rename(replaced, target)
         raise
-    _sync_folder(target.parent)
-    _sync_folder(target.parent.parent)
+    sync_folder(target.parent)
+    sync_folder(target.parent.parent)
     if os.path.lexists(replaced):
         remove(replaced)

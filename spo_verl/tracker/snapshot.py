@@ -1,21 +1,42 @@
-"""The state of a tracker at one moment, and the digest that identifies it."""
+"""The state of a tracker at one moment, the digest that identifies it, and the checkpoint that is written of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+import spo_verl
+from spo_verl.errors import SpoCheckpointError, SpoStateError
+from spo_verl.tracker import folder as folders
+from spo_verl.tracker.arguments import checked_whole
+from spo_verl.tracker.layout import (
+    PROMPTS,
+    RESPONSES,
+    ROLLOUTS,
+    ROLLOUTS_SCHEMA,
+    prompt_columns,
+    prompts_schema,
+    responses_schema,
+    target_of,
+)
 from spo_verl.tracker.memory import MemoryView
 from spo_verl.tracker.reports import WriteReport
 from spo_verl.tracker.rollouts import Ledger
 from spo_verl.tracker.settings import TrackerSettings
-from spo_verl.tracker.table import PromptTable
+from spo_verl.tracker.table import KEY_BYTES, PromptTable, fingerprint
+
+BATCH_ROWS = 1_000_000
+"""Prompts that are written at a time."""
 
 
 def open_rows(ledger: Ledger) -> list[list[Any]]:
@@ -83,7 +104,123 @@ class Snapshot:
         return sha.hexdigest()
 
     def write(self, folder: str | Path, *, step: int = 0, extra: dict[str, Any] | None = None) -> WriteReport:
-        """Write the checkpoint folder; see :func:`spo_verl.tracker.checkpoint.write`."""
-        from spo_verl.tracker import checkpoint  # it builds on this module
+        """Write the checkpoint folder; see :func:`write`."""
+        return write(self, folder, step=step, extra=extra)
 
-        return checkpoint.write(self, folder, step=step, extra=extra)
+
+def check_extra(extra: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of what is to be saved along; raises :class:`SpoStateError` where JSON would change it."""
+    if extra is not None and not isinstance(extra, dict):
+        raise SpoStateError(f"extra is a {type(extra).__name__}; pass a dictionary.")
+    try:
+        copied = json.loads(json.dumps(extra or {}, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpoStateError(f"extra cannot be saved as JSON: {error}; pass plain numbers, strings, lists.") from error
+    if copied != (extra or {}):
+        raise SpoStateError("extra would come back changed from JSON; use string keys, and lists for tuples.")
+    return dict(copied)
+
+
+def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str, Any] | None) -> WriteReport:
+    """Write a checkpoint folder at once or not at all, replacing what stands there.
+
+    Raises:
+        SpoStateError: ``extra`` is not JSON, or ``step`` is not a whole number >= 0.
+        SpoCheckpointError: the file system refused; what stood there is still there.
+    """
+    target, step, extra = target_of(folder), checked_whole("step", step), check_extra(extra)
+    began = time.perf_counter()
+    table, memory, ledger = snapshot.table, snapshot.memory, snapshot.ledger
+    prompts = prompts_schema(prompt_columns(moved=table.moved_P is not None))
+    try:
+        with folders.staged(target) as staging:
+            files = {
+                PROMPTS: _write_arrow(staging / PROMPTS, prompts, _prompt_batches(table, prompts)),
+                RESPONSES: _write_arrow(
+                    staging / RESPONSES, responses_schema(sorted(memory.log_prob)), _response_batches(memory)
+                ),
+                ROLLOUTS: _write_arrow(staging / ROLLOUTS, ROLLOUTS_SCHEMA, _rollout_batches(ledger)),
+            }
+            text = _manifest(snapshot, step, extra, files).dumps()
+            with folders.HashingFile(staging / folders.MANIFEST) as file:
+                file.write(text.encode())
+    except OSError as error:
+        raise SpoCheckpointError(
+            f"writing the tracker checkpoint {target} failed: {error}. What stood there before has not been "
+            "touched; make room or mend the folder's permissions and save again."
+        ) from error
+    nbytes = sum(entry["bytes"] for entry in files.values()) + len(text)
+    return WriteReport(str(target), snapshot.digest, nbytes, time.perf_counter() - began)
+
+
+def _manifest(snapshot: Snapshot, step: int, extra: dict[str, Any], files: dict[str, Any]) -> folders.Manifest:
+    table, memory, ledger = snapshot.table, snapshot.memory, snapshot.ledger
+    return folders.Manifest(
+        format=folders.FORMAT,
+        format_version=folders.FORMAT_VERSION,
+        spo_verl_version=spo_verl.__version__,
+        step=step,
+        dataset={"prompts": table.active, "fingerprint": fingerprint(table.key_P[: table.active])},
+        settings=snapshot.settings.as_json(),
+        counts={
+            "rows": len(table),
+            "aside": len(table) - table.active,
+            "stored_responses": len(memory),
+            "stored_tokens": int(memory.length_E.sum()),
+            "open": len(ledger.open),
+            "recent": len(ledger.recent),
+        },
+        counters=snapshot.counters,
+        random=snapshot.random,
+        files=files,
+        digest=snapshot.digest,
+        extra=extra,
+        clock=snapshot.clock,
+    )
+
+
+def _prompt_batches(table: PromptTable, schema: Any) -> Iterator[Any]:
+    for first in range(0, len(table), BATCH_ROWS):
+        rows = slice(first, first + BATCH_ROWS)
+        key_P = table.key_P[rows]
+        buffers = [None, pa.py_buffer(key_P.view(np.uint8))]
+        keys = pa.Array.from_buffers(pa.binary(KEY_BYTES), len(key_P), buffers)
+        columns = [pa.array(column_P[rows]) for _, column_P in table.columns()]
+        yield pa.record_batch([keys, *columns], schema=schema)
+
+
+def _ragged(length_B: NDArray, values_N: NDArray) -> Any:
+    offset = np.zeros(len(length_B) + 1, dtype=np.int32)
+    np.cumsum(length_B, out=offset[1:])
+    return pa.ListArray.from_arrays(pa.array(offset), pa.array(values_N))
+
+
+def _response_batches(memory: MemoryView) -> Iterator[Any]:
+    references = sorted(memory.log_prob)
+    for packed in memory.chunks():
+        columns = [
+            pa.array(packed.slot_B),
+            pa.array(packed.prompt_hash_B),
+            _ragged(packed.length_B, packed.token_N),
+            _ragged((packed.length_B + 7) // 8, packed.mask_byte_M),
+            *(_ragged(packed.length_B, packed.log_prob[name]) for name in references),
+        ]
+        yield pa.record_batch(columns, schema=responses_schema(references))
+
+
+def _rollout_batches(ledger: Ledger) -> Iterator[Any]:
+    rows = [(uid, True, *rest) for uid, *rest in open_rows(ledger)]
+    rows += [(uid, False, None, None, None, None, sessions) for uid, sessions in recent_rows(ledger)]
+    if rows:
+        columns = [
+            pa.array(column, type=entry.type)
+            for column, entry in zip(zip(*rows, strict=True), ROLLOUTS_SCHEMA, strict=True)
+        ]
+        yield pa.record_batch(columns, schema=ROLLOUTS_SCHEMA)
+
+
+def _write_arrow(path: Path, schema: Any, batches: Iterator[Any]) -> dict[str, Any]:
+    with folders.HashingFile(path) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return file.entry

@@ -29,7 +29,7 @@ from verl.utils.skip import SkipManager
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.values import OfflineValues, merge, provenance
 from spo_verl.errors import SpoStateError, SpoValuesError
-from spo_verl.files import content_faults, read_json
+from spo_verl.files import content_faults, read_json, replacing
 from spo_verl.training import seams
 from spo_verl.training.checks import check
 from spo_verl.training.logs import configure_logging
@@ -80,9 +80,8 @@ class Parts:
         file = self.folder / SETTINGS_FILE
         if not file.exists():
             self.started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            scratch = file.with_suffix(".writing")
-            scratch.write_text(json.dumps({**self.settings, "started": self.started}, indent=2, sort_keys=True))
-            os.replace(scratch, file)
+            with replacing(file, SpoValuesError) as stage:
+                stage().write_text(json.dumps({**self.settings, "started": self.started}, indent=2, sort_keys=True))
             return
         before = read_json(file, SpoValuesError)
         with content_faults(file, SpoValuesError, f"remove {self.folder} to start anew"):

@@ -11,34 +11,11 @@ import functools
 import importlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from spo_verl import SUPPORTED_VERL
 from spo_verl.errors import SpoVersionError
-
-
-@dataclass(frozen=True)
-class Seam:
-    """One name that the plugin builds on.
-
-    Attributes:
-        module: where it is imported from.
-        name: dotted name inside the module.
-        use: ``override`` (a method that the SPO trainer replaces and calls through ``super``), ``wrap`` (a name
-            the plugin extends in place), ``read`` (called or read as it is).
-        signature: parameters as ``inspect.signature`` shows them without annotations; empty for what is no function.
-    """
-
-    module: str
-    name: str
-    use: Literal["override", "wrap", "read"]
-    signature: str = ""
-
-    @property
-    def target(self) -> str:
-        return f"{self.module}:{self.name}"
-
+from spo_verl.seam import Seam
 
 _BASE = "verl.trainer.ppo.v1.trainer_base"
 _BUFFER = "verl.trainer.ppo.v1.replay_buffer"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from spo_verl.cli.data_files import Columns, DataFiles
 from spo_verl.cli.values import dump_files, kind_of
 from spo_verl.config import SpoConfig
 from spo_verl.data import dataset_keys
+from spo_verl.data.data_files import Columns, DataFiles
 from spo_verl.data.values import OfflineValues
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import Tracker

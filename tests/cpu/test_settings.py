@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 
+from spo_verl.conf import chosen_platform
 from spo_verl.cpu.weight_transfer import ENGINE_MODULE
 from tests.cpu.composing import compose, composed_configs
 
@@ -85,3 +86,8 @@ def test_without_the_platform_the_group_does_not_exist() -> None:
     config, stock = composed_configs(done)
     assert config.pop("platform") == "cpu"
     assert config == stock
+
+
+@pytest.mark.parametrize(("environ", "platform"), [({}, ""), ({"VERL_PLATFORM": " CPU\n"}, "cpu")])
+def test_the_platform_is_read_as_verl_reads_it(environ: dict[str, str], platform: str) -> None:
+    assert chosen_platform(environ) == platform

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spo_verl.cli.data_files import DataFiles
+from spo_verl.data.data_files import DataFiles
 from spo_verl.evaluation.generations import DataSources, EvaluationError, files_of, read_generations
 from tests.cli.helpers import row, write_rows
 from tests.evaluation.files import answers, dump_line, write_lines

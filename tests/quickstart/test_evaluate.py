@@ -49,7 +49,7 @@ def test_agreement_by_hand() -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_each_prompt_meets_its_own_value(tmp_path: Path, reverse: bool) -> None:
     """Tracker, values and task each have an order of their own; prompts are matched by identity."""
-    from spo_verl.cli.data_files import DataFiles
+    from spo_verl.data.data_files import DataFiles
 
     task = build_task(train=16, held_out=16, seed=0, probe=8)
     run = RunFolder(tmp_path)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from spo_verl.launching.composition import Composed
+from spo_verl.launching.composition import Composed, leaves
 from spo_verl.recipes.locate import Recipe, compose, recipes_in
 from tests.support import gsm8k
 
@@ -29,7 +29,7 @@ def composed(name: str, *overrides: str) -> Composed:
 
 def values(name: str, *overrides: str) -> dict[str, Any]:
     """Every key of a composed recipe, resolved, by its dotted name."""
-    return dict(_leaves(OmegaConf.to_container(composed(name, *overrides).config, resolve=True), ""))
+    return dict(leaves(OmegaConf.to_container(composed(name, *overrides).config, resolve=True)))
 
 
 @functools.cache
@@ -61,12 +61,3 @@ def real_rows(file: Path, count: int = 200) -> Path:
     problems = gsm8k.problems("train")[:count]
     answers = [problem["answer"].rpartition("#### ")[2].replace(",", "") for problem in problems]
     return write([row(p["question"], a, i) for i, (p, a) in enumerate(zip(problems, answers, strict=True))], file)
-
-
-def _leaves(node: Any, prefix: str) -> Any:
-    for name, value in node.items():
-        key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, key)
-        else:
-            yield key, value

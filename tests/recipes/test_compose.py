@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
+from spo_verl.launching.composition import problems_of
 from spo_verl.recipes.locate import find_recipe, recipes_in
-from spo_verl.recipes.rehearse import problems_of
 from tests.recipes.helpers import ENGINES, RECIPES, ROOT, composed, values
 
 STRATEGY = "actor_rollout_ref.actor.strategy"

@@ -2,9 +2,9 @@
 
 import pytest
 
+from spo_verl.launching.composition import problems_of
 from spo_verl.recipes import reduction
 from spo_verl.recipes.reduction import Files, changes, kind_of, overrides
-from spo_verl.recipes.rehearse import problems_of
 from tests.recipes.helpers import RECIPES, composed, values
 
 KEPT = (

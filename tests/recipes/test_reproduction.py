@@ -6,7 +6,7 @@ import shlex
 import pytest
 import yaml
 
-from spo_verl.recipes.rehearse import problems_of
+from spo_verl.launching.composition import problems_of
 from tests.docs.pages import DOCS, links, table_rows
 from tests.recipes.helpers import RECIPES, REPOSITORY, ROOT, composed, values
 

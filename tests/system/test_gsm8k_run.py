@@ -11,8 +11,8 @@ import re
 import numpy as np
 import pytest
 
-from spo_verl.cli.data_files import DataFiles
 from spo_verl.data import dataset_keys
+from spo_verl.data.data_files import DataFiles
 from spo_verl.tracker import Tracker, TrackerSettings
 from tests.support import gsm8k as problems
 from tests.system.gsm8k_run import BATCH, RESPONSE_TOKENS, STEPS

@@ -13,8 +13,8 @@ import pytest
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
 from spo_verl.tracker import Tracker, checkpoint
 from spo_verl.tracker import folder as folders
-from spo_verl.tracker.checkpoint import PROMPTS
 from spo_verl.tracker.folder import MANIFEST
+from spo_verl.tracker.layout import PROMPTS
 
 from .helpers import CONSTANT, folder_bytes, keys, train_step
 

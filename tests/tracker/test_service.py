@@ -155,9 +155,9 @@ def test_a_save_under_way_does_not_hold_up_the_verbs(cluster, tmp_path):
         """Writes only when the gate is open."""
 
         def begin_save(self, *args, **kwargs):
-            from spo_verl.tracker import checkpoint
+            from spo_verl.tracker import snapshot
 
-            write = checkpoint.write
+            write = snapshot.write
 
             def wait_and_write(*args, **kwargs):
                 deadline = time.monotonic() + 120
@@ -165,7 +165,7 @@ def test_a_save_under_way_does_not_hold_up_the_verbs(cluster, tmp_path):
                     time.sleep(0.01)
                 return write(*args, **kwargs)
 
-            checkpoint.write = wait_and_write
+            snapshot.write = wait_and_write
             return super().begin_save(*args, **kwargs)
 
     actor = cluster.remote(num_cpus=0, concurrency_groups={"save": 1})(SlowDisk).remote()

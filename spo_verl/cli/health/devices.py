@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from spo_verl.cli.health.findings import Finding
 from spo_verl.cli.health.processes import Answers
+from spo_verl.conf import chosen_platform
 
 DEVICE, RAY = "device", "Ray"
 _CPU_HINT = "to train on a CPU: export VERL_PLATFORM=cpu, and add +platform=cpu to the command line"
@@ -13,7 +14,7 @@ _CPU_HINT = "to train on a CPU: export VERL_PLATFORM=cpu, and add +platform=cpu 
 
 def device_findings(verl: Answers, devices: Answers, environ: Mapping[str, str]) -> Iterator[Finding]:
     """VERL_PLATFORM, verl's platform, torch and vLLM, and whether they agree."""
-    platform = environ.get("VERL_PLATFORM", "").strip().lower()
+    platform = chosen_platform(environ)
     yield _platform(platform, verl)
     yield _torch(platform, devices)
     yield _vllm(platform, devices)

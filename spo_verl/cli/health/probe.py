@@ -58,7 +58,9 @@ def seams() -> Any:
 
 def workarounds() -> Any:
     """What is changed in verl and vLLM on a CPU, and what of it does not fit; None where it is not active."""
-    if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
+    from spo_verl.conf import chosen_platform
+
+    if chosen_platform() != "cpu":
         return None
     # The import of verl activates them; they cannot be imported before it.
     import verl  # noqa: F401
