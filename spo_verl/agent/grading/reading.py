@@ -43,6 +43,16 @@ class Node(NamedTuple):
     places: int | None = None
 
 
+def walk(node: Node) -> list[Node]:
+    """An expression and all its parts."""
+    return [node, *(inner for one in node.args for inner in walk(one))]
+
+
+def variables(node: Node) -> set[str]:
+    """The names of the variables of an expression."""
+    return {one.name for one in walk(node) if one.op == "sym"}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What an answer says.
@@ -222,9 +232,9 @@ def _equal(sides: list[list[Token]], text: str) -> Answer:
     read_values = [_answer(side) if _split(side)[1:] else _value(side) for side in values]
     if any(value.kind in {"other", "words"} for value in read_values):
         raise Unreadable("a side that is not read")
-    if len(values) > 1 and not names and any(_variables(value.node) for value in read_values if value.node):
+    if len(values) > 1 and not names and any(variables(value.node) for value in read_values if value.node):
         return _equation(sides, text, ())
-    if names and any(names[0] in _variables(value.node) for value in read_values if value.node):
+    if names and any(names[0] in variables(value.node) for value in read_values if value.node):
         return _equation(sides, text, ())
     if len(read_values) == 1:
         return Answer(**{**read_values[0].__dict__, "names": names})
@@ -236,18 +246,6 @@ def _equation(sides: list[list[Token]], text: str, names: tuple[str, ...]) -> An
         raise Unreadable("a chain of equations")
     left, right = (_expression(side) for side in sides)
     return Answer("equation", text, node=Node("add", (left, Node("neg", (right,)))), names=names)
-
-
-def _variables(node: Node | None) -> set[str]:
-    if node is None:
-        return set()
-    return (
-        {node.name}
-        if node.op == "sym"
-        else set().union(*(_variables(one) for one in node.args))
-        if node.args
-        else set()
-    )
 
 
 def _name(side: list[Token]) -> str | None:
@@ -277,7 +275,7 @@ def _inequality(sides: list[list[Token]], signs: list[str]) -> Answer:
     names = [_name(side) for side in sides]
     where = [position for position, name in enumerate(names) if name is not None]
     ends = [parts[position] for position in range(len(parts)) if position not in where]
-    if len(where) == 1 and signs != ["!="] and not any(_variables(end.node) for end in ends):
+    if len(where) == 1 and signs != ["!="] and not any(variables(end.node) for end in ends if end.node):
         name = names[where[0]] or ""
         minus, plus = Answer("number", "-\\infty", Node("neg", (INFINITY,))), Answer("number", "\\infty", INFINITY)
         if len(parts) == 3 and where[0] == 1:
