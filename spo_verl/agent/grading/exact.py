@@ -32,7 +32,7 @@ from typing import Any
 from spo_verl.agent.grading import field
 from spo_verl.agent.grading.field import TooHard as TooHard
 from spo_verl.agent.grading.field import Undefined as Undefined
-from spo_verl.agent.grading.field import has_sign, prime_factors
+from spo_verl.agent.grading.field import factorial, has_sign, prime_factors
 from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 QUICK_BITS = 4_096
@@ -374,19 +374,19 @@ class _Folding:
             return number(abs(one.value))
         return self._neg(one) if _sign(one) < 0 else one
 
-    def _fact(self, one: Node) -> Node:
+    def _fact(self, one: Node, step: Node) -> Node:
         value = _whole(one)
         if value < 0:
             raise Undefined
         if value > self.bits // 4 or math.lgamma(value + 1) / math.log(2) > self.bits:
             raise TooHard("a large factorial")
-        return number(math.factorial(value))
+        return number(factorial(value, _whole(step)))
 
     def _binom(self, one: Node, other: Node) -> Node:
         over, under = _whole(one), _whole(other)
-        if over < 0 or under < 0:
-            raise TooHard("a binomial of negative numbers")
-        if under > over:
+        if over < 0:
+            raise TooHard("a binomial of a negative number")
+        if not 0 <= under <= over:
             return number(0)
         if over > self.bits:
             raise TooHard("a large binomial")
@@ -428,8 +428,10 @@ class _Folding:
             return Node("add", (self._cosine(angle), Node("mul", (IMAGINARY, self._cosine(Fraction(1, 2) - angle)))))
         if base == E and exponent.op == "ln":
             return self.fold(exponent.args[0])
-        exponent = self.fold(exponent)
+        power, exponent = exponent, self.fold(exponent)
         base = self.fold(base) if exponent.op == "num" and exponent.value > 0 else self._nonzero(base)
+        if _is_zero(base):
+            self._nonzero(power)
         if exponent.op != "num":
             return self._named("pow", base, exponent)
         over, under = exponent.value.numerator, exponent.value.denominator

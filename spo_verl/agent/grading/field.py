@@ -223,6 +223,11 @@ def prime_factors(value: Fraction) -> dict[int, int]:
     return {prime: exponent for prime, exponent in found.items() if exponent}
 
 
+def factorial(n: int, step: int) -> int:
+    """``n (n - step) (n - 2 step) ...``"""
+    return math.factorial(n) if step == 1 else math.prod(range(n, 0, -step))
+
+
 class _Point:
     """Random values of the variables in one field."""
 
@@ -376,16 +381,16 @@ class _Point:
         found = self.value(base) if power.denominator == 1 else self._root(Fraction(power.denominator), base)
         return _to_the(found, power.numerator, self.prime)
 
-    def _counted(self, kind: str, over: Fraction, under: Fraction = Fraction(0)) -> Element:
+    def _counted(self, kind: str, over: Fraction, under: Fraction) -> Element:
         """A factorial or binomial."""
         if over.denominator != 1 or under.denominator != 1 or max(over, under) > MAX_FACTORIAL:
             raise TooHard("a factorial of a large number or of none")
         if over < 0 and kind == "fact":
             raise Undefined
-        if over < 0 or under < 0:
-            raise TooHard("a binomial of negative numbers")
+        if over < 0:
+            raise TooHard("a binomial of a negative number")
         n, k = over.numerator, under.numerator
-        return (math.factorial(n) if kind == "fact" else math.comb(n, k)) % self.prime, 0
+        return (factorial(n, k) if kind == "fact" else math.comb(n, k) if k >= 0 else 0) % self.prime, 0
 
     def _logarithm(self, node: Node) -> Element:
         """The natural logarithm, which is defined for positive values."""
