@@ -13,8 +13,8 @@ constants close to their values. Two expressions that differ agree at a random p
 2^-40 (Schwartz and Zippel), and several points are tried. Sides that are equal only by a relation among such numbers
 that is not known (is ``e + pi`` rational?) count as different.
 
-**Absolute values, roots and exponents with variables** must agree in finite fields too, as points do not show
-what is on other branches (`spo_verl.agent.grading.field`).
+**Functions, roots, absolute values and exponents with variables** must agree in finite fields too, as points do not
+show what is on other branches (`spo_verl.agent.grading.field`).
 
 Whatever exceeds the bounds raises `TooHard`: no verdict is better than a wrong one.
 """
@@ -32,7 +32,7 @@ from typing import Any
 from spo_verl.agent.grading import field
 from spo_verl.agent.grading.field import TooHard as TooHard
 from spo_verl.agent.grading.field import Undefined as Undefined
-from spo_verl.agent.grading.field import factorial, has_sign, prime_factors
+from spo_verl.agent.grading.field import factorial, has_branches, prime_factors, with_number_for_i
 from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 QUICK_BITS = 4_096
@@ -106,11 +106,7 @@ def proportional(one: Node, other: Node) -> bool:
 
 def _elsewhere(node: Node) -> Node:
     """The expression with other variables."""
-    return (
-        node._replace(name=node.name + "'")
-        if node.op == "sym"
-        else node._replace(args=tuple(map(_elsewhere, node.args)))
-    )
+    return node._replace(name=node.name + "'" * (node.op == "sym"), args=tuple(map(_elsewhere, node.args)))
 
 
 def rounds_to(node: Node, decimal: Fraction, places: int) -> bool:
@@ -180,7 +176,7 @@ def vanishes(node: Node, *, together: tuple[Node, ...] = (), formal: Node | None
             break
     else:
         raise Undefined
-    if not names or (mode == "real" and not any(map(has_sign, walk(node)))):
+    if not names or (mode == "real" and not any(map(has_branches, walk(node)))):
         return True
     return field.vanishes(formal or node, together, mode, _real_sign)
 
@@ -534,7 +530,7 @@ class _Folding:
             point = {**self.point, "pi": number(one)}
             folding = _Folding(point, self.bits)
             try:
-                value = folding.fold(_replaced(argument, number(other)) if imaginary else argument)
+                value = folding.fold(with_number_for_i(argument, number(other)) if imaginary else argument)
             except (TooHard, Undefined):
                 return None
             if value.op != "num":
@@ -602,17 +598,6 @@ def _digest(node: Node) -> str:
     """A short text that tells expressions apart, however long their numbers are."""
     parts = [node.op, node.name, hex(node.value.numerator), hex(node.value.denominator), *map(_digest, node.args)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
-def _replaced(node: Node, value: Node) -> Node:
-    """The expression with a number in place of i."""
-    return (
-        value
-        if node == IMAGINARY
-        else node._replace(args=tuple(_replaced(one, value) for one in node.args))
-        if node.args
-        else node
-    )
 
 
 def _whole(node: Node) -> int:

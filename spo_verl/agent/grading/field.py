@@ -68,7 +68,7 @@ def vanishes(node: Node, together: tuple[Node, ...], mode: str, real_sign: Calla
     step = math.lcm(8, *range(1, SMALL + 1), *numbers - {0})
     if step.bit_length() > MAX_BITS:
         raise TooHard("large numbers beside variables")
-    signed = [*_sums(node), *_constants(node)] if any(map(has_sign, every)) else []
+    signed = [*_sums(node), *_constants(node)] if any(map(has_branches, every)) else []
     real_sign = functools.cache(real_sign)
     found = 0
     for attempt in range(ATTEMPTS):
@@ -91,12 +91,19 @@ def vanishes(node: Node, together: tuple[Node, ...], mode: str, real_sign: Calla
     raise TooHard("too few points at which all is defined")
 
 
-def has_sign(node: Node) -> bool:
-    """Whether an expression is an absolute value or a root of something with variables."""
+def has_branches(node: Node) -> bool:
+    """Whether an expression is an absolute value, root or logarithm of something with variables."""
     if node.op == "pow":
         base, exponent = node.args
         return not (_is_whole(exponent) or variables(exponent)) and bool(variables(base))
-    return node.op in {"abs", "root"} and bool(variables(node))
+    return node.op in {"abs", "root", "ln", "log"} and bool(variables(node))
+
+
+def with_number_for_i(node: Node, value: Node) -> Node:
+    """The expression with a number in place of i."""
+    if node == IMAGINARY:
+        return value
+    return node._replace(args=tuple(with_number_for_i(one, value) for one in node.args))
 
 
 def _is_whole(node: Node) -> bool:
@@ -374,6 +381,13 @@ class _Point:
         return 0, root
 
     def _power(self, base: Node, exponent: Node) -> Element:
+        if base == E and exponent.op == "ln":
+            return self.value(exponent.args[0])
+        if base == E and any(one == IMAGINARY for one in walk(exponent)):
+            once, twice = (with_number_for_i(exponent, Node("num", value=Fraction(times))) for times in (1, 2))
+            if self.exact(twice) != 2 * self.exact(once):
+                raise TooHard("an exponent that is no angle")
+            return self._on_circle(once)
         try:
             power = self.exact(exponent)
         except TooHard:
@@ -421,10 +435,7 @@ class _Point:
     def _trigonometric(self, name: str, argument: Node) -> Element:
         if name in {"arcsin", "arccos", "arctan"}:
             return self._random(name, self.value(argument)), 0
-        if (angle := self.exact(argument) * self.step).denominator != 1:
-            raise TooHard("a small part of an angle")
-        point = _to_the(_circle(self.prime)[0], angle.numerator % (self.prime + 1), self.prime)
-        cosine, sine = ((part, 0) for part in point)
+        cosine, sine = ((part, 0) for part in self._on_circle(argument))
         over, under = {
             "sin": (sine, (1, 0)),
             "cos": (cosine, (1, 0)),
@@ -434,6 +445,18 @@ class _Point:
             "csc": ((1, 0), sine),
         }[name]
         return _times(over, _inverse(under, self.prime), self.prime)
+
+    def _on_circle(self, angle: Node) -> Element:
+        """The point with an angle; where the angle is no power of the first point, any, the same for the same angle."""
+        try:
+            power = self.exact(angle) * self.step
+        except TooHard:
+            power = Fraction(1, 2)
+        if power.denominator != 1:
+            real = self._real(angle)
+            size = min(real, self.prime - real)
+            power = Fraction(self._random("angle", (size, 0)) * (1 if size == real else -1))
+        return _to_the(_circle(self.prime)[0], power.numerator % (self.prime + 1), self.prime)
 
     def _random(self, name: str, *args: Element) -> int:
         """The value of a function of which nothing is known here."""
