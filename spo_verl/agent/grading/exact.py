@@ -178,7 +178,7 @@ def vanishes(node: Node, *, together: tuple[Node, ...] = (), formal: Node | None
         raise Undefined
     if not names or (mode == "real" and not any(map(has_branches, walk(node)))):
         return True
-    return field.vanishes(formal or node, together, mode, _real_sign)
+    return field.vanishes(formal or node, together, _real_sign)
 
 
 def _real_sign(node: Node) -> int:

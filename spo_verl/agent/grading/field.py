@@ -1,14 +1,14 @@
 r"""Expressions with variables in finite fields, where no branch of an absolute value is out of reach.
 
-Points near zero do not show that ``|x - 10^6|`` is something else than ``10^6 - x``, and no list of points would do.
-So an expression is also computed in fields of p elements, at random elements. There a square counts as positive and
-any other number as negative: p is 3 modulo 4, so that -1 is "negative", and the numbers of the expression are squares.
-Products, quotients, roots and absolute values then have the rules that they have for real numbers, but the sign of
-``x - 10^6`` is random. What is equal by these rules is equal here; what holds on one branch only is not.
+Points near zero do not show that ``|x - 10^6|`` is something else than ``10^6 - x``, and no list of points would do. So
+an expression is also computed in fields of p elements, at random elements. There a square counts as positive and any
+other number as negative: p is chosen such that -1 is no square and the numbers in the expression are squares. Products,
+quotients, roots and absolute values then have the rules that they have for real numbers, but the sign of ``x - 10^6``
+is random. What is equal by these rules is equal here; what holds on one branch only is not.
 
 Numbers of the form ``a + b i`` make up a field as well. Its elements with ``a^2 + b^2 = 1`` are the cosines and sines:
-they form a cyclic group, so an angle is a power of one element, and pi is half a turn. Exponents and
-angles are exact, not modulo p. All other functions get random values, the same for the same argument.
+they form a cyclic group, so an angle is a power of one element, and pi is half a turn. Exponents and angles are exact,
+not modulo p. All other functions get random values, the same for the same argument.
 
 A sum whose form shows that it is positive may be no square; such points are left out.
 """
@@ -34,7 +34,13 @@ SMALL = 64
 """Numbers up to it are positive in every field, and have roots of such degrees."""
 
 MAX_BITS = 20_000
-"""Bits of an exponent and of the numbers in a field's modulus."""
+"""Bits of an exponent or angle."""
+
+PART = 59 * 61
+"""Variables that may be no whole numbers are drawn as fractions with this denominator."""
+
+LARGE_BITS = 64
+"""Bits from which a number in an expression may be negative in a field."""
 
 MAX_FACTORIAL = 4_096
 _TEN = Node("num", value=Fraction(10))
@@ -51,13 +57,12 @@ class Undefined(Exception):
     """The expression has no value, as 1/0."""
 
 
-def vanishes(node: Node, together: tuple[Node, ...], mode: str, real_sign: Callable[[Node], int]) -> bool:
+def vanishes(node: Node, together: tuple[Node, ...], real_sign: Callable[[Node], int]) -> bool:
     """Whether an expression is zero in finite fields, at all points where those in ``together`` have a value.
 
     Args:
         node: with at least one variable.
         together: expressions that must have a value at the same points.
-        mode: ``natural`` draws small whole numbers, ``whole`` small and large ones.
         real_sign: the sign of an expression without variables.
 
     Raises:
@@ -65,14 +70,13 @@ def vanishes(node: Node, together: tuple[Node, ...], mode: str, real_sign: Calla
     """
     every = [*walk(node), *(one for part in together for one in walk(part))]
     numbers = {part for one in every if one.op == "num" for part in (one.value.numerator, one.value.denominator)}
-    step = math.lcm(8, *range(1, SMALL + 1), *numbers - {0})
-    if step.bit_length() > MAX_BITS:
-        raise TooHard("large numbers beside variables")
+    step = math.lcm(8, *range(1, SMALL + 1), *(one for one in numbers if one and one.bit_length() < LARGE_BITS))
     signed = [*_sums(node), *_constants(node)] if any(map(has_branches, every)) else []
+    natural, whole = (set().union(*map(variables, parts)) for parts in zip(*map(_counting, every), strict=True))
     real_sign = functools.cache(real_sign)
     found = 0
     for attempt in range(ATTEMPTS):
-        point = _Point(step, attempt, mode, real_sign)
+        point = _Point(step, attempt, natural, whole, real_sign)
         try:
             if not all(map(point.is_ordered, signed)):
                 continue
@@ -97,6 +101,15 @@ def has_branches(node: Node) -> bool:
         base, exponent = node.args
         return not (_is_whole(exponent) or variables(exponent)) and bool(variables(base))
     return node.op in {"abs", "root", "ln", "log"} and bool(variables(node))
+
+
+def _counting(node: Node) -> tuple[Node, Node]:
+    """The parts of an expression that must be natural and whole numbers: under factorials, and over what has a sign."""
+    nothing = Node("num")
+    if node.op in {"fact", "binom"}:
+        return node, nothing
+    powers = node.op == "pow" and (variables(node.args[0]) or not _never_negative(node.args[0]))
+    return nothing, node.args[1] if powers else nothing
 
 
 def with_number_for_i(node: Node, value: Node) -> Node:
@@ -238,12 +251,12 @@ def factorial(n: int, step: int) -> int:
 class _Point:
     """Random values of the variables in one field."""
 
-    def __init__(self, step: int, attempt: int, mode: str, real_sign: Callable[[Node], int]) -> None:
+    def __init__(
+        self, step: int, attempt: int, natural: set[str], whole: set[str], real_sign: Callable[[Node], int]
+    ) -> None:
         self.prime = _field(step, attempt // ATTEMPTS_IN_FIELD)
-        self.step, self.mode, self.real_sign, self.seed = step, mode, real_sign, f"{attempt} {mode}"
-        self.values: dict[int, Element] = {}
-        bits = [5, 12, 256] if mode == "whole" else [5, 12] if mode == "natural" else [256]
-        self.bits = bits[attempt % len(bits)]
+        self.step, self.attempt, self.natural, self.whole, self.real_sign = step, attempt, natural, whole, real_sign
+        self.values: dict[int, tuple[Element, Node]] = {}
 
     def has_value(self, node: Node) -> bool:
         """Whether an expression is defined.
@@ -272,8 +285,8 @@ class _Point:
             Undefined: there is none.
         """
         if id(node) not in self.values:
-            self.values[id(node)] = self._compute(node)
-        return self.values[id(node)]
+            self.values[id(node)] = self._compute(node), node  # the node is kept, so that no other has its id
+        return self.values[id(node)][0]
 
     def _compute(self, node: Node) -> Element:
         prime, args = self.prime, node.args
@@ -312,15 +325,17 @@ class _Point:
 
     def _symbol(self, node: Node) -> Fraction:
         """The number that stands for a variable or constant; pi is half a turn, e is positive."""
-        draw = random.Random(f"{self.seed} {node.op} {node.name}")
+        draw = random.Random(f"{self.attempt} {node.op} {node.name}")
         if node == PI:
             return Fraction(_circle(self.prime)[1], self.step)
         if node == E:
             return Fraction(draw.getrandbits(256) ** 2)
         if node.op == "const":
             raise Undefined
-        sign = 1 if self.mode == "natural" else draw.choice([-1, 1])
-        return Fraction(sign * (draw.getrandbits(self.bits) + 2))
+        if node.name in self.natural:
+            return Fraction(draw.getrandbits([5, 12][self.attempt % 2]) + 2)
+        number = draw.choice([-1, 1]) * (draw.getrandbits(256) + 2)
+        return Fraction(number, 1 if node.name in self.whole else PART)
 
     def exact(self, node: Node) -> Fraction:
         """The value of an exponent or angle, not modulo the prime.

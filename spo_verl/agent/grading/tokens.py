@@ -139,7 +139,7 @@ _SAME = {
 }
 _PLAIN = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "pi"}
 _INFIX = {"\\over": "\\frac", "\\choose": "\\binom"}
-_PLAIN_INFINITY = {"inf", "infty", "infinity", "oo"}
+_PLAIN_INFINITY = {"inf", "infty", "infinity", "Infinity", "oo"}
 _SHORT_WORDS = words(
     "or and of to is no not if by up at cm km mm kg mg ml ft lb lbs yd oz hr hrs min sec mi am pm th st nd rd kw us in "
     "it on an as be so"
@@ -259,7 +259,7 @@ def _letters(run: str, *, text_mode: bool, after_number: bool) -> list[tuple[str
         return [("word", _word(run))]
     if run in _PLAIN:
         return [("command", "\\" + run)]
-    if run.lower() in _PLAIN_INFINITY:
+    if run in _PLAIN_INFINITY:
         return [("command", r"\infty")]
     if run.lower() in _SHORT_WORDS and len(run) > 1 and (after_number or run.lower() in {"or", "and"}):
         return [("word", _word(run))]
