@@ -9,6 +9,7 @@
 | ``units`` | words behind numbers |
 | ``comparing`` | whether two answers say the same |
 | ``exact`` | whether two expressions are equal, exactly and with bounded work |
+| ``field`` | whether expressions with variables are equal on all branches |
 | ``foreign`` | sums, products, integrals and limits, which math-verify reads |
 | ``canonical`` | answers as short strings that vote; what is settled without algebra |
 | ``conditions`` | optional conditions on the form of a response |

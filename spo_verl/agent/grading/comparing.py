@@ -87,6 +87,8 @@ def same(answer: Answer, truth: Answer, equality: Equality) -> bool:
         return False
     if "equation" in (answer.kind, truth.kind):
         return _same_equation(answer, truth, equality)
+    if answer.node and answer.kind == "spaced" and truth.node and not truth.unit and not truth.names:
+        return equality(answer.node, truth.node)
     if {answer.kind, truth.kind} == {"set", "list"}:
         return _same_elements(_distinct(answer, equality), _distinct(truth, equality), equality)
     if answer.kind != truth.kind:
@@ -96,7 +98,7 @@ def same(answer: Answer, truth: Answer, equality: Equality) -> bool:
 
 def _same_kind(answer: Answer, truth: Answer, equality: Equality) -> bool:
     kind = answer.kind
-    if kind in {"other", "words", "based", "empty"}:
+    if kind in {"other", "words", "based", "empty", "spaced"}:
         return bool(answer.text) and answer.text == truth.text
     if kind == "number":
         return _same_number(answer, truth, equality)

@@ -13,9 +13,8 @@ constants close to their values. Two expressions that differ agree at a random p
 2^-40 (Schwartz and Zippel), and several points are tried. Sides that are equal only by a relation among such numbers
 that is not known (is ``e + pi`` rational?) count as different.
 
-**Absolute values and even roots of variables** change their sign, and no number of points shows where
-(``|x - 10^6|`` is ``10^6 - x`` at all small ones). So the sign is also replaced by others with the same rules: a Jacobi
-symbol is multiplicative too, -1 of -1 and here 1 of all small numbers.
+**Functions, roots, absolute values and exponents with variables** must agree in finite fields too, as points do not
+show what is on other branches (`spo_verl.agent.grading.field`).
 
 Whatever exceeds the bounds raises `TooHard`: no verdict is better than a wrong one.
 """
@@ -30,7 +29,11 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node
+from spo_verl.agent.grading import field
+from spo_verl.agent.grading.field import TooHard as TooHard
+from spo_verl.agent.grading.field import Undefined as Undefined
+from spo_verl.agent.grading.field import factorial, has_branches, prime_factors, with_number_for_i
+from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 QUICK_BITS = 4_096
 MAX_BITS = 120_000
@@ -38,23 +41,16 @@ MAX_BITS = 120_000
 
 MAX_DEGREE = 64
 POINTS = 5
-SIGNS = 24
-"""Signs other than the real one that are tried for absolute values and even roots of variables."""
+
+STABLE_BITS = 20
+"""Bits in which a divisor must not depend on the random digits of constants, which begin after 32 bits or later."""
 
 APPROXIMATE_PLACES = 6
 """A decimal with so many places and digits may stand for a number that has no finite decimal, if it is its rounding."""
 
 
-class TooHard(Exception):
-    """The comparison would exceed the bounds."""
-
-
 class NeedsAlgebra(Exception):
     """More than rational numbers are involved."""
-
-
-class Undefined(Exception):
-    """The expression has no value, as 1/0."""
 
 
 def number(value: int | Fraction) -> Node:
@@ -94,8 +90,8 @@ def proportional(one: Node, other: Node) -> bool:
     Raises:
         TooHard: no verdict within the bounds.
     """
-    names = sorted(_variables(one) | _variables(other))
-    if not names or _variables(one) != _variables(other):
+    names = sorted(variables(one) | variables(other))
+    if not names or variables(one) != variables(other):
         return False
     mode = _mode(one, other)
     first = _point(names, 1000, mode)
@@ -103,13 +99,20 @@ def proportional(one: Node, other: Node) -> bool:
     if _is_zero(at_first[0]) or _is_zero(at_first[1]):
         return False
     crossed = Node("add", (Node("mul", (one, at_first[1])), Node("neg", (Node("mul", (other, at_first[0])),))))
-    return vanishes(crossed, together=(one, other))
+    elsewhere = [_elsewhere(node) for node in (one, other)]
+    formal = Node("add", (Node("mul", (one, elsewhere[1])), Node("neg", (Node("mul", (other, elsewhere[0])),))))
+    return vanishes(crossed, together=(one, other), formal=formal)
+
+
+def _elsewhere(node: Node) -> Node:
+    """The expression with other variables."""
+    return node._replace(name=node.name + "'" * (node.op == "sym"), args=tuple(map(_elsewhere, node.args)))
 
 
 def rounds_to(node: Node, decimal: Fraction, places: int) -> bool:
     """Whether a decimal of six or more places and digits is the rounding of a number without a finite decimal."""
     digits = len(str(abs(decimal.numerator * 10**places // decimal.denominator)))
-    if places < APPROXIMATE_PLACES or digits < APPROXIMATE_PLACES or _variables(node):
+    if places < APPROXIMATE_PLACES or digits < APPROXIMATE_PLACES or variables(node):
         return False
     try:
         if _finite_decimal(node):
@@ -140,18 +143,19 @@ def is_finite_decimal(denominator: int) -> bool:
     return denominator == 1
 
 
-def vanishes(node: Node, *, together: tuple[Node, ...] = ()) -> bool:
+def vanishes(node: Node, *, together: tuple[Node, ...] = (), formal: Node | None = None) -> bool:
     """Whether an expression is zero wherever it is defined.
 
-    The expressions in ``together`` must be defined at the same points.
+    The expressions in ``together`` must be defined at the same points. ``formal`` is the same expression without
+    numbers that were computed, if it has any.
 
     Raises:
         TooHard: no verdict within the bounds.
         Undefined: it has no value at any point.
     """
-    names = sorted(_variables(node))
+    names = sorted(variables(node))
     mode = _mode(node)
-    wanted = POINTS if names else 2 if _constants(node) else 1
+    wanted = POINTS if names else 2 if _has_constants(node) else 1
     defined = 0
     for attempt in range(4 * wanted):
         point = _point(names, attempt, mode)
@@ -169,68 +173,17 @@ def vanishes(node: Node, *, together: tuple[Node, ...] = ()) -> bool:
             return False
         defined += 1
         if defined == wanted:
-            return _vanishes_for_all_signs(node, together, names, mode)
-    raise Undefined
-
-
-def _vanishes_for_all_signs(node: Node, together: tuple[Node, ...], names: list[str], mode: str) -> bool:
-    """Whether an expression stays zero where the sign of what has variables is replaced by other ones."""
-    if not any(map(_has_sign, _walk(node))):
+            break
+    else:
+        raise Undefined
+    if not names or (mode == "real" and not any(map(has_branches, walk(node)))):
         return True
-    for attempt in range(SIGNS):
-        folding = _Folding(_point(names, attempt, mode, wide=True), MAX_BITS, _modulus(attempt, mode))
-        try:
-            states = [_is_defined(folding, part) for part in together]
-            if any(states) and not all(states):
-                return False
-            if all(states) and not _is_zero(folding.fold(node)):
-                return False
-        except Undefined:
-            continue
-        except TooHard:  # the root is no rational number there, so that the real points decide
-            return True
-    return True
+    return field.vanishes(formal or node, together, _real_sign)
 
 
-def _has_sign(node: Node) -> bool:
-    """Whether an expression is an absolute value or a root of something with variables."""
-    if node.op == "pow":
-        base, exponent = node.args
-        whole = exponent.op == "num" and exponent.value.denominator == 1
-        return not whole and not _variables(exponent) and bool(_variables(base))
-    return node.op in {"abs", "root"} and bool(_variables(node))
-
-
-@functools.lru_cache(maxsize=4 * SIGNS)
-def _modulus(attempt: int, mode: str) -> int:
-    """A number to which -1 has the Jacobi symbol -1, and all small numbers have 1 (by quadratic reciprocity)."""
-    small = 50 if mode in {"natural", "whole"} else 1000
-    return (1 + random.Random(attempt).getrandbits(64)) * 8 * math.lcm(*range(1, small)) - 1
-
-
-def _jacobi(value: int, modulus: int) -> int:
-    """The Jacobi symbol; 1 instead of 0."""
-    value, sign = value % modulus, 1
-    while value:
-        twos = (value & -value).bit_length() - 1
-        value >>= twos
-        if twos % 2 and modulus % 8 in {3, 5}:
-            sign = -sign
-        if value % 4 == modulus % 4 == 3:
-            sign = -sign
-        value, modulus = modulus % value, value
-    return sign if modulus == 1 else 1
-
-
-def _never_negative(node: Node) -> bool:
-    """Whether the form of an expression shows that it is not negative for real variables."""
-    if node.op in {"num", "const"}:
-        return node.value >= 0 and node.name != "i"
-    if node.op == "pow":
-        base, exponent = node.args
-        even = exponent.op == "num" and exponent.value.denominator == 1 and exponent.value % 2 == 0
-        return (even and _is_real(base)) or _never_negative(base)
-    return node.op in {"abs", "add", "mul", "div"} and (node.op == "abs" or all(map(_never_negative, node.args)))
+def _real_sign(node: Node) -> int:
+    """The sign of an expression without variables."""
+    return _sign(_Folding(_point([], 0, "real"), MAX_BITS).fold(node))
 
 
 def _is_defined(folding: _Folding, node: Node) -> bool:
@@ -239,14 +192,6 @@ def _is_defined(folding: _Folding, node: Node) -> bool:
     except Undefined:
         return False
     return True
-
-
-def _walk(node: Node) -> list[Node]:
-    return [node, *(inner for one in node.args for inner in _walk(one))]
-
-
-def _variables(node: Node) -> set[str]:
-    return {one.name for one in _walk(node) if one.op == "sym"}
 
 
 def value_of(node: Node, digits: int) -> Any:
@@ -261,24 +206,29 @@ def value_of(node: Node, digits: int) -> Any:
     return _numeric(folded, 4 * digits + 2 * size + 64)
 
 
-def _constants(node: Node) -> bool:
-    return any(one.op in {"const", "log", *FUNCTIONS} for one in _walk(node))
+def _has_constants(node: Node) -> bool:
+    """Whether there are numbers that are drawn: pi, e, values of functions, powers with irrational exponents."""
+    return any(
+        one.op in {"const", "log", *FUNCTIONS}
+        or (one.op == "pow" and any(inner.op in {"root", "pow"} for inner in walk(one.args[1])))
+        for one in walk(node)
+    )
 
 
 def _mode(*nodes: Node) -> str:
     """How variables are drawn: whole numbers in exponents, positive ones under factorials, angles under sines."""
-    every = [one for node in nodes for one in _walk(node)]
-    if any(one.op in {"fact", "binom"} and _variables(one) for one in every):
+    every = [one for node in nodes for one in walk(node)]
+    if any(one.op in {"fact", "binom"} and variables(one) for one in every):
         return "natural"
-    if any(one.op == "pow" and _variables(one.args[1]) for one in every):
+    if any(one.op == "pow" and variables(one.args[1]) for one in every):
         return "whole"
-    if any(one.op in FUNCTIONS - {"ln"} and _variables(one) for one in every):
+    if any(one.op in FUNCTIONS - {"ln"} and variables(one) for one in every):
         return "angle"
     return "real"
 
 
-def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False, wide: bool = False) -> dict[str, Node]:
-    """Values of the constants and variables at a random point, the same for the same attempt; wide: large ones."""
+def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False) -> dict[str, Node]:
+    """Values of the constants and variables at a random point, the same for the same attempt."""
     draw = random.Random(f"{attempt} {mode}")
     near = _near_constants()
     point = {
@@ -288,7 +238,7 @@ def _point(names: list[str], attempt: int, mode: str, *, exact: bool = False, wi
     for name in names:
         sign = 1 if attempt % 2 or mode == "natural" else -1
         if mode in {"natural", "whole"}:
-            point["sym " + name] = number(sign * (draw.randint(1000, 3000) if wide else draw.randint(2, 11)))
+            point["sym " + name] = number(sign * draw.randint(2, 11))
         elif mode == "angle":
             turn = number(Fraction(sign * draw.choice([1, 2, 3, 4, 5, 6, 8, 9]), draw.choice([7, 11, 13])))
             point["sym " + name] = Node("mul", (turn, PI))
@@ -314,10 +264,18 @@ def _near_constants() -> dict[str, Fraction]:
 class _Folding:
     """Constants folded at one point: what is rational becomes one number, sines become algebraic where they are."""
 
-    def __init__(self, point: Mapping[str, Node], bits: int, modulus: int = 0) -> None:
-        self.point, self.bits, self.modulus = point, bits, modulus
+    def __init__(self, point: Mapping[str, Node], bits: int) -> None:
+        self.point, self.bits = point, bits
         self.quick = "pi" not in point
         self._opaque: list[tuple[str, tuple[Node, ...], Node]] = []
+
+    @functools.cached_property
+    def _twin(self) -> _Folding:
+        """The same point with other random digits of the constants."""
+        moved = {name: number(self.point[name].value + Fraction(1, 2**part)) for name, part in (("pi", 40), ("e", 41))}
+        twin = _Folding({**self.point, **moved}, self.bits)
+        twin.__dict__["_twin"] = twin
+        return twin
 
     def fold(self, node: Node) -> Node:
         """The expression with all that is rational computed.
@@ -343,6 +301,8 @@ class _Folding:
             return self.point[node.name]
         if node.op == "pow":
             return self._power(*node.args)
+        if node.op == "div":
+            return self._div(self.fold(node.args[0]), self._nonzero(node.args[1]))
         if node.op in {"ln", "log", *FUNCTIONS}:
             self._irrational(node)
         if node.op in {"ln", "log"}:
@@ -353,20 +313,23 @@ class _Folding:
             raise TooHard("two values")
         args = tuple(self.fold(one) for one in node.args)
         operation: Callable[..., Node] = getattr(self, "_" + node.op)
-        folded = operation(*args)
-        if node.op == "abs" or (node.op == "root" and _whole(args[0]) % 2 == 0):
-            return self._signed(node.args[-1], folded)
-        return folded
+        return operation(*args)
 
-    def _signed(self, inner: Node, folded: Node) -> Node:
-        """An absolute value or even root with another sign than the real one, if that is wanted."""
-        if not self.modulus or not _variables(inner):
-            return folded
-        if folded.op != "num":
-            raise TooHard("the sign of an irrational number")
-        if _never_negative(inner.args[0] if inner.op == "pow" else inner):
-            return folded
-        return number(folded.value * _jacobi(folded.value.numerator * folded.value.denominator, self.modulus))
+    def _nonzero(self, node: Node) -> Node:
+        """A folded divisor.
+
+        Raises:
+            Undefined: it is zero.
+            TooHard: it may be: the random digits of constants decide about its value, as in ``sin^2 1 + cos^2 1 - 1``.
+        """
+        folded = self.fold(node)
+        if _is_zero(folded):
+            raise Undefined
+        if _has_constants(node):
+            one, other = (_numeric(part, 128 + _bound(part)[1]) for part in (folded, self._twin.fold(node)))
+            if abs(one - other) > abs(one) * 2.0**-STABLE_BITS:
+                raise TooHard("a divisor that may be zero")
+        return folded
 
     def _irrational(self, node: Node) -> Node:
         """The expression, unless only fractions are wanted."""
@@ -395,8 +358,6 @@ class _Folding:
         return Node("mul", (one, other))
 
     def _div(self, one: Node, other: Node) -> Node:
-        if _is_zero(other):
-            raise Undefined
         if one.op == other.op == "num":
             return self._checked(one.value / other.value)
         return Node("div", (one, other))
@@ -409,19 +370,19 @@ class _Folding:
             return number(abs(one.value))
         return self._neg(one) if _sign(one) < 0 else one
 
-    def _fact(self, one: Node) -> Node:
+    def _fact(self, one: Node, step: Node) -> Node:
         value = _whole(one)
         if value < 0:
             raise Undefined
         if value > self.bits // 4 or math.lgamma(value + 1) / math.log(2) > self.bits:
             raise TooHard("a large factorial")
-        return number(math.factorial(value))
+        return number(factorial(value, _whole(step)))
 
     def _binom(self, one: Node, other: Node) -> Node:
         over, under = _whole(one), _whole(other)
-        if over < 0 or under < 0:
-            raise TooHard("a binomial of negative numbers")
-        if under > over:
+        if over < 0:
+            raise TooHard("a binomial of a negative number")
+        if not 0 <= under <= over:
             return number(0)
         if over > self.bits:
             raise TooHard("a large binomial")
@@ -463,8 +424,10 @@ class _Folding:
             return Node("add", (self._cosine(angle), Node("mul", (IMAGINARY, self._cosine(Fraction(1, 2) - angle)))))
         if base == E and exponent.op == "ln":
             return self.fold(exponent.args[0])
-        inner = base
-        base, exponent = self.fold(base), self.fold(exponent)
+        power, exponent = exponent, self.fold(exponent)
+        base = self.fold(base) if exponent.op == "num" and exponent.value > 0 else self._nonzero(base)
+        if _is_zero(base):
+            self._nonzero(power)
         if exponent.op != "num":
             return self._named("pow", base, exponent)
         over, under = exponent.value.numerator, exponent.value.denominator
@@ -476,15 +439,10 @@ class _Folding:
             raise TooHard("a large power")
         if under > 1:
             base = self._root(number(under), base)
-            base = base if under % 2 else self._signed(inner, base)
-        if over == 0 and _is_zero(base):
-            raise Undefined
         if base.op == "num":
             size = max(base.value.numerator.bit_length(), base.value.denominator.bit_length())
             if size * abs(over) > self.bits:
                 raise TooHard("a large power")
-            if base.value == 0 and over < 0:
-                raise Undefined
             return number(base.value**over)
         if over < 0:
             return self._div(number(1), self._power_of(base, -over))
@@ -507,14 +465,14 @@ class _Folding:
 
     def _logarithm(self, node: Node) -> Node:
         if node.op == "log" and len(node.args) == 2:
-            base = self._logarithm(Node("ln", (node.args[0],)))
-            return self._div(self._logarithm(Node("ln", (node.args[1],))), base)
+            argument, base = (Node("ln", (one,)) for one in node.args[::-1])
+            return self.fold(Node("div", (argument, base)))
         kind, argument = node.op, node.args[0]
         if kind == "ln" and argument == E:
             return number(1)
         if kind == "ln" and argument.op == "pow" and argument.args[0] == E:
             return self.fold(argument.args[1])
-        folded = self.fold(argument)
+        folded = self._nonzero(argument)
         power = Fraction(1)
         while folded.op == "root":
             power, folded = power / _whole(folded.args[0]), folded.args[1]
@@ -523,38 +481,32 @@ class _Folding:
         if folded.value <= 0:
             raise Undefined
         total: Node = number(0)
-        for prime, exponent in _factors(folded.value).items():
+        for prime, exponent in prime_factors(folded.value).items():
             total = self._add(total, self._mul(number(power * exponent), self._constant(kind, number(prime))))
         return total
 
     def _trigonometric(self, name: str, argument: Node) -> Node:
         if name in {"arcsin", "arccos", "arctan"}:
             return self._inverse(name, self.fold(argument))
+        if name not in {"sin", "cos"}:
+            sine, cosine = (Node(one, (argument,)) for one in ("sin", "cos"))
+            over, under = {
+                "tan": (sine, cosine),
+                "cot": (cosine, sine),
+                "sec": (number(1), cosine),
+                "csc": (number(1), sine),
+            }[name]
+            return self.fold(Node("div", (over, under)))
         turn = self._turn(argument)
         if turn is None:
             folded = self.fold(argument)
-            if _is_zero(folded):
-                turn = Fraction(0)
-            elif name in {"sin", "cos"}:
-                if _sign(folded) < 0:
-                    positive = self._named(name, self._neg(folded))
-                    return self._neg(positive) if name == "sin" else positive
-                return self._named(name, folded)
-            else:
-                sine, cosine = (self._trigonometric(one, argument) for one in ("sin", "cos"))
-                return self._quotient(name, sine, cosine)
-        return self._quotient(name, self._cosine(Fraction(1, 2) - turn), self._cosine(turn))
-
-    def _quotient(self, name: str, sine: Node, cosine: Node) -> Node:
-        if name in {"sin", "cos"}:
-            return sine if name == "sin" else cosine
-        over, under = {
-            "tan": (sine, cosine),
-            "cot": (cosine, sine),
-            "sec": (number(1), cosine),
-            "csc": (number(1), sine),
-        }[name]
-        return self._div(over, under)
+            if not _is_zero(folded):
+                if _sign(folded) > 0:
+                    return self._named(name, folded)
+                positive = self._named(name, self._neg(folded))
+                return self._neg(positive) if name == "sin" else positive
+            turn = Fraction(0)
+        return self._cosine(turn if name == "cos" else Fraction(1, 2) - turn)
 
     def _cosine(self, turn: Fraction) -> Node:
         """cos(turn * pi)."""
@@ -578,7 +530,7 @@ class _Folding:
             point = {**self.point, "pi": number(one)}
             folding = _Folding(point, self.bits)
             try:
-                value = folding.fold(_replaced(argument, number(other)) if imaginary else argument)
+                value = folding.fold(with_number_for_i(argument, number(other)) if imaginary else argument)
             except (TooHard, Undefined):
                 return None
             if value.op != "num":
@@ -591,7 +543,8 @@ class _Folding:
         import mpmath
 
         approximate = _numeric(value, 128)
-        if abs(approximate.imag) > 1e-20 or (name != "arctan" and abs(approximate.real) > 1 + 1e-15):
+        square = self._mul(value, value)
+        if abs(approximate.imag) > 1e-20 or (name != "arctan" and _sign(self._add(number(1), self._neg(square))) < 0):
             raise Undefined
         function = {"arcsin": mpmath.asin, "arccos": mpmath.acos, "arctan": mpmath.atan}[name]
         with mpmath.workprec(128):
@@ -602,7 +555,7 @@ class _Folding:
         if close:
             turn = Fraction(near, 120)
             back = {"arcsin": "sin", "arccos": "cos", "arctan": "tan"}[name]
-            again = self._quotient(back, self._cosine(Fraction(1, 2) - turn), self._cosine(turn))
+            again = self.fold(Node(back, (Node("mul", (number(turn), PI)),)))
             if _is_zero(Node("add", (again, Node("neg", (value,))))):
                 return self._mul(number(turn), self.fold(PI))
         return self._named(name, value)
@@ -647,17 +600,6 @@ def _digest(node: Node) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def _replaced(node: Node, value: Node) -> Node:
-    """The expression with a number in place of i."""
-    return (
-        value
-        if node == IMAGINARY
-        else node._replace(args=tuple(_replaced(one, value) for one in node.args))
-        if node.args
-        else node
-    )
-
-
 def _whole(node: Node) -> int:
     if node.op != "num" or node.value.denominator != 1:
         raise TooHard("a whole number is needed")
@@ -672,24 +614,6 @@ def _perfect_root(value: int, degree: int) -> int | None:
     while (better := ((degree - 1) * root + value // root ** (degree - 1)) // degree) < root:
         root = better
     return root if root**degree == value else None
-
-
-@functools.lru_cache(maxsize=256)
-def _factors(value: Fraction) -> dict[int, int]:
-    """Primes below 10,000 and what is left, with their exponents."""
-    found: dict[int, int] = {}
-    for part, sign in ((value.numerator, 1), (value.denominator, -1)):
-        prime = 2
-        while part > 1 and prime < 10_000:
-            if prime * prime > part:
-                break
-            while part % prime == 0:
-                part //= prime
-                found[prime] = found.get(prime, 0) + sign
-            prime += 1 if prime == 2 else 2
-        if part > 1:
-            found[part] = found.get(part, 0) + sign
-    return {prime: exponent for prime, exponent in found.items() if exponent}
 
 
 def _bound(node: Node) -> tuple[float, int]:
@@ -772,7 +696,7 @@ def _is_zero(node: Node) -> bool:
 
 
 def _is_real(node: Node) -> bool:
-    return not any(one == IMAGINARY for one in _walk(node))
+    return not any(one == IMAGINARY for one in walk(node))
 
 
 def _sign(node: Node) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
-from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Token, Unreadable, tokens, words, written
+from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Token, Unreadable, plain, tokens, words, written
 from spo_verl.agent.grading.units import SCALES, unit_of
 
 MAX_DIGITS = 400
@@ -28,8 +28,8 @@ class Node(NamedTuple):
 
     Attributes:
         op: ``num``, ``sym`` (variable), ``const`` (pi, e, i), ``add``, ``mul``, ``div``, ``neg``, ``pow``, ``root``
-            (degree, radicand), ``fact``, ``binom``, ``abs``, ``deg``, ``pm`` (either sign), ``log`` (base, argument),
-            or the name of a function.
+            (degree, radicand), ``fact`` (of a number, 2 for every second factor), ``binom``, ``abs``, ``deg``, ``pm``
+            (either sign), ``log`` (base, argument), or the name of a function.
         args: the operands.
         name: of a variable, constant.
         value: of a number.
@@ -43,6 +43,16 @@ class Node(NamedTuple):
     places: int | None = None
 
 
+def walk(node: Node) -> list[Node]:
+    """An expression and all its parts."""
+    return [node, *(inner for one in node.args for inner in walk(one))]
+
+
+def variables(node: Node) -> set[str]:
+    """The names of the variables of an expression."""
+    return {one.name for one in walk(node) if one.op == "sym"}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What an answer says.
@@ -50,7 +60,8 @@ class Answer:
     Attributes:
         kind: ``number`` (any expression), ``tuple`` (also an interval), ``set``, ``list`` (alternatives), ``union``,
             ``equal`` (sides that are all the same), ``equation``, ``relation``, ``matrix``, ``based`` (a numeral in a
-            base), ``ratio`` (also a time), ``words``, ``empty`` (the empty set), ``other``.
+            base), ``ratio`` (also a time), ``spaced`` (digits with ordinary spaces where thousands separators may
+            stand), ``words``, ``empty`` (the empty set), ``other``.
         text: how it is written; of words the words, of a relation its signs, of a tuple its brackets.
         node: the expression of a number or an equation (left side minus right side).
         parts: elements, in their order.
@@ -80,6 +91,7 @@ _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": 
 _IMPLIED = {"\\Rightarrow", "\\implies", "\\therefore", "\\rightarrow", "\\to"}
 _TIMES = {"\\cdot", "\\times", "*"}
 _MATRIX = re.compile(r"\\begin\s*\{([pb]?matrix)\}(.*)\\end\s*\{\1\}", re.DOTALL)
+_SPACED = re.compile(r"[\s$]*(-?[1-9]\d{0,2}(?:(?: |~|\\[ ;:])\d{3})+(?:\.\d+)?)[\s$]*")
 _BASES = {
     "two": 2,
     "three": 3,
@@ -100,6 +112,9 @@ def read(text: str) -> Answer:
     """What an answer says; kind ``other`` where that is not known for certain, with "" as text for no answer."""
     if len(text) > MAX_EXPRESSION:
         return Answer("other", " ".join(text.split()))
+    if spaced := _SPACED.fullmatch(plain(text)):
+        digits = re.sub(r"[^\d.-]", "", spaced[1])
+        return Answer("spaced", spaced[1], node=Node("num", value=Fraction(digits)))
     try:
         matrix = _MATRIX.search(text)
         if matrix and not re.sub(
@@ -222,9 +237,9 @@ def _equal(sides: list[list[Token]], text: str) -> Answer:
     read_values = [_answer(side) if _split(side)[1:] else _value(side) for side in values]
     if any(value.kind in {"other", "words"} for value in read_values):
         raise Unreadable("a side that is not read")
-    if len(values) > 1 and not names and any(_variables(value.node) for value in read_values if value.node):
+    if len(values) > 1 and not names and any(variables(value.node) for value in read_values if value.node):
         return _equation(sides, text, ())
-    if names and any(names[0] in _variables(value.node) for value in read_values if value.node):
+    if names and any(names[0] in variables(value.node) for value in read_values if value.node):
         return _equation(sides, text, ())
     if len(read_values) == 1:
         return Answer(**{**read_values[0].__dict__, "names": names})
@@ -236,18 +251,6 @@ def _equation(sides: list[list[Token]], text: str, names: tuple[str, ...]) -> An
         raise Unreadable("a chain of equations")
     left, right = (_expression(side) for side in sides)
     return Answer("equation", text, node=Node("add", (left, Node("neg", (right,)))), names=names)
-
-
-def _variables(node: Node | None) -> set[str]:
-    if node is None:
-        return set()
-    return (
-        {node.name}
-        if node.op == "sym"
-        else set().union(*(_variables(one) for one in node.args))
-        if node.args
-        else set()
-    )
 
 
 def _name(side: list[Token]) -> str | None:
@@ -277,7 +280,7 @@ def _inequality(sides: list[list[Token]], signs: list[str]) -> Answer:
     names = [_name(side) for side in sides]
     where = [position for position, name in enumerate(names) if name is not None]
     ends = [parts[position] for position in range(len(parts)) if position not in where]
-    if len(where) == 1 and signs != ["!="] and not any(_variables(end.node) for end in ends):
+    if len(where) == 1 and signs != ["!="] and not any(variables(end.node) for end in ends if end.node):
         name = names[where[0]] or ""
         minus, plus = Answer("number", "-\\infty", Node("neg", (INFINITY,))), Answer("number", "\\infty", INFINITY)
         if len(parts) == 3 and where[0] == 1:
@@ -550,9 +553,13 @@ class _Parser:
             token = self.peek()
             if token.text == "!":
                 self.next()
-                if self.peek().text == "!" and not self.peek().space:
-                    raise Unreadable("a double factorial")
-                node = Node("fact", (node,))
+                step = 1
+                while self.peek().text == "!" and not self.peek().space:
+                    self.next()
+                    step += 1
+                if step > 2:
+                    raise Unreadable("a factorial of more than two signs")
+                node = Node("fact", (node, Node("num", value=Fraction(step))))
             elif token.text == "^":
                 self.next()
                 if [self.peek(ahead).text for ahead in range(3)] == ["{", "\\circ", "}"]:
@@ -578,6 +585,11 @@ class _Parser:
             return self.number(token)
         if token.kind == "letter":
             return self.letter(token)
+        if token.text == "{" and self.peek().text == "}" and self.peek(1).text in {"_", "^"}:
+            self.next()
+            return self.atom()
+        if token.text in {"_", "^"}:
+            return self.choices()
         if token.text in {"(", "[", "{"}:
             node = self.sum()
             self.expect({"(": ")", "[": "]", "{": "}"}[token.text])
@@ -622,6 +634,8 @@ class _Parser:
         r"""The fraction of a mixed number, ``2 1/2`` or ``2\frac{1}{2}``, if one follows; it must be below 1."""
         ahead = [self.peek(place) for place in range(7)]
         texts = [token.text for token in ahead]
+        if texts[:2] == ["{", "\\frac"]:
+            raise Unreadable("a mixed number or a product")
         if ahead[0].kind == "number":
             if (
                 not ahead[0].space
@@ -687,6 +701,17 @@ class _Parser:
         if name in _CALLED and self.peek().text == "(":
             raise Unreadable("a function that is not known")
         return {"e": E, "i": IMAGINARY}.get(name) or Node("sym", name=name)
+
+    def choices(self) -> Node:
+        """``{}_{10}C_{3}``, ``{}^{10}C_{3}``, and with P for permutations."""
+        over, letter = self.braced(), self.next().text
+        self.expect("_")
+        under = self.braced()
+        if letter not in {"C", "P"}:
+            raise Unreadable("an index in front")
+        binomial = Node("binom", (over, under))
+        orders = Node("fact", (under, Node("num", value=Fraction(1))))
+        return binomial if letter == "C" else Node("mul", (binomial, orders))
 
     def command(self, name: str) -> Node:
         if name in {"frac", "binom"}:

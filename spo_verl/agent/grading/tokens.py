@@ -10,6 +10,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from spo_verl.agent.grading.units import SCALES
+
 MAX_EXPRESSION = 500
 """Characters up to which an answer is read; a longer one is right only if it is written exactly alike."""
 
@@ -30,7 +32,7 @@ class Token(NamedTuple):
     Attributes:
         kind: ``number`` (digits, perhaps with a point), ``power`` (``6.02e23``), ``letter``, ``word`` (letters that
             are no product of variables), ``command`` (``\frac``), ``sign`` (any other character), ``row`` (``\\``).
-        text: as it is written; a word in small letters.
+        text: as it is written; an ordinary word in small letters.
         space: what stands before it: "", "thin" or "wide".
     """
 
@@ -136,7 +138,8 @@ _SAME = {
     "imath": "i",
 }
 _PLAIN = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "pi"}
-_PLAIN_INFINITY = {"inf", "infty", "infinity", "oo"}
+_INFIX = {"\\over": "\\frac", "\\choose": "\\binom"}
+_PLAIN_INFINITY = {"inf", "infty", "infinity", "Infinity", "oo"}
 _SHORT_WORDS = words(
     "or and of to is no not if by up at cm km mm kg mg ml ft lb lbs yd oz hr hrs min sec mi am pm th st nd rd kw us in "
     "it on an as be so"
@@ -146,8 +149,14 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _EXPONENT = re.compile(r"[eE][+-]?[0-9]{1,6}(?![0-9A-Za-z.^_{])")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
-_CASED = re.compile(r"M(?:W|Wh|Hz|J|Pa|V|N|eV|m|g|l|L)|[kMGT][bB]")
-"""Units that mean something else in small letters: MW and mW, GB and Gb."""
+_MEGA = {"Mm", "Mg", "Ml"}
+"""What a capital at the beginning changes."""
+
+_ANY_CASE = SCALES.keys() | words(
+    "yes no true false none all both neither never always even odd positive negative undefined infinite impossible "
+    "real solution solutions percent am pm and or not of"
+)
+"""Words that are the same in capitals. Other capitals are names and units: DEF is not def, MW is not mW."""
 _MERIDIEM = re.compile(r"\b([ap])\.?\s*m\b\.?", re.IGNORECASE)
 
 _PLAIN_MERIDIEM = re.compile(r"(?<=[0-9] )([ap])\.\s?m\.", re.IGNORECASE)
@@ -191,7 +200,7 @@ def tokens(text: str) -> list[Token]:
     """
     found = _joined(_scan(plain(text), text_mode=False))
     _check_braces(found)
-    return _braced(_trimmed(found))
+    return _braced(_infixed(_trimmed(found)))
 
 
 def written(found: list[Token]) -> str:
@@ -247,16 +256,22 @@ def _scan(text: str, *, text_mode: bool) -> list[Token]:
 
 def _letters(run: str, *, text_mode: bool, after_number: bool) -> list[tuple[str, str]]:
     if text_mode:
-        return [("word", run.lower() if len(run) > 1 and not _CASED.fullmatch(run) else run)]
+        return [("word", _word(run))]
     if run in _PLAIN:
         return [("command", "\\" + run)]
-    if run.lower() in _PLAIN_INFINITY:
+    if run in _PLAIN_INFINITY:
         return [("command", r"\infty")]
     if run.lower() in _SHORT_WORDS and len(run) > 1 and (after_number or run.lower() in {"or", "and"}):
-        return [("word", run.lower())]
+        return [("word", _word(run))]
     if len(run) < 3 or _PRODUCTS.fullmatch(run):
         return [("letter", letter) for letter in run]
-    return [("word", run.lower())]
+    return [("word", _word(run))]
+
+
+def _word(run: str) -> str:
+    """A word in small letters, unless a capital says something."""
+    ordinary = run[1:].islower() and run not in _MEGA
+    return run.lower() if ordinary or run.lower() in _ANY_CASE else run
 
 
 def _command(text: str, position: int, found: list[Token], space: str, *, text_mode: bool) -> tuple[int, str]:
@@ -428,6 +443,29 @@ def _closing(found: list[Token], start: int) -> int:
         if depth == 0:
             return position
     return -1
+
+
+def _infixed(found: list[Token]) -> list[Token]:
+    r"""``{a \over b}`` as ``{\frac{a}{b}}``, ``{n \choose k}`` as ``{\binom{n}{k}}``: they divide all of a group."""
+    middle = next((position for position, token in enumerate(found) if token.text in _INFIX), None)
+    if middle is None:
+        return found
+    before, after = found[:middle], found[middle + 1 :]
+    start, end = len(before) - _group_length(before[::-1], "}", "{"), _group_length(after, "{", "}")
+    opening, closing = Token("sign", "{"), Token("sign", "}")
+    command = Token("command", _INFIX[found[middle].text])
+    new = [command, opening, *before[start:], closing, opening, *after[:end], closing]
+    return _infixed([*before[:start], *new, *after[end:]])
+
+
+def _group_length(found: list[Token], opening: str, closing: str) -> int:
+    """How many tokens there are before the bracket that closes a group around them; all without one."""
+    depth = 0
+    for position, token in enumerate(found):
+        depth += (token.text == opening) - (token.text == closing)
+        if depth < 0:
+            return position
+    return len(found)
 
 
 def _braced(found: list[Token]) -> list[Token]:

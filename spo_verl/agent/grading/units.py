@@ -7,6 +7,7 @@ more", "AM", "is wrong"), so it must stand in the ground truth too.
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 PERCENT = "%"
@@ -48,7 +49,7 @@ _NAMES = {
     "radian": "radian radians rad",
     "unit": "unit units",
     "l": "liter liters litre litres",
-    "ml": "milliliter milliliters millilitre millilitres ml",
+    "ml": "milliliter milliliters millilitre millilitres ml mL",
     "gallon": "gallon gallons",
     "cup": "cup cups",
     "mph": "mph",
@@ -102,6 +103,8 @@ _NAMES = {
 }
 _UNIT_OF = {word: unit for unit, words in _NAMES.items() for word in words.split()}
 _NOT_INERT = {"pair", "digit", "time"}
+_CAPITALS = re.compile(r"(?!M.$)[A-Z]{2,}")
+"""Units in capitals that are the same in small letters: KG, but not ML."""
 INERT = frozenset(_NAMES) - _NOT_INERT
 
 
@@ -119,7 +122,7 @@ def unit_of(words: list[str]) -> str:
         elif word in {"{", "}", "."}:
             continue
         else:
-            found.append(_UNIT_OF.get(word, word) + power)
+            found.append(_UNIT_OF.get(word.lower() if _CAPITALS.fullmatch(word) else word, word) + power)
             power = ""
     text = " ".join(found) + power
     return text.replace(" ^ 2", "^2").replace(" ^ 3", "^3").replace(" / ", "/")
