@@ -11,20 +11,18 @@ from spo_verl.config import SpoConfig
 from spo_verl.tracker.reports import Recall
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.training.in_flight import response_tokens
+from spo_verl.training.log_probs import LogProbScorer, Output, read_outputs
 from spo_verl.training.metrics import Stopwatch, batch_metrics, divergence_metrics, length_metrics
-from spo_verl.training.probe import (
-    LogProbScorer,
-    Output,
+from spo_verl.training.rewards import session_rewards
+from spo_verl.training.sessions import Sessions, read_sessions
+from spo_verl.training.stored_divergence import (
     comparable,
     fill_unmeasured,
     new_responses,
-    read_outputs,
     stored_divergence,
     stored_sequences,
     within_budget,
 )
-from spo_verl.training.rewards import session_rewards
-from spo_verl.training.sessions import Sessions, read_sessions
 
 
 class StepRecord:

@@ -56,9 +56,9 @@ from spo_verl.training.metrics import (
 from spo_verl.training.movement import METRIC as MOVEMENT_METRIC
 from spo_verl.training.movement import MovementMeter, measure_movement
 from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
+from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.rollout_n import choose, load_chooser
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.sources import SourceRecord, read_sources
 from spo_verl.training.step import StepRecord
 
 logger = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.tracker import PromptSources, Tracker
 from spo_verl.training import in_flight, rewards, trainer
 from spo_verl.training.metrics import Stopwatch
+from spo_verl.training.quotas import SourceRecord
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.sources import SourceRecord
 
 POLLS = 400
 """More than any simulated step needs; then it waits for ever."""

@@ -10,11 +10,12 @@ from spo_verl.core import retention
 from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.reports import ObserveReport
 from spo_verl.training.metrics import observation_metrics
-from spo_verl.training.probe import fill_unmeasured, within_budget
 from spo_verl.training.sessions import read_sessions
 from spo_verl.training.settings import tracker_settings
 from spo_verl.training.step import StepRecord
-from tests.training.test_probe import output, stored
+from spo_verl.training.stored_divergence import fill_unmeasured, within_budget
+from tests.training.test_log_probs import output
+from tests.training.test_stored_divergence import stored
 
 NAN = float("nan")
 FORGETTING = ForgettingConfig()  # half life .06, bounds .875 and .96
