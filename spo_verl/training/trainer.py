@@ -22,26 +22,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
-from spo_verl.config import SpoConfig, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
-from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.training import seams
-from spo_verl.training.abort import abort_rollouts, cancellable_client, stoppable_rollouts
+from spo_verl.training.abort import stoppable_rollouts
+from spo_verl.training.asynchronous import OpenRollouts
+from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
 from spo_verl.training.checkpoint import CheckpointFollower
-from spo_verl.training.checks import aborts, apply_oversampling, check, in_flight_problems, select, surplus
+from spo_verl.training.checks import aborts, apply_oversampling, check, select
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
-from spo_verl.training.in_flight import TRAIN, EvictedRollouts, watched_buffer
+from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
@@ -75,7 +74,7 @@ class AfterOldLogProb(PPOTrainer):
         return batch
 
 
-class SpoTrainer(SeededMiniBatches):
+class SpoTrainer(OpenRollouts, SeededMiniBatches):
     """The part of an SPO trainer that is the same in every mode; mixed in by :func:`spo_trainer_class`."""
 
     # Provided by the trainer class that this is mixed into.
@@ -87,14 +86,7 @@ class SpoTrainer(SeededMiniBatches):
     actor_rollout_wg: Any
     total_training_steps: int
     steps_per_epoch: int
-
-    replay_buffer: Any
     reward_loop_manager: Any
-    trainer_mode: str
-    agent_loop_manager: Any
-    local_trigger_step: int
-    parameter_sync_step: int
-    _restored_tq_prompt_count: int
 
     def __init__(self, config: Any) -> None:
         configure_logging()
@@ -166,47 +158,12 @@ class SpoTrainer(SeededMiniBatches):
         if self.trainer_mode != "sync":
             self._match_restored_rollouts()
 
-    def _match_restored_rollouts(self) -> None:
-        """Let verl's queue and the tracker hold the same open rollouts after a restart.
-
-        They do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
-        which cannot be scored: they go, and their prompts can be drawn again.
-        """
-        restored = set(_registered_prompts())
-        known = set(self.tracker.open_uids())
-        strange, lost = restored - known, known - restored
-        if strange:
-            logger.warning(
-                "spo: %d rollouts of the checkpoint were dispatched without SPO and have no frozen value; they are "
-                "dropped and other prompts are drawn instead",
-                len(strange),
-            )
-            tq.kv_clear(keys=_keys_of(strange), partition_id=TRAIN)
-            self._restored_tq_prompt_count -= len(strange)
-        if lost:
-            logger.warning("spo: %d rollouts of the tracker are not in verl's queue; they count as aborted", len(lost))
-            self.tracker.settle(sorted(lost), "aborted")
-        restored_count = self._restored_tq_prompt_count
-        _require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
-
     def _build_replay_buffer(self) -> Any:
         # The reward loop is not there yet: whether rollouts finish with their reward is asked when one is evicted.
         self._evicted = EvictedRollouts(
             self.spo, verified=lambda: self.reward_loop_manager.reward_loop_worker_handles is not None
         )
         return watched_buffer(super()._build_replay_buffer(), self.spo, self._evicted)
-
-    def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
-        """Prompts that were being answered at the checkpoint are answered anew, by the policy of now.
-
-        They keep their uid; the value, effective sample size and version that they are scored by are read again.
-        """
-        if self.trainer_mode != "sync":
-            waiting = sorted(_under_way())
-            if waiting:
-                self.tracker.redispatch(waiting, self.global_steps - 1)
-                logger.info("spo: froze the values of %d re-issued prompts anew", len(waiting))
-        return int(super()._reissue_inflight_prompts(partition_id))  # type: ignore[misc]
 
     def fit(self, agent_loop_manager: Any) -> None:
         try:
@@ -217,12 +174,6 @@ class SpoTrainer(SeededMiniBatches):
     # ------------------------------------------------------------------ draw and dispatch
 
     def prepare_step(self) -> dict:
-        if self.trainer_mode != "sync":
-            # What was stopped, or not replaced as generation was about to pause, is replaced by prompts that are drawn
-            # now and answered by the version of now.
-            missing = surplus(self.config) - len(_registered_prompts())
-            if missing > 0:
-                self._add_prompts_to_generate(missing)  # type: ignore[attr-defined]
         metrics = super().prepare_step()  # type: ignore[misc]
         return {**metrics, **prefixed(self._stopwatch.drain())}
 
@@ -259,46 +210,6 @@ class SpoTrainer(SeededMiniBatches):
         digest = hashlib.blake2b(np.ascontiguousarray(slot_B, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
         logger.info("spo: step=%d drew=%d draw_digest=%s", self.global_steps, len(uids), digest)
         return batch
-
-    # ------------------------------------------------------------------ late rollouts
-
-    def get_llm_client(self) -> Any:
-        client = super().get_llm_client()  # type: ignore[misc]
-        return cancellable_client(client) if self._aborts else client
-
-    def on_sample_end(self) -> None:
-        # Generation pauses here, behind the last batch of a version. Before that, what is under way is still wanted.
-        if self.trainer_mode == "colocate_async" and self.local_trigger_step == self.parameter_sync_step - 1:
-            self._end_version()
-        super().on_sample_end()  # type: ignore[misc]
-
-    def on_step_end(self) -> None:
-        # Generation goes on during the updates and gets new weights here.
-        if self.trainer_mode == "separate_async":
-            self._end_version()
-        super().on_step_end()  # type: ignore[misc]
-
-    def _end_version(self) -> None:
-        """With ``abort``: stop what the batches of this version did not wait for; what has finished is evidence."""
-        if not self._aborts:
-            return
-        under_way = _under_way()
-        if under_way:
-            abort_rollouts(self.agent_loop_manager, under_way)
-        items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
-        status = {uid: tag["status"] for uid, tag in items.items() if tag.get("is_prompt", False)}
-        trajectories = {key: tag for key, tag in items.items() if not tag.get("is_prompt", False)}
-        # Who finished before the cancellation reached it keeps its outcome.
-        kinds = {"finished": "surplus", "failure": "failed"}
-        ended: dict[str, set[str]] = {}
-        for uid in status:
-            ended.setdefault(kinds.get(status[uid], "aborted"), set()).add(uid)
-        for kind, uids in ended.items():
-            self._evicted.add(kind, uids, trajectories, TRAIN)
-        tq.kv_clear(keys=_keys_of(set(status)), partition_id=TRAIN)
-        stopped = ended.get("aborted", set())
-        self.replay_buffer.spo_aborted = stopped
-        logger.info("spo: step=%d stopped=%d late rollouts", self.global_steps, len(stopped))
 
     # ------------------------------------------------------------------ one update
 
@@ -405,29 +316,6 @@ class CurrentWeights:
 
     def draw(self, size: int) -> Draw:
         return self._tracker.draw(size, self._version())
-
-
-def _registered_prompts() -> dict[str, dict]:
-    """Tag by uid of every prompt group in verl's training queue."""
-    items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
-    return {key: tag for key, tag in items.items() if tag.get("is_prompt", False)}
-
-
-def _under_way() -> set[str]:
-    """Prompts whose rollouts have not ended."""
-    return {uid for uid, tag in _registered_prompts().items() if tag.get("status") in ("pending", "running")}
-
-
-def _keys_of(uids: set[str]) -> list[str]:
-    """Keys of these groups and of all their trajectories in verl's training queue."""
-    items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
-    return [key for key in items if key.split("_")[0] in uids]
-
-
-def _require_enough_in_flight(
-    keys: DatasetKeys, config: Any, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
-) -> None:
-    refuse(list(in_flight_problems(len(keys.key_P), config, spo, sources, restored=restored)))
 
 
 def _require_enough_prompts(keys: DatasetKeys, batch_size: int) -> None:

@@ -27,7 +27,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from spo_verl.config import SpoConfig
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.tracker import PromptSources, Tracker
-from spo_verl.training import in_flight, rewards, trainer
+from spo_verl.training import asynchronous, in_flight, rewards, trainer
 from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.quotas import SourceRecord
 from spo_verl.training.settings import tracker_settings
@@ -237,7 +237,7 @@ def simulated_class(mode: str) -> type:
 
         def prepare_step(self):
             metrics = super().prepare_step()
-            self.in_flight.append(len(trainer._registered_prompts()))
+            self.in_flight.append(len(asynchronous._registered_prompts()))
             return metrics
 
     return Simulated
@@ -358,13 +358,13 @@ def patched(world: World) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         logging.disable(logging.INFO)
         stack.callback(logging.disable, logging.NOTSET)
-        for module in (trainer_base, replay_buffer, in_flight, rewards, trainer):
+        for module in (trainer_base, replay_buffer, in_flight, rewards, asynchronous):
             stack.enter_context(mock.patch.object(module, "tq", world.queue))
         for name in ("Tracking", "ValidationGenerationsLogger", "DapoFilteredRewardTableLogger", "tqdm", "pprint"):
             stack.enter_context(mock.patch.object(trainer_base, name, nothing))
         stack.enter_context(mock.patch.object(trainer_base.SkipManager, "init", nothing))
         stack.enter_context(mock.patch.object(trainer_base.SkipManager, "set_step", nothing))
-        stack.enter_context(mock.patch.object(trainer, "abort_rollouts", world.stop))
+        stack.enter_context(mock.patch.object(asynchronous, "abort_rollouts", world.stop))
         yield
 
 
