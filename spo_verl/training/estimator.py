@@ -33,12 +33,12 @@ class PendingAdvantages:
             session_R: int64 (R,), session of each row, -1 for padding.
             config: measure and eps of the normalisation.
         """
-        self._raw_S, self._session_R, self._config = raw_S, session_R, config
+        self.raw_S, self.session_R, self.config = raw_S, session_R, config
         self._token_count_S: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Rows of the batch."""
-        return len(self._session_R)
+        return len(self.session_R)
 
     def complete(self, response_mask: torch.Tensor) -> torch.Tensor:
         """The normalised advantages, equation (9), float32 (R, T): that of its session at every token in the loss.
@@ -46,14 +46,14 @@ class PendingAdvantages:
         Args:
             response_mask: (R, T), 1 where a token counts in the loss.
         """
-        session_R = torch.as_tensor(self._session_R, device=response_mask.device)
+        session_R = torch.as_tensor(self.session_R, device=response_mask.device)
         real_R = session_R >= 0
         token_count_R = response_mask.sum(dim=-1).to(torch.int64)
-        token_count_S = torch.zeros(len(self._raw_S), dtype=torch.int64, device=response_mask.device)
+        token_count_S = torch.zeros(len(self.raw_S), dtype=torch.int64, device=response_mask.device)
         token_count_S.index_add_(0, session_R[real_R], token_count_R[real_R])
         self._token_count_S = token_count_S.cpu().numpy()
         normalized_S = normalize_advantages(
-            self._raw_S, self._token_count_S, measure=self._config.measure, eps=self._config.eps
+            self.raw_S, self._token_count_S, measure=self.config.measure, eps=self.config.eps
         )
         advantage_S = torch.as_tensor(normalized_S, dtype=torch.float32, device=response_mask.device)
         advantage_R = torch.zeros(len(session_R), dtype=torch.float32, device=response_mask.device)

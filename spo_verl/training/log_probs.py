@@ -95,6 +95,16 @@ class LogProbScorer:
         self.temperature = temperature
         self.micro_batch_size = micro_batch_size
 
+    @classmethod
+    def of(cls, worker_group: Any, rollout: Any) -> LogProbScorer:
+        """The scorer of a run, from verl's section ``actor_rollout_ref.rollout``."""
+        dynamic = bool(rollout.get("log_prob_use_dynamic_bsz", False))
+        return cls(
+            worker_group,
+            temperature=rollout.temperature,
+            micro_batch_size=None if dynamic else rollout.get("log_prob_micro_batch_size_per_gpu"),
+        )
+
     def __call__(self, sequences: list[dict[str, Any]]) -> list[np.ndarray]:
         """Log-probs of the response tokens, one float32 array per sequence; no forward for no sequence."""
         if not sequences:

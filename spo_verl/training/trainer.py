@@ -19,7 +19,7 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from transfer_queue import KVBatchMeta
@@ -42,6 +42,7 @@ from spo_verl.training.checks import aborts, apply_oversampling, check, select
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
+from spo_verl.training.log_probs import LogProbScorer, read_outputs
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
     VALUE_BINS,
@@ -52,17 +53,20 @@ from spo_verl.training.metrics import (
     prefixed,
     table_metrics,
 )
-from spo_verl.training.movement import METRIC as MOVEMENT_METRIC
 from spo_verl.training.movement import MovementMeter, measure_movement
 from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
 from spo_verl.training.quotas import SourceRecord, read_sources
+from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
+from spo_verl.training.sessions import read_sessions
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.step import StepRecord
+from spo_verl.training.step import Recalled, Rewarded
+from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
 
 logger = logging.getLogger(__name__)
 
 SLOT_FIELD = "spo_slot"
+Stage = TypeVar("Stage", Recalled, Rewarded)
 
 
 class AfterOldLogProb(PPOTrainer):
@@ -107,7 +111,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
         self._dispatched: set[str] = set()
-        self._step_record: StepRecord | None = None
+        self._stage: Recalled | Rewarded | None = None
         self._source_record: SourceRecord | None = None
         super().__init__(config)  # type: ignore[call-arg]
 
@@ -171,10 +175,10 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         finally:
             self.tracker.stop()
 
-    # ------------------------------------------------------------------ draw and dispatch
+    # ------------------------------------------------------------------ draw
 
     def prepare_step(self) -> dict:
-        metrics = super().prepare_step()  # type: ignore[misc]
+        metrics = super().prepare_step()
         return {**metrics, **prefixed(self._stopwatch.drain())}
 
     def _next_train_batch(self, num_prompts: int | None = None) -> Any:
@@ -187,15 +191,22 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         wanted = num_prompts or batch_size
         with self._stopwatch("observe"):
             self._evicted.absorb(self.tracker)
-        parts = [self._draw(min(batch_size, wanted - done)) for done in range(0, wanted, batch_size)]
+        sizes = [min(batch_size, wanted - done) for done in range(0, wanted, batch_size)]
+        parts = [self._dispatch(self._draw(size)) for size in sizes]
         batch = parts[0] if len(parts) == 1 else tu.concat_tensordict(parts)
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         return batch
 
     def _draw(self, size: int) -> Any:
+        """Prompts by the weights of now, equation (11)."""
         self.train_dataloader.batch_size = size
         with self._stopwatch("draw"):
-            batch = self._fetch_one_gen_batch()  # type: ignore[attr-defined]
+            return self._fetch_one_gen_batch()  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ dispatch
+
+    def _dispatch(self, batch: Any) -> Any:
+        """Freeze the value of each prompt under the uid of its rollout: it is the baseline, whenever that returns."""
         slot_B = batch.pop(SLOT_FIELD).numpy()
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
@@ -211,94 +222,106 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         logger.info("spo: step=%d drew=%d draw_digest=%s", self.global_steps, len(uids), digest)
         return batch
 
-    # ------------------------------------------------------------------ one update
-
-    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
-        batch = super()._step_once(metrics, timing_raw, sample_batch_size)  # type: ignore[misc]
-        record = self._current_step()
-        record.after_update(self._stopwatch)
-        late, evicted_tokens = self._evicted.drain(), self._evicted.drain_tokens()
-        told, reports = self._evicted.drain_absorbed()
-        evicted = {uid for entry in (*told, *late) for uid in entry.over}
-        # A synchronous step leaves nothing open; an asynchronous one only ends what it has taken.
-        ended = (self._dispatched if self.trainer_mode == "sync" else set(record.sessions.uid_B)) - evicted
-        movement = self._measured_movement(metrics, len(batch.keys))
-        with self._stopwatch("observe"):
-            report = self.tracker.finish_step(
-                **record.evidence(), settle_uids=sorted(ended), late=late, movement=movement
-            )
-            bins = self.tracker.value_histogram(VALUE_BINS)
-        if self._source_record is not None:
-            self._source_record.note_values(report.metrics)
-        failed = len(ended.difference(record.sessions.uid_B))
-        self._dispatched.clear()
-        self._step_record = None
-        spo_metrics = {
-            **record.metrics(),
-            **observation_metrics(joined_reports([*reports, report.observe]), self.spo.forgetting),
-            **table_metrics(report.metrics, bins),
-            **eviction_metrics([*told, *late], evicted_tokens, failed),
-            **({} if movement is None else {"drift/movement_total": movement}),
-            **self._stopwatch.drain(),
-        }
-        metrics.update(prefixed(spo_metrics))
-        return batch
-
-    def _measured_movement(self, metrics: dict, rows: int) -> float | None:
-        """How far this update moved the policy; None where nobody asks."""
-        if self._movement is None:
-            return None
-        if self.config.trainer.critic_warmup > self.global_steps:
-            return 0.0  # verl does not update the actor yet
-        if MOVEMENT_METRIC not in metrics:
-            raise SpoStateError(
-                f"the update reported no {MOVEMENT_METRIC}: the workers did not call the policy loss that "
-                "spo.forgetting.mode=drift is measured by (a worker or loss of one's own, or distillation only); set "
-                "spo.forgetting.mode=kl."
-            )
-        return self._movement.note(float(metrics[MOVEMENT_METRIC]), rows)
+    # ------------------------------------------------------------------ probe
 
     def _after_old_log_prob(self, batch: KVBatchMeta) -> None:
+        """Recall what was frozen at dispatch; measure D by the acting policy where forgetting goes by a divergence."""
+        version, probe = self.global_steps - 1, None
         with self._stopwatch("recall"):
-            record = StepRecord.recall(
-                self.spo, self.tracker, batch, version=self.global_steps - 1, static_value_P=self._static_value_P
-            )
-        record.attach_scorer(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
-        record.before_update(self._stopwatch)
-        self._step_record = record
+            sessions = read_sessions(batch.keys, batch.tags)
+            recall = self.tracker.recall(list(sessions.uid_B))
+            keys = [batch.keys[row] for row in sessions.first_row_B()]
+            outputs = read_outputs(keys, batch.partition_id) if self.spo.references else []
+        if self.spo.references:
+            score = LogProbScorer.of(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
+            with self._stopwatch("probe"):
+                probe = DivergenceProbe(self.spo, recall, outputs, score, version=version)
+        self._stage = Recalled.of(
+            batch,
+            sessions,
+            recall.frozen,
+            probe,
+            advantage=self.spo.advantage,
+            version=version,
+            static_value_P=self._static_value_P,
+        )
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        record = self._current_step()
-        record.read_rewards(batch, self._describe_prompt)
-        pending = PendingAdvantages(record.raw_S, record.sessions.session_R, self.spo.advantage)
-        with pending_advantages(pending):
-            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        record.token_count_S = pending.token_count_S
-        return batch
+    def _measured_divergence(self, probe: DivergenceProbe | None) -> Divergence | None:
+        """After the update: what the probe says of the step; None where forgetting does not go by a divergence."""
+        if probe is None:
+            return None
+        with self._stopwatch("probe"):
+            return probe.after_update()
 
-    def _current_step(self) -> StepRecord:
-        if self._step_record is None:
+    def _measured_movement(self, metrics: dict, rows: int) -> float | None:
+        """After the update: how far it moved the policy; None where forgetting does not go by movement."""
+        return None if self._movement is None else self._movement.read(metrics, rows, step=self.global_steps)
+
+    def _reached(self, stage: type[Stage]) -> Stage:
+        if not isinstance(self._stage, stage):
             raise SpoStateError(
                 "The step has no record of its dispatched prompts: a subclass of the trainer skipped "
-                "_compute_old_log_prob; call super() in every method that it overrides."
+                "_compute_old_log_prob or _compute_advantage; call super() in every method that it overrides."
             )
-        return self._step_record
+        return self._stage
+
+    # ------------------------------------------------------------------ advantage
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Reward minus baseline, equation (8); verl then calls the estimator, equation (9)."""
+        recalled = self._reached(Recalled)
+        sessions = recalled.sessions
+        reward_S = session_rewards(batch.keys, batch.partition_id, sessions, self.spo.reward, self._describe_prompt)
+        pending = PendingAdvantages(reward_S - recalled.baseline_S, sessions.session_R, self.spo.advantage)
+        with pending_advantages(pending):
+            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+        self._stage = Rewarded(recalled, reward_S, pending.token_count_S)
+        return batch
 
     def _describe_prompt(self, uid: str) -> str:
-        slot = self._current_step().slot_of(uid)
+        """For an error about its reward."""
+        slot = self._reached(Recalled).slot_of(uid)
         row = int(self._row_of_slot_P[slot])
         messages = self.train_dataset[row].get("raw_prompt", "")
         text = messages[-1].get("content", "") if isinstance(messages, list) and messages else messages
         return f"prompt {slot} (dataset row {row}: {str(text)[:80]!r})"
 
-    # ------------------------------------------------------------------ checkpoint
+    # ------------------------------------------------------------------ observe
 
-    def _save_checkpoint(self) -> None:
-        with self._stopwatch("save"):
-            self._checkpoint.begin_save(self.global_steps)
-        super()._save_checkpoint()  # type: ignore[misc]
-        with self._stopwatch("save"):
-            self._checkpoint.end_save(self.global_steps)
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        """verl samples a batch and updates the actor, with the probe and the advantage in between; then observe.
+
+        Observing is equation (5), in the tracker.
+        """
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)  # type: ignore[misc]
+        rewarded, self._stage = self._reached(Rewarded), None
+        divergence = self._measured_divergence(rewarded.recalled.probe)
+        movement = self._measured_movement(metrics, len(batch.keys))
+        trained, evicted = set(rewarded.recalled.sessions.uid_B), self._evicted.drain_step()
+        # A synchronous step leaves nothing open; an asynchronous one only ends what it has taken.
+        ended = (self._dispatched if self.trainer_mode == "sync" else trained) - evicted.uids
+        self._dispatched.clear()
+        with self._stopwatch("observe"):
+            report = self.tracker.finish_step(
+                **rewarded.outcomes(divergence), settle_uids=sorted(ended), late=evicted.late, movement=movement
+            )
+            bins = self.tracker.value_histogram(VALUE_BINS)
+        if self._source_record is not None:
+            self._source_record.note_values(report.metrics)
+        metrics.update(
+            prefixed(
+                {
+                    **rewarded.metrics(),
+                    **({} if divergence is None else divergence.metrics),
+                    **({} if movement is None else {"drift/movement_total": movement}),
+                    **observation_metrics(joined_reports([*evicted.reports, report.observe]), self.spo.forgetting),
+                    **table_metrics(report.metrics, bins),
+                    **eviction_metrics(evicted.all, evicted.token_count, failed=len(ended - trained)),
+                    **self._stopwatch.drain(),
+                }
+            )
+        )
+        return batch
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)  # type: ignore[misc]
@@ -306,6 +329,15 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         if self._source_record is not None:
             # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
             metrics.update(prefixed(self._source_record.drain()))
+
+    # ------------------------------------------------------------------ save
+
+    def _save_checkpoint(self) -> None:
+        with self._stopwatch("save"):
+            self._checkpoint.begin_save(self.global_steps)
+        super()._save_checkpoint()  # type: ignore[misc]
+        with self._stopwatch("save"):
+            self._checkpoint.end_save(self.global_steps)
 
 
 class CurrentWeights:

@@ -309,7 +309,7 @@ def build(setting: Setting, world: World) -> Any:
     made.replay_buffer = made._build_replay_buffer()
     made.replay_buffer._wait_for_next_poll = world.poll
     made._aborts = trainer.aborts(made.config, setting.spo)
-    made._choose_n = made._movement = made._step_record = made._static_value_P = None
+    made._choose_n = made._movement = made._stage = made._static_value_P = None
     made._stopwatch, made._dispatched, made.logged = Stopwatch(), set(), []
     made.in_flight = []
     made.use_reference_policy = made.use_critic = False

@@ -1,23 +1,27 @@
 """The divergence of stored responses: which are compared, what counts, and what is stored for the next time."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from verl.utils.torch_functional import masked_mean
 
-from spo_verl.config import DriftConfig, SpoConfig
+from spo_verl.config import DriftConfig, ForgettingConfig, SpoConfig
 from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.training.log_probs import Output
-from spo_verl.training.metrics import Stopwatch
-from spo_verl.training.sessions import read_sessions
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.step import StepRecord
-from spo_verl.training.stored_divergence import comparable, new_responses, stored_divergence, stored_sequences
+from spo_verl.training.stored_divergence import (
+    DivergenceProbe,
+    comparable,
+    new_responses,
+    stored_divergence,
+    stored_sequences,
+)
 from tests.training.test_log_probs import output
+
+NAN = float("nan")
 
 
 def stored(rows: list[tuple[int, list[int], list[int], list[float], Output]]) -> StoredResponses:
@@ -108,13 +112,49 @@ def test_a_checkpoint_made_under_either_setting_serves_the_other(tmp_path, befor
 def test_a_step_counts_the_tokens_of_its_setting(tokens, expected):
     outs = [output([1], [7, 8, 9], [1, 0, 1])]
     memory = stored([(0, [7, 8, 9], [1, 0, 1], [-1.0, -9.0, -0.5], outs[0])])
-    batch = SimpleNamespace(keys=["a_0_0"], partition_id="train", tags=[{"response_len": 3}])
     frozen = Frozen(np.arange(1), np.full(1, 0.5), np.ones(1), np.zeros(1, dtype=int))
     spo = SpoConfig(drift=DriftConfig(tokens=tokens))
-    record = StepRecord(spo, read_sessions(batch.keys, [{}]), Recall(frozen, memory), outs, batch, version=1)
-    record._score = lambda sequences: [np.array([-1.5, -1.0, -0.25], dtype=np.float32)]
-    record.before_update(Stopwatch())
-    assert record.drift_B.tolist() == pytest.approx([expected])
+
+    def score(sequences):
+        return [np.array([-1.5, -1.0, -0.25], dtype=np.float32)]
+
+    found = DivergenceProbe(spo, Recall(frozen, memory), outs, score, version=1).after_update()
+    assert found.divergence_B.tolist() == pytest.approx([expected])
+
+
+def test_each_reference_is_scored_by_its_policy_and_stored_for_the_next_step():
+    """acting: the stored response before the update, own log-probs from verl; updated: both after it."""
+    outs = [output([1], [2, 3]), output([4], [5])]
+    memory = StoredResponses.from_rows(
+        tokens=[np.array([7, 8])],
+        masks=[np.ones(2, dtype=bool)],
+        log_prob={"acting": [np.array([-1.0, -2.0])], "updated": [np.array([-3.0, -4.0])]},
+        prompt_hash_B=np.array([outs[1].prompt_hash], dtype=np.uint64),
+        row_B=np.array([1]),
+    )
+    frozen = Frozen(np.arange(2), np.full(2, 0.5), np.ones(2), np.zeros(2, dtype=int))
+    spo = SpoConfig(forgetting=ForgettingConfig(reference="updated"), drift=DriftConfig(measure_both=True))
+    policy = {"log_prob": -1.25}
+    scored = []
+
+    def score(sequences):
+        scored.append([fields["input_ids"].tolist() for fields in sequences])
+        return [np.full(len(fields["responses"]), policy["log_prob"], dtype=np.float32) for fields in sequences]
+
+    probe = DivergenceProbe(spo, Recall(frozen, memory), outs, score, version=1)
+    assert scored == [[[4, 7, 8]]]
+    policy["log_prob"] = -5.0
+    found = probe.after_update()
+    assert scored[1:] == [[[4, 7, 8]], [[1, 2, 3], [4, 5]]]
+    # acting: (|-1 + 1.25| + |-2 + 1.25|) / 2 = 0.5; updated: (|-3 + 5| + |-4 + 5|) / 2 = 1.5
+    assert found.measured_B["acting"].tolist() == pytest.approx([NAN, 0.5], nan_ok=True)
+    assert found.divergence_B.tolist() == pytest.approx([NAN, 1.5], nan_ok=True)
+    assert found.responses.log_prob["acting"].tolist() == [-0.5, -0.5, -0.5]
+    assert found.responses.log_prob["updated"].tolist() == [-5.0, -5.0, -5.0]
+    assert found.metrics["drift/forwards_total"] == 3.0
+    assert found.metrics["drift/tokens_total"] == 3 + 3 + 5
+    assert found.metrics["divergence/mean"] == found.metrics["divergence_updated/mean"] == 1.5
+    assert found.metrics["divergence_acting/mean"] == 0.5
 
 
 def test_a_token_beyond_float16_is_the_same_on_both_sides():
