@@ -69,7 +69,7 @@ class OpenRollouts:
         require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
 
     def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
-        """Prompts that were being answered at the checkpoint are answered anew, by the policy of now.
+        """Prompts that were being answered at the checkpoint are answered again, by the policy of now.
 
         They keep their uid; the value, effective sample size and version that they are scored by are read again.
         """
@@ -99,7 +99,7 @@ class OpenRollouts:
         return cancellable_client(client) if self._aborts else client
 
     def on_sample_end(self) -> None:
-        # Generation pauses here, behind the last batch of a version. Before that, what is under way is still wanted.
+        # Generation pauses here, after the last batch of a version. Before that, what is under way is still wanted.
         if self.trainer_mode == "colocate_async" and self.local_trigger_step == self.parameter_sync_step - 1:
             self._end_version()
         super().on_sample_end()  # type: ignore[misc]

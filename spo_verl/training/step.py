@@ -87,7 +87,7 @@ class Rewarded:
         """Arguments of the tracker's ``finish_step``: one outcome per session, and the responses to remember.
 
         Args:
-            divergence: what the probe measured; None where there is none.
+            divergence: what the probe measured; None where forgetting does not go by one.
         """
         sessions = self.recalled.sessions
         outcomes: dict[str, Any] = {

@@ -192,14 +192,14 @@ def fill_unmeasured(
     known_B = ~np.isnan(measured_B)
     if not known_B.any():
         return measured_B
-    rho_B = retention(
+    rho = retention(
         measured_B[known_B],
         half_life=forgetting.half_life,
         rho_min=forgetting.rho_min,
         rho_max=forgetting.rho_max,
     )
     of_slot = dict(zip(slot_B[known_B].tolist(), measured_B[known_B].tolist(), strict=True))
-    otherwise = -forgetting.half_life * math.log2(float(rho_B.mean()))
+    otherwise = -forgetting.half_life * math.log2(float(rho.mean()))
     filled_B = measured_B.copy()
     for place in row_E[~known_B[row_E]].tolist():
         filled_B[place] = of_slot.get(int(slot_B[place]), otherwise)

@@ -1,15 +1,30 @@
-"""verl's V1 trainer with SPO: what the estimator ``spo`` adds to a step, from the draw to the checkpoint.
+"""verl's V1 trainer with SPO. A step, in the order of this file; docs/algorithm.md has the equations:
+
+| step | what happens | where verl calls it |
+|---|---|---|
+| draw | prompts by their weights | ``_next_train_batch`` |
+| dispatch | the value of each prompt is frozen with its rollout | ``_next_train_batch`` |
+| | *verl generates, verifies, and computes old log-probs* | ``_step_once`` |
+| probe | the divergence since each prompt's last visit | ``_compute_old_log_prob`` (:class:`AfterOldLogProb`) |
+| advantage | reward minus frozen value, normalised over the batch | ``_compute_advantage`` |
+| | *verl updates the actor* | ``_step_once`` |
+| observe | the tracker discounts and adds the outcomes | end of ``_step_once`` |
+| save | the tracker's part of the checkpoint | ``_save_checkpoint`` |
+
+What the asynchronous modes add is in :mod:`spo_verl.training.asynchronous`, which rows share a mini-batch in
+:mod:`spo_verl.training.order`.
 
 :func:`spo_trainer_class` puts two classes around the trainer class of the chosen mode::
 
     SpoTrainer -> PPOTrainerSync -> AfterOldLogProb -> PPOTrainer
 
-``AfterOldLogProb`` stands behind the mode's class because a mode may hold other weights in the engine only inside
-its own ``_compute_old_log_prob``; the forward over stored responses has to run there.
+``AfterOldLogProb`` comes after the mode's class because a mode may hold other weights in the engine only inside its own
+``_compute_old_log_prob``; the forward over stored responses has to run there.
 
-State: ``self._dispatched`` are the rollouts of the running step of the synchronous mode, ``self._evicted`` what was
-thrown out of verl's queue since the last draw or report. Everything that outlives a step is in the tracker's actor and
-in its part of the checkpoint; this object holds nothing that a restart would lose.
+State: ``self._stage`` is what the running update has reached, ``self._dispatched`` are the rollouts of the running step
+of the synchronous mode, ``self._evicted`` what was thrown out of verl's queue since the last draw or report. Everything
+that outlives a step is in the tracker's actor and in its part of the checkpoint; this object holds nothing that a
+restart would lose.
 """
 
 from __future__ import annotations
@@ -148,7 +163,6 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             on_foreign_state=self._checkpoint.note_foreign_state,
         )
         self.train_dataloader_it = None
-        self._row_of_slot_P = keys.row_of_slot_P
         self._keys, self._sources = keys, sources
         # SPO counts steps. verl's loop also ends when `step // steps_per_epoch` reaches total_epochs, and then
         # neither saves nor validates; this keeps that from happening before the last step.
@@ -281,7 +295,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     def _describe_prompt(self, uid: str) -> str:
         """For an error about its reward."""
         slot = self._reached(Recalled).slot_of(uid)
-        row = int(self._row_of_slot_P[slot])
+        row = int(self._keys.row_of_slot_P[slot])
         messages = self.train_dataset[row].get("raw_prompt", "")
         text = messages[-1].get("content", "") if isinstance(messages, list) and messages else messages
         return f"prompt {slot} (dataset row {row}: {str(text)[:80]!r})"
