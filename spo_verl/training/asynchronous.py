@@ -84,9 +84,14 @@ class OpenRollouts:
 
     def prepare_step(self) -> dict:
         if self.trainer_mode != "sync":
+            registered = _registered_prompts()
+            # A batch that was full at once left prompts of its step untouched: the version of now begins with them.
+            untouched = sorted(uid for uid, tag in registered.items() if tag.get("status") == "pending")
+            if untouched:
+                self.tracker.redispatch(untouched, self.global_steps - 1)
             # What was stopped, or not replaced as generation was about to pause, is replaced by prompts that are drawn
             # now and answered by the version of now.
-            missing = surplus(self.config) - len(_registered_prompts())
+            missing = surplus(self.config) - len(registered)
             if missing > 0:
                 self._add_prompts_to_generate(missing)  # type: ignore[attr-defined]
         metrics: dict = super().prepare_step()  # type: ignore[misc]
