@@ -32,20 +32,19 @@ HALF_LIVES = (0.06, 0.25)
 
 def _write_visits(module: Any) -> None:
     """Append slot and divergence of every prompt of a step to the file that the environment names."""
-    inner = module.StepRecord.evidence
+    inner = module.Rewarded.outcomes
 
-    def evidence(self: Any) -> Any:
-        drift_B = self.drift_B
+    def outcomes(self: Any, divergence: Any) -> Any:
         record = {
-            "step": self.version + 1,
-            "slot": self.frozen.slot_B.tolist(),
-            "divergence": [None if drift != drift else float(drift) for drift in drift_B],
+            "step": self.recalled.version + 1,
+            "slot": self.recalled.frozen.slot_B.tolist(),
+            "divergence": [None if one != one else float(one) for one in divergence.divergence_B],
         }
         with open(os.environ[VISITS_ENV], "a") as file:
             file.write(json.dumps(record) + "\n")
-        return inner(self)
+        return inner(self, divergence)
 
-    module.StepRecord.evidence = evidence
+    module.Rewarded.outcomes = outcomes
 
 
 if VISITS_ENV in os.environ:

@@ -1,7 +1,7 @@
 """The advantage estimator ``spo`` that verl's registry calls.
 
 verl hands an estimator the rows of a batch, but neither the session of a row nor the tracker. The trainer
-therefore lays out what is known before (:class:`PendingAdvantages`) and the estimator completes it with what only
+therefore lays out what is known before (:class:`PendingAdvantages`), and the estimator completes it with what only
 verl's call knows: the response mask that the loss will see, after rejection.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,59 @@ from spo_verl.core import normalize_advantages
 from spo_verl.errors import SpoStateError
 
 
-@dataclass
 class PendingAdvantages:
-    """Raw advantages of a batch, waiting for the estimator's call.
+    """Raw advantages of a batch on their way to the estimator's call, which completes them.
 
-    Attributes:
-        raw_S: float64 (S,), reward minus frozen value of each session, equation (8).
-        session_R: int64 (R,), session of each row, -1 for padding.
-        config: measure and eps of the normalisation.
-        token_count_S: generated tokens that the loss sees, over all outputs of the session; set by the call.
-        advantage_S: the normalised advantages; set by the call.
+    Everything that the estimator needs, and what its call alone finds out, travels in this object.
     """
 
-    raw_S: np.ndarray
-    session_R: np.ndarray
-    config: AdvantageConfig
-    token_count_S: np.ndarray | None = field(default=None)
-    advantage_S: np.ndarray | None = field(default=None)
+    def __init__(self, raw_S: np.ndarray, session_R: np.ndarray, config: AdvantageConfig) -> None:
+        """
+        Args:
+            raw_S: float64 (S,), reward minus baseline of each session, equation (8).
+            session_R: int64 (R,), session of each row, -1 for padding.
+            config: measure and eps of the normalisation.
+        """
+        self.raw_S, self.session_R, self.config = raw_S, session_R, config
+        self._token_count_S: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Rows of the batch."""
+        return len(self.session_R)
+
+    def complete(self, response_mask: torch.Tensor) -> torch.Tensor:
+        """The normalised advantages, equation (9), float32 (R, T): that of its session at every token in the loss.
+
+        Args:
+            response_mask: (R, T), 1 where a token counts in the loss.
+        """
+        session_R = torch.as_tensor(self.session_R, device=response_mask.device)
+        real_R = session_R >= 0
+        token_count_R = response_mask.sum(dim=-1).to(torch.int64)
+        token_count_S = torch.zeros(len(self.raw_S), dtype=torch.int64, device=response_mask.device)
+        token_count_S.index_add_(0, session_R[real_R], token_count_R[real_R])
+        self._token_count_S = token_count_S.cpu().numpy()
+        normalized_S = normalize_advantages(
+            self.raw_S, self._token_count_S, measure=self.config.measure, eps=self.config.eps
+        )
+        advantage_S = torch.as_tensor(normalized_S, dtype=torch.float32, device=response_mask.device)
+        advantage_R = torch.zeros(len(session_R), dtype=torch.float32, device=response_mask.device)
+        advantage_R[real_R] = advantage_S[session_R[real_R]]
+        return advantage_R.unsqueeze(-1) * response_mask
+
+    @property
+    def token_count_S(self) -> np.ndarray:
+        """Tokens of each session that the loss sees, over all its outputs, int64 (S,).
+
+        Raises:
+            SpoStateError: the estimator has not been called.
+        """
+        if self._token_count_S is None:
+            raise SpoStateError(
+                "verl has not called the estimator 'spo' for this batch: a subclass of the trainer overrides "
+                "_compute_advantage; call super() in every method that it overrides."
+            )
+        return self._token_count_S
 
 
 _pending: ContextVar[PendingAdvantages | None] = ContextVar("spo_pending_advantages", default=None)
@@ -78,24 +113,11 @@ def spo_advantage(
         SpoStateError: called outside an SPO trainer step.
     """
     pending = _pending.get()
-    if pending is None or len(pending.session_R) != len(response_mask):
+    if pending is None or len(pending) != len(response_mask):
         raise SpoStateError(
             "The estimator 'spo' was called without the record of which prompts were dispatched at which value. "
             "It works inside verl's V1 trainer only: start `python -m verl.trainer.main_ppo` with "
             "trainer.use_v1=True, and do not call the estimator on its own (use spo_verl.core instead)."
         )
-    session_R = torch.as_tensor(pending.session_R, device=response_mask.device)
-    real_R = session_R >= 0
-    token_count_R = response_mask.sum(dim=-1).to(torch.int64)
-    token_count_S = torch.zeros(len(pending.raw_S), dtype=torch.int64, device=response_mask.device)
-    token_count_S.index_add_(0, session_R[real_R], token_count_R[real_R])
-
-    pending.token_count_S = token_count_S.cpu().numpy()
-    pending.advantage_S = normalize_advantages(
-        pending.raw_S, pending.token_count_S, measure=pending.config.measure, eps=pending.config.eps
-    )
-    advantage_R = torch.zeros(len(session_R), dtype=torch.float32, device=response_mask.device)
-    advantage_S = torch.as_tensor(pending.advantage_S, dtype=torch.float32, device=response_mask.device)
-    advantage_R[real_R] = advantage_S[session_R[real_R]]
-    advantage_RT = advantage_R.unsqueeze(-1) * response_mask
+    advantage_RT = pending.complete(response_mask)
     return advantage_RT, advantage_RT

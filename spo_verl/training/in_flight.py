@@ -20,6 +20,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,32 @@ from spo_verl.training.sessions import Sessions, read_sessions
 TRAIN = "train"
 CUT_OFF = ("aborted", "failed")
 """Endings in which tasks of verl's agent loop are cancelled, wherever they are."""
+
+
+@dataclass(frozen=True)
+class Evictions:
+    """What was evicted in a step.
+
+    Attributes:
+        late: what the tracker has not been told yet.
+        told: what it was told before a draw of this step.
+        reports: what it answered.
+        token_count: response tokens of each evicted session with an outcome.
+    """
+
+    late: list[Late]
+    told: list[Late]
+    reports: list[ObserveReport]
+    token_count: list[int]
+
+    @property
+    def all(self) -> list[Late]:
+        return [*self.told, *self.late]
+
+    @property
+    def uids(self) -> set[str]:
+        """The rollouts that ended."""
+        return {uid for entry in self.all for uid in entry.over}
 
 
 class EvictedRollouts:
@@ -96,10 +123,15 @@ class EvictedRollouts:
         if late := self.drain():
             self._absorbed.append((late, tracker.absorb(late)))
 
-    def drain_absorbed(self) -> tuple[list[Late], list[ObserveReport]]:
-        """What :meth:`absorb` has told since the last call, and what the tracker answered."""
+    def drain_step(self) -> Evictions:
+        """Everything since the last call."""
         absorbed, self._absorbed = self._absorbed, []
-        return [entry for late, _ in absorbed for entry in late], [report for _, report in absorbed]
+        return Evictions(
+            late=self.drain(),
+            told=[entry for late, _ in absorbed for entry in late],
+            reports=[report for _, report in absorbed],
+            token_count=self.drain_tokens(),
+        )
 
     def drain_tokens(self) -> list[int]:
         """Response tokens of each session that was added since the last call."""
@@ -135,11 +167,11 @@ def _without_reward(keys: list[str], partition: str) -> list[str]:
 
 def response_tokens(sessions: Sessions, tags: list[dict]) -> np.ndarray:
     """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
-    row_S = np.zeros(len(sessions), dtype=np.int64)
+    token_S = np.zeros(len(sessions), dtype=np.int64)
     for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
         if session >= 0:
-            row_S[session] += int(tag.get("response_len") or 0)
-    return row_S
+            token_S[session] += int(tag.get("response_len") or 0)
+    return token_S
 
 
 class WatchedBuffer:

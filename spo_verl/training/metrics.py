@@ -154,9 +154,9 @@ def batch_metrics(reward_S: np.ndarray, value_S: np.ndarray, lag_B: np.ndarray) 
     }
 
 
-def divergence_metrics(name: str, drift_B: np.ndarray, *, used: bool) -> dict[str, float]:
+def divergence_metrics(name: str, divergence_B: np.ndarray, *, used: bool) -> dict[str, float]:
     """Mean (and, for the one that forgetting uses, largest) divergence over prompts with a stored response."""
-    measured = drift_B[~np.isnan(drift_B)]
+    measured = divergence_B[~np.isnan(divergence_B)]
     if not len(measured):
         return {}
     metrics = {f"divergence_{name}/mean": float(measured.mean())}

@@ -14,6 +14,7 @@ nothing is seen at all: such a run is refused (:func:`spo_verl.training.checks.m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def measured_loss(
     """The configured policy loss with one metric more; loss and gradient are exactly those of the wrapped one.
 
     Args:
-        old_log_prob, log_prob: (B, T) log-probs before the update and now.
+        old_log_prob, log_prob: (R, T) log-probs before the update and now.
         advantages, response_mask, loss_agg_mode, config, rollout_is_weights: passed on as they are;
             ``config.policy_loss`` is a :class:`MeasuredPolicyLossConfig`.
     """
@@ -67,7 +68,7 @@ def measured_loss(
 
 
 def mean_movement(old_log_prob: torch.Tensor, log_prob: torch.Tensor, response_mask: torch.Tensor) -> float:
-    """Mean |log_prob - old_log_prob| over the tokens of ``response_mask`` (all (B, T)); 0 where there are none.
+    """Mean |log_prob - old_log_prob| over the tokens of ``response_mask`` (all (R, T)); 0 where there are none.
 
     In float32, so that the differences of half-precision log-probs are not rounded once more; padding may hold
     anything.
@@ -104,14 +105,15 @@ def updates_per_anchor(config: DictConfig) -> int:
 class MovementMeter:
     """From verl's metric to the movement of a policy version; one call of :meth:`note` per update of the actor."""
 
-    def __init__(self, *, mini_batch_rows: int, epochs: int, updates: int) -> None:
+    def __init__(self, *, mini_batch_rows: int, epochs: int, updates: int, warmup: int = 0) -> None:
         """
         Args:
             mini_batch_rows: trajectories per mini-batch, ``ppo_mini_batch_size * rollout.n``.
             epochs: ``ppo_epochs``.
             updates: updates that are compared with the same policy, :func:`updates_per_anchor`.
+            warmup: ``trainer.critic_warmup``, the first step in which verl updates the actor.
         """
-        self._rows, self._epochs, self._updates = mini_batch_rows, epochs, updates
+        self._rows, self._epochs, self._updates, self._warmup = mini_batch_rows, epochs, updates, warmup
         self._seen, self._sum, self._batches = 0, 0.0, 0
 
     @classmethod
@@ -122,7 +124,29 @@ class MovementMeter:
             mini_batch_rows=int(actor.ppo_mini_batch_size) * int(config.actor_rollout_ref.rollout.n),
             epochs=int(actor.ppo_epochs),
             updates=updates_per_anchor(config),
+            warmup=int(config.trainer.critic_warmup),
         )
+
+    def read(self, metrics: Mapping[str, float], rows: int, *, step: int) -> float:
+        """How far this update moved the policy, from what verl's workers reported of it; see :meth:`note`.
+
+        Args:
+            metrics: those of the update.
+            rows: trajectories of the update, padding included.
+            step: verl's ``global_steps``.
+
+        Raises:
+            SpoStateError: the update did not report :data:`METRIC`.
+        """
+        if self._warmup > step:
+            return 0.0  # verl does not update the actor yet
+        if METRIC not in metrics:
+            raise SpoStateError(
+                f"the update reported no {METRIC}: the workers did not call the policy loss that "
+                "spo.forgetting.mode=drift is measured by (a worker or loss of one's own, or distillation only); set "
+                "spo.forgetting.mode=kl."
+            )
+        return self.note(float(metrics[METRIC]), rows)
 
     def note(self, mean: float, rows: int) -> float:
         """The movement to report after this update.

@@ -78,7 +78,7 @@ def deal(
     if total % mini_batch or mini_batch % ranks:
         mini_batch = total
     spare = iter(padding)
-    share_R = [[] for _ in range(ranks)]  # type: list[list[int]]
+    shares_of_rank: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for part in np.array_split(rng.permutation(np.asarray(rows, dtype=np.int64)), total // mini_batch):
         filled = [*part.tolist(), *islice(spare, mini_batch - len(part))]
@@ -87,9 +87,9 @@ def deal(
         weighed = sorted(((sum(workload[place] for place in share), share) for share in shares), reverse=True)
         # The heaviest share goes to the rank that has had the least work so far.
         for rank, (weight, share) in zip(sorted(range(ranks), key=load.__getitem__), weighed, strict=True):
-            share_R[rank] += [filled[place] for place in share]
+            shares_of_rank[rank] += [filled[place] for place in share]
             load[rank] += weight
-    return share_R
+    return shares_of_rank
 
 
 class SeededMiniBatches:

@@ -1,15 +1,30 @@
-"""verl's V1 trainer with SPO: what the estimator ``spo`` adds to a step, from the draw to the checkpoint.
+"""verl's V1 trainer with SPO. A step, in the order of this file; docs/algorithm.md has the equations:
+
+| step | what happens | where verl calls it |
+|---|---|---|
+| draw | prompts by their weights | ``_next_train_batch`` |
+| dispatch | the value of each prompt is frozen with its rollout | ``_next_train_batch`` |
+| | *verl generates, verifies, and computes old log-probs* | ``_step_once`` |
+| probe | the divergence since each prompt's last visit | ``_compute_old_log_prob`` (:class:`AfterOldLogProb`) |
+| advantage | reward minus frozen value, normalised over the batch | ``_compute_advantage`` |
+| | *verl updates the actor* | ``_step_once`` |
+| observe | the tracker discounts and adds the outcomes | end of ``_step_once`` |
+| save | the tracker's part of the checkpoint | ``_save_checkpoint`` |
+
+What the asynchronous modes add is in :mod:`spo_verl.training.asynchronous`, which rows share a mini-batch in
+:mod:`spo_verl.training.order`.
 
 :func:`spo_trainer_class` puts two classes around the trainer class of the chosen mode::
 
     SpoTrainer -> PPOTrainerSync -> AfterOldLogProb -> PPOTrainer
 
-``AfterOldLogProb`` stands behind the mode's class because a mode may hold other weights in the engine only inside
-its own ``_compute_old_log_prob``; the forward over stored responses has to run there.
+``AfterOldLogProb`` comes after the mode's class because a mode may hold other weights in the engine only inside its own
+``_compute_old_log_prob``; the forward over stored responses has to run there.
 
-State: ``self._dispatched`` are the rollouts of the running step of the synchronous mode, ``self._evicted`` what was
-thrown out of verl's queue since the last draw or report. Everything that outlives a step is in the tracker's actor and
-in its part of the checkpoint; this object holds nothing that a restart would lose.
+State: ``self._stage`` is what the running update has reached, ``self._dispatched`` are the rollouts of the running step
+of the synchronous mode, ``self._evicted`` what was thrown out of verl's queue since the last draw or report. Everything
+that outlives a step is in the tracker's actor and in its part of the checkpoint; this object holds nothing that a
+restart would lose.
 """
 
 from __future__ import annotations
@@ -19,30 +34,30 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
-from spo_verl.config import SpoConfig, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
-from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.training import seams
-from spo_verl.training.abort import abort_rollouts, cancellable_client, stoppable_rollouts
+from spo_verl.training.abort import stoppable_rollouts
+from spo_verl.training.asynchronous import OpenRollouts
+from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
 from spo_verl.training.checkpoint import CheckpointFollower
-from spo_verl.training.checks import aborts, apply_oversampling, check, in_flight_problems, select, surplus
+from spo_verl.training.checks import aborts, apply_oversampling, check, select
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
-from spo_verl.training.in_flight import TRAIN, EvictedRollouts, watched_buffer
+from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
+from spo_verl.training.log_probs import LogProbScorer, read_outputs
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
     VALUE_BINS,
@@ -53,17 +68,20 @@ from spo_verl.training.metrics import (
     prefixed,
     table_metrics,
 )
-from spo_verl.training.movement import METRIC as MOVEMENT_METRIC
 from spo_verl.training.movement import MovementMeter, measure_movement
 from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
+from spo_verl.training.quotas import SourceRecord, read_sources
+from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
+from spo_verl.training.sessions import read_sessions
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.sources import SourceRecord, read_sources
-from spo_verl.training.step import StepRecord
+from spo_verl.training.step import Recalled, Rewarded
+from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
 
 logger = logging.getLogger(__name__)
 
 SLOT_FIELD = "spo_slot"
+Stage = TypeVar("Stage", Recalled, Rewarded)
 
 
 class AfterOldLogProb(PPOTrainer):
@@ -75,7 +93,7 @@ class AfterOldLogProb(PPOTrainer):
         return batch
 
 
-class SpoTrainer(SeededMiniBatches):
+class SpoTrainer(OpenRollouts, SeededMiniBatches):
     """The part of an SPO trainer that is the same in every mode; mixed in by :func:`spo_trainer_class`."""
 
     # Provided by the trainer class that this is mixed into.
@@ -87,14 +105,7 @@ class SpoTrainer(SeededMiniBatches):
     actor_rollout_wg: Any
     total_training_steps: int
     steps_per_epoch: int
-
-    replay_buffer: Any
     reward_loop_manager: Any
-    trainer_mode: str
-    agent_loop_manager: Any
-    local_trigger_step: int
-    parameter_sync_step: int
-    _restored_tq_prompt_count: int
 
     def __init__(self, config: Any) -> None:
         configure_logging()
@@ -115,7 +126,7 @@ class SpoTrainer(SeededMiniBatches):
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
         self._dispatched: set[str] = set()
-        self._step_record: StepRecord | None = None
+        self._stage: Recalled | Rewarded | None = None
         self._source_record: SourceRecord | None = None
         super().__init__(config)  # type: ignore[call-arg]
 
@@ -152,7 +163,6 @@ class SpoTrainer(SeededMiniBatches):
             on_foreign_state=self._checkpoint.note_foreign_state,
         )
         self.train_dataloader_it = None
-        self._row_of_slot_P = keys.row_of_slot_P
         self._keys, self._sources = keys, sources
         # SPO counts steps. verl's loop also ends when `step // steps_per_epoch` reaches total_epochs, and then
         # neither saves nor validates; this keeps that from happening before the last step.
@@ -166,29 +176,6 @@ class SpoTrainer(SeededMiniBatches):
         if self.trainer_mode != "sync":
             self._match_restored_rollouts()
 
-    def _match_restored_rollouts(self) -> None:
-        """Let verl's queue and the tracker hold the same open rollouts after a restart.
-
-        They do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
-        which cannot be scored: they go, and their prompts can be drawn again.
-        """
-        restored = set(_registered_prompts())
-        known = set(self.tracker.open_uids())
-        strange, lost = restored - known, known - restored
-        if strange:
-            logger.warning(
-                "spo: %d rollouts of the checkpoint were dispatched without SPO and have no frozen value; they are "
-                "dropped and other prompts are drawn instead",
-                len(strange),
-            )
-            tq.kv_clear(keys=_keys_of(strange), partition_id=TRAIN)
-            self._restored_tq_prompt_count -= len(strange)
-        if lost:
-            logger.warning("spo: %d rollouts of the tracker are not in verl's queue; they count as aborted", len(lost))
-            self.tracker.settle(sorted(lost), "aborted")
-        restored_count = self._restored_tq_prompt_count
-        _require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
-
     def _build_replay_buffer(self) -> Any:
         # The reward loop is not there yet: whether rollouts finish with their reward is asked when one is evicted.
         self._evicted = EvictedRollouts(
@@ -196,39 +183,16 @@ class SpoTrainer(SeededMiniBatches):
         )
         return watched_buffer(super()._build_replay_buffer(), self.spo, self._evicted)
 
-    def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
-        """Prompts that were being answered at the checkpoint are answered anew, by the policy of now.
-
-        They keep their uid; the value, effective sample size and version that they are scored by are read again.
-        """
-        if self.trainer_mode != "sync":
-            waiting = sorted(_under_way())
-            if waiting:
-                self.tracker.redispatch(waiting, self.global_steps - 1)
-                logger.info("spo: froze the values of %d re-issued prompts anew", len(waiting))
-        return int(super()._reissue_inflight_prompts(partition_id))  # type: ignore[misc]
-
     def fit(self, agent_loop_manager: Any) -> None:
         try:
             super().fit(agent_loop_manager)  # type: ignore[misc]
         finally:
             self.tracker.stop()
 
-    # ------------------------------------------------------------------ draw and dispatch
+    # ------------------------------------------------------------------ draw
 
     def prepare_step(self) -> dict:
-        if self.trainer_mode != "sync":
-            registered = _registered_prompts()
-            # A batch that was full at once left prompts of its step untouched: the version of now begins with them.
-            untouched = sorted(uid for uid, tag in registered.items() if tag.get("status") == "pending")
-            if untouched:
-                self.tracker.redispatch(untouched, self.global_steps - 1)
-            # What was stopped, or not replaced as generation was about to pause, is replaced by prompts that are drawn
-            # now and answered by the version of now.
-            missing = surplus(self.config) - len(registered)
-            if missing > 0:
-                self._add_prompts_to_generate(missing)  # type: ignore[attr-defined]
-        metrics = super().prepare_step()  # type: ignore[misc]
+        metrics = super().prepare_step()
         return {**metrics, **prefixed(self._stopwatch.drain())}
 
     def _next_train_batch(self, num_prompts: int | None = None) -> Any:
@@ -241,15 +205,22 @@ class SpoTrainer(SeededMiniBatches):
         wanted = num_prompts or batch_size
         with self._stopwatch("observe"):
             self._evicted.absorb(self.tracker)
-        parts = [self._draw(min(batch_size, wanted - done)) for done in range(0, wanted, batch_size)]
+        sizes = [min(batch_size, wanted - done) for done in range(0, wanted, batch_size)]
+        parts = [self._dispatch(self._draw(size)) for size in sizes]
         batch = parts[0] if len(parts) == 1 else tu.concat_tensordict(parts)
         tu.assign_non_tensor_data(batch, "global_steps", self.global_steps)
         return batch
 
     def _draw(self, size: int) -> Any:
+        """Prompts by the weights of now, equation (11)."""
         self.train_dataloader.batch_size = size
         with self._stopwatch("draw"):
-            batch = self._fetch_one_gen_batch()  # type: ignore[attr-defined]
+            return self._fetch_one_gen_batch()  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ dispatch
+
+    def _dispatch(self, batch: Any) -> Any:
+        """Freeze the value of each prompt under the uid of its rollout: it is the baseline, whenever that returns."""
         slot_B = batch.pop(SLOT_FIELD).numpy()
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
@@ -265,134 +236,106 @@ class SpoTrainer(SeededMiniBatches):
         logger.info("spo: step=%d drew=%d draw_digest=%s", self.global_steps, len(uids), digest)
         return batch
 
-    # ------------------------------------------------------------------ late rollouts
-
-    def get_llm_client(self) -> Any:
-        client = super().get_llm_client()  # type: ignore[misc]
-        return cancellable_client(client) if self._aborts else client
-
-    def on_sample_end(self) -> None:
-        # Generation pauses here, behind the last batch of a version. Before that, what is under way is still wanted.
-        if self.trainer_mode == "colocate_async" and self.local_trigger_step == self.parameter_sync_step - 1:
-            self._end_version()
-        super().on_sample_end()  # type: ignore[misc]
-
-    def on_step_end(self) -> None:
-        # Generation goes on during the updates and gets new weights here.
-        if self.trainer_mode == "separate_async":
-            self._end_version()
-        super().on_step_end()  # type: ignore[misc]
-
-    def _end_version(self) -> None:
-        """With ``abort``: stop what the batches of this version did not wait for; what has finished is evidence."""
-        if not self._aborts:
-            return
-        under_way = _under_way()
-        if under_way:
-            abort_rollouts(self.agent_loop_manager, under_way)
-        items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
-        status = {uid: tag["status"] for uid, tag in items.items() if tag.get("is_prompt", False)}
-        trajectories = {key: tag for key, tag in items.items() if not tag.get("is_prompt", False)}
-        # Who finished before the cancellation reached it keeps its outcome.
-        kinds = {"finished": "surplus", "failure": "failed"}
-        ended: dict[str, set[str]] = {}
-        for uid in status:
-            ended.setdefault(kinds.get(status[uid], "aborted"), set()).add(uid)
-        for kind, uids in ended.items():
-            self._evicted.add(kind, uids, trajectories, TRAIN)
-        tq.kv_clear(keys=_keys_of(set(status)), partition_id=TRAIN)
-        stopped = ended.get("aborted", set())
-        self.replay_buffer.spo_aborted = stopped
-        logger.info("spo: step=%d stopped=%d late rollouts", self.global_steps, len(stopped))
-
-    # ------------------------------------------------------------------ one update
-
-    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
-        batch = super()._step_once(metrics, timing_raw, sample_batch_size)  # type: ignore[misc]
-        record = self._current_step()
-        record.after_update(self._stopwatch)
-        late, evicted_tokens = self._evicted.drain(), self._evicted.drain_tokens()
-        told, reports = self._evicted.drain_absorbed()
-        evicted = {uid for entry in (*told, *late) for uid in entry.over}
-        # A synchronous step leaves nothing open; an asynchronous one only ends what it has taken.
-        ended = (self._dispatched if self.trainer_mode == "sync" else set(record.sessions.uid_B)) - evicted
-        movement = self._measured_movement(metrics, len(batch.keys))
-        with self._stopwatch("observe"):
-            report = self.tracker.finish_step(
-                **record.evidence(), settle_uids=sorted(ended), late=late, movement=movement
-            )
-            bins = self.tracker.value_histogram(VALUE_BINS)
-        if self._source_record is not None:
-            self._source_record.note_values(report.metrics)
-        failed = len(ended.difference(record.sessions.uid_B))
-        self._dispatched.clear()
-        self._step_record = None
-        spo_metrics = {
-            **record.metrics(),
-            **observation_metrics(joined_reports([*reports, report.observe]), self.spo.forgetting),
-            **table_metrics(report.metrics, bins),
-            **eviction_metrics([*told, *late], evicted_tokens, failed),
-            **({} if movement is None else {"drift/movement_total": movement}),
-            **self._stopwatch.drain(),
-        }
-        metrics.update(prefixed(spo_metrics))
-        return batch
-
-    def _measured_movement(self, metrics: dict, rows: int) -> float | None:
-        """How far this update moved the policy; None where nobody asks."""
-        if self._movement is None:
-            return None
-        if self.config.trainer.critic_warmup > self.global_steps:
-            return 0.0  # verl does not update the actor yet
-        if MOVEMENT_METRIC not in metrics:
-            raise SpoStateError(
-                f"the update reported no {MOVEMENT_METRIC}: the workers did not call the policy loss that "
-                "spo.forgetting.mode=drift is measured by (a worker or loss of one's own, or distillation only); set "
-                "spo.forgetting.mode=kl."
-            )
-        return self._movement.note(float(metrics[MOVEMENT_METRIC]), rows)
+    # ------------------------------------------------------------------ probe
 
     def _after_old_log_prob(self, batch: KVBatchMeta) -> None:
+        """Recall what was frozen at dispatch; measure D by the acting policy where forgetting goes by a divergence."""
+        version, probe = self.global_steps - 1, None
         with self._stopwatch("recall"):
-            record = StepRecord.recall(
-                self.spo, self.tracker, batch, version=self.global_steps - 1, static_value_P=self._static_value_P
-            )
-        record.attach_scorer(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
-        record.before_update(self._stopwatch)
-        self._step_record = record
+            sessions = read_sessions(batch.keys, batch.tags)
+            recall = self.tracker.recall(list(sessions.uid_B))
+            keys = [batch.keys[row] for row in sessions.first_row_B()]
+            outputs = read_outputs(keys, batch.partition_id) if self.spo.references else []
+        if self.spo.references:
+            score = LogProbScorer.of(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
+            with self._stopwatch("probe"):
+                probe = DivergenceProbe(self.spo, recall, outputs, score, version=version)
+        self._stage = Recalled.of(
+            batch,
+            sessions,
+            recall.frozen,
+            probe,
+            advantage=self.spo.advantage,
+            version=version,
+            static_value_P=self._static_value_P,
+        )
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        record = self._current_step()
-        record.read_rewards(batch, self._describe_prompt)
-        pending = PendingAdvantages(record.raw_S, record.sessions.session_R, self.spo.advantage)
-        with pending_advantages(pending):
-            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        record.token_count_S = pending.token_count_S
-        return batch
+    def _measured_divergence(self, probe: DivergenceProbe | None) -> Divergence | None:
+        """After the update: what the probe says of the step; None where forgetting does not go by a divergence."""
+        if probe is None:
+            return None
+        with self._stopwatch("probe"):
+            return probe.after_update()
 
-    def _current_step(self) -> StepRecord:
-        if self._step_record is None:
+    def _measured_movement(self, metrics: dict, rows: int) -> float | None:
+        """After the update: how far it moved the policy; None where forgetting does not go by movement."""
+        return None if self._movement is None else self._movement.read(metrics, rows, step=self.global_steps)
+
+    def _reached(self, stage: type[Stage]) -> Stage:
+        if not isinstance(self._stage, stage):
             raise SpoStateError(
                 "The step has no record of its dispatched prompts: a subclass of the trainer skipped "
-                "_compute_old_log_prob; call super() in every method that it overrides."
+                "_compute_old_log_prob or _compute_advantage; call super() in every method that it overrides."
             )
-        return self._step_record
+        return self._stage
+
+    # ------------------------------------------------------------------ advantage
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """Reward minus baseline, equation (8); verl then calls the estimator, equation (9)."""
+        recalled = self._reached(Recalled)
+        sessions = recalled.sessions
+        reward_S = session_rewards(batch.keys, batch.partition_id, sessions, self.spo.reward, self._describe_prompt)
+        pending = PendingAdvantages(reward_S - recalled.baseline_S, sessions.session_R, self.spo.advantage)
+        with pending_advantages(pending):
+            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+        self._stage = Rewarded(recalled, reward_S, pending.token_count_S)
+        return batch
 
     def _describe_prompt(self, uid: str) -> str:
-        slot = self._current_step().slot_of(uid)
-        row = int(self._row_of_slot_P[slot])
+        """For an error about its reward."""
+        slot = self._reached(Recalled).slot_of(uid)
+        row = int(self._keys.row_of_slot_P[slot])
         messages = self.train_dataset[row].get("raw_prompt", "")
         text = messages[-1].get("content", "") if isinstance(messages, list) and messages else messages
         return f"prompt {slot} (dataset row {row}: {str(text)[:80]!r})"
 
-    # ------------------------------------------------------------------ checkpoint
+    # ------------------------------------------------------------------ observe
 
-    def _save_checkpoint(self) -> None:
-        with self._stopwatch("save"):
-            self._checkpoint.begin_save(self.global_steps)
-        super()._save_checkpoint()  # type: ignore[misc]
-        with self._stopwatch("save"):
-            self._checkpoint.end_save(self.global_steps)
+    def _step_once(self, metrics: dict, timing_raw: dict, sample_batch_size: int) -> KVBatchMeta:
+        """verl samples a batch and updates the actor, with the probe and the advantage in between; then observe.
+
+        Observing is equation (5), in the tracker.
+        """
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)  # type: ignore[misc]
+        rewarded, self._stage = self._reached(Rewarded), None
+        divergence = self._measured_divergence(rewarded.recalled.probe)
+        movement = self._measured_movement(metrics, len(batch.keys))
+        trained, evicted = set(rewarded.recalled.sessions.uid_B), self._evicted.drain_step()
+        # A synchronous step leaves nothing open; an asynchronous one only ends what it has taken.
+        ended = (self._dispatched if self.trainer_mode == "sync" else trained) - evicted.uids
+        self._dispatched.clear()
+        with self._stopwatch("observe"):
+            report = self.tracker.finish_step(
+                **rewarded.outcomes(divergence), settle_uids=sorted(ended), late=evicted.late, movement=movement
+            )
+            bins = self.tracker.value_histogram(VALUE_BINS)
+        if self._source_record is not None:
+            self._source_record.note_values(report.metrics)
+        metrics.update(
+            prefixed(
+                {
+                    **rewarded.metrics(),
+                    **({} if divergence is None else divergence.metrics),
+                    **({} if movement is None else {"drift/movement_total": movement}),
+                    **observation_metrics(joined_reports([*evicted.reports, report.observe]), self.spo.forgetting),
+                    **table_metrics(report.metrics, bins),
+                    **eviction_metrics(evicted.all, evicted.token_count, failed=len(ended - trained)),
+                    **self._stopwatch.drain(),
+                }
+            )
+        )
+        return batch
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)  # type: ignore[misc]
@@ -400,6 +343,15 @@ class SpoTrainer(SeededMiniBatches):
         if self._source_record is not None:
             # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
             metrics.update(prefixed(self._source_record.drain()))
+
+    # ------------------------------------------------------------------ save
+
+    def _save_checkpoint(self) -> None:
+        with self._stopwatch("save"):
+            self._checkpoint.begin_save(self.global_steps)
+        super()._save_checkpoint()  # type: ignore[misc]
+        with self._stopwatch("save"):
+            self._checkpoint.end_save(self.global_steps)
 
 
 class CurrentWeights:
@@ -410,29 +362,6 @@ class CurrentWeights:
 
     def draw(self, size: int) -> Draw:
         return self._tracker.draw(size, self._version())
-
-
-def _registered_prompts() -> dict[str, dict]:
-    """Tag by uid of every prompt group in verl's training queue."""
-    items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
-    return {key: tag for key, tag in items.items() if tag.get("is_prompt", False)}
-
-
-def _under_way() -> set[str]:
-    """Prompts whose rollouts have not ended."""
-    return {uid for uid, tag in _registered_prompts().items() if tag.get("status") in ("pending", "running")}
-
-
-def _keys_of(uids: set[str]) -> list[str]:
-    """Keys of these groups and of all their trajectories in verl's training queue."""
-    items = (tq.kv_list(TRAIN) or {}).get(TRAIN, {})
-    return [key for key in items if key.split("_")[0] in uids]
-
-
-def _require_enough_in_flight(
-    keys: DatasetKeys, config: Any, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
-) -> None:
-    refuse(list(in_flight_problems(len(keys.key_P), config, spo, sources, restored=restored)))
 
 
 def _require_enough_prompts(keys: DatasetKeys, batch_size: int) -> None:

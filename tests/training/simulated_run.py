@@ -27,10 +27,11 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from spo_verl.config import SpoConfig
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.tracker import PromptSources, Tracker
-from spo_verl.training import in_flight, rewards, trainer
+from spo_verl.training import asynchronous, in_flight, rewards, trainer
+from spo_verl.training.estimator import spo_advantage
 from spo_verl.training.metrics import Stopwatch
+from spo_verl.training.quotas import SourceRecord
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.sources import SourceRecord
 
 POLLS = 400
 """More than any simulated step needs; then it waits for ever."""
@@ -210,11 +211,10 @@ class NoEngine(PPOTrainer):
         return batch
 
     def _compute_advantage(self, batch, metrics):
+        spo_advantage(torch.zeros(len(batch.keys), 1), torch.ones(len(batch.keys), 1))
         return batch
 
     def _update_actor(self, batch, metrics):
-        record = self._step_record
-        record.token_count_S = np.ones(len(record.sessions))
         self.checkpoint_manager.pass_time()
         return batch
 
@@ -237,7 +237,7 @@ def simulated_class(mode: str) -> type:
 
         def prepare_step(self):
             metrics = super().prepare_step()
-            self.in_flight.append(len(trainer._registered_prompts()))
+            self.in_flight.append(len(asynchronous._registered_prompts()))
             return metrics
 
     return Simulated
@@ -309,7 +309,7 @@ def build(setting: Setting, world: World) -> Any:
     made.replay_buffer = made._build_replay_buffer()
     made.replay_buffer._wait_for_next_poll = world.poll
     made._aborts = trainer.aborts(made.config, setting.spo)
-    made._choose_n = made._movement = made._step_record = made._static_value_P = None
+    made._choose_n = made._movement = made._stage = made._static_value_P = None
     made._stopwatch, made._dispatched, made.logged = Stopwatch(), set(), []
     made.in_flight = []
     made.use_reference_policy = made.use_critic = False
@@ -358,13 +358,13 @@ def patched(world: World) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         logging.disable(logging.INFO)
         stack.callback(logging.disable, logging.NOTSET)
-        for module in (trainer_base, replay_buffer, in_flight, rewards, trainer):
+        for module in (trainer_base, replay_buffer, in_flight, rewards, asynchronous):
             stack.enter_context(mock.patch.object(module, "tq", world.queue))
         for name in ("Tracking", "ValidationGenerationsLogger", "DapoFilteredRewardTableLogger", "tqdm", "pprint"):
             stack.enter_context(mock.patch.object(trainer_base, name, nothing))
         stack.enter_context(mock.patch.object(trainer_base.SkipManager, "init", nothing))
         stack.enter_context(mock.patch.object(trainer_base.SkipManager, "set_step", nothing))
-        stack.enter_context(mock.patch.object(trainer, "abort_rollouts", world.stop))
+        stack.enter_context(mock.patch.object(asynchronous, "abort_rollouts", world.stop))
         yield
 
 

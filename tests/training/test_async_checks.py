@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from spo_verl.config import LateConfig, SamplingConfig, SpoConfig
 from spo_verl.errors import SpoConfigError
-from spo_verl.training import trainer as trainer_module
+from spo_verl.training import asynchronous
 from spo_verl.training.checks import aborts, apply_oversampling, contradictions, unusual
 from spo_verl.training.trainer import SpoTrainer, _require_enough_in_flight
 
@@ -139,7 +139,7 @@ def prompt(status: str) -> dict:
 
 def restored(monkeypatch, items: dict[str, dict], known: list[str]):
     queue = Queue(items)
-    monkeypatch.setattr(trainer_module, "tq", queue)
+    monkeypatch.setattr(asynchronous, "tq", queue)
     made = object.__new__(SpoTrainer)
     made.trainer_mode, made.global_steps = "colocate_async", 5
     made.config, made.spo = config(), SpoConfig()
@@ -205,7 +205,7 @@ def test_at_the_end_of_a_version_nothing_is_left_and_what_had_finished_is_eviden
         assert (manager, set(uids)) == ("manager", {"a", "b", "d"})
         queue.items["d"], queue.items["d_0_0"] = prompt("finished"), {}  # before the cancellation reached it
 
-    monkeypatch.setattr(trainer_module, "abort_rollouts", cancel)
+    monkeypatch.setattr(asynchronous, "abort_rollouts", cancel)
     made._end_version()
     told = {kind: uids for kind, uids, *_ in made._evicted.calls}
     assert told == {"aborted": {"a", "b"}, "surplus": {"c", "d"}, "failed": {"e"}}

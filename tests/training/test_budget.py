@@ -1,7 +1,5 @@
 """spo.drift.max_prompts: which prompts are scored, and what becomes of the others, by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -10,11 +8,10 @@ from spo_verl.core import retention
 from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.reports import ObserveReport
 from spo_verl.training.metrics import observation_metrics
-from spo_verl.training.probe import fill_unmeasured, within_budget
-from spo_verl.training.sessions import read_sessions
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.step import StepRecord
-from tests.training.test_probe import output, stored
+from spo_verl.training.stored_divergence import DivergenceProbe, fill_unmeasured, within_budget
+from tests.training.test_log_probs import output
+from tests.training.test_stored_divergence import stored
 
 NAN = float("nan")
 FORGETTING = ForgettingConfig()  # half life .06, bounds .875 and .96
@@ -69,35 +66,26 @@ def test_a_policy_that_did_not_move_and_one_that_jumped():
         assert retention(filled[1:]).tolist() == pytest.approx([rho])
 
 
-def test_a_step_scores_the_budget_and_reports_what_it_left_out(monkeypatch):
+def test_a_step_scores_the_budget_and_reports_what_it_left_out():
     """Four prompts with a stored response, budget of one: one forward of one sequence, one D for the other three."""
     outputs = [output([5, row], [1, 2]) for row in range(4)]
     memory = stored([(row, [8, 9], [1, 1], [-0.5, -0.5], outputs[row]) for row in range(4)])
-    batch = SimpleNamespace(
-        keys=[f"u{row}_0_0" for row in range(4)], partition_id="train", tags=[{"response_len": 2}] * 4
-    )
     frozen = Frozen(np.arange(4), np.full(4, 0.5), np.ones(4), np.zeros(4, dtype=int))
     spo = SpoConfig(drift=DriftConfig(max_prompts=1))
-    record = StepRecord(spo, read_sessions(batch.keys, [{}] * 4), Recall(frozen, memory), outputs, batch, version=3)
     scored = []
 
     def score(sequences):
         scored.append(len(sequences))
         return [np.full(2, -0.5 - 0.006, dtype=np.float32) for _ in sequences]
 
-    record._score = score
-    from spo_verl.training.metrics import Stopwatch
-
-    record.before_update(Stopwatch())
-    record.token_count_S = np.full(4, 2)
-    record.reward_S = np.zeros(4)
-    measured = record._drift["acting"]
+    found = DivergenceProbe(spo, Recall(frozen, memory), outputs, score, version=3).after_update()
+    measured = found.measured_B["acting"]
     assert scored == [1]
     assert (~np.isnan(measured)).sum() == 1
     exact = measured[~np.isnan(measured)][0]  # .006 rounded to float16
     assert exact == pytest.approx(0.006, rel=0.05)
-    assert record.drift_B.tolist() == pytest.approx([exact] * 4)
-    metrics = record.metrics()
+    assert found.divergence_B.tolist() == pytest.approx([exact] * 4)
+    metrics = found.metrics
     assert metrics["drift/unmeasured_total"] == 3.0
     assert metrics["drift/incomparable_total"] == 0.0
     assert metrics["divergence/mean"] == exact  # of what was measured

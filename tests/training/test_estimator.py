@@ -86,3 +86,8 @@ def test_without_an_spo_trainer_the_call_is_refused():
 def test_a_batch_of_another_size_is_refused():
     with pytest.raises(SpoStateError), pending_advantages(pending()):
         spo_advantage(torch.zeros(2, 3), torch.ones(2, 3))
+
+
+def test_a_batch_that_verl_never_completed_is_an_error():
+    with pytest.raises(SpoStateError, match=r"overrides _compute_advantage; call super\(\)"):
+        _ = pending().token_count_S

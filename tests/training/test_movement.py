@@ -247,9 +247,8 @@ def test_the_meter_of_a_run_knows_its_anchor():
 
 
 def trainer(**fields) -> SimpleNamespace:
-    config = OmegaConf.create({"trainer": {"critic_warmup": 2}})
-    meter = MovementMeter(mini_batch_rows=8, epochs=1, updates=1)
-    return SimpleNamespace(**{"config": config, "global_steps": 2, "_movement": meter, **fields})
+    meter = MovementMeter(mini_batch_rows=8, epochs=1, updates=1, warmup=2)
+    return SimpleNamespace(**{"global_steps": 2, "_movement": meter, **fields})
 
 
 def test_the_trainer_reports_a_movement_only_in_this_mode():

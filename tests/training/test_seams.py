@@ -10,6 +10,7 @@ import pytest
 import spo_verl.training
 from spo_verl.errors import SpoVersionError
 from spo_verl.training import seams
+from spo_verl.training.asynchronous import OpenRollouts
 from spo_verl.training.order import SeededMiniBatches
 from spo_verl.training.trainer import AfterOldLogProb, SpoTrainer
 
@@ -24,7 +25,8 @@ def test_the_installed_verl_has_every_seam():
 
 
 def test_every_method_that_the_trainer_overrides_is_listed():
-    own = {name for cls in (SpoTrainer, SeededMiniBatches, AfterOldLogProb) for name in vars(cls)} & VERL_METHODS
+    classes = (SpoTrainer, OpenRollouts, SeededMiniBatches, AfterOldLogProb)
+    own = {name for cls in classes for name in vars(cls)} & VERL_METHODS
     listed = {
         seam.name.split(".")[1]
         for seam in seams.SEAMS

@@ -4,28 +4,55 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from spo_verl.config import AdvantageConfig, ForgettingConfig, SpoConfig
-from spo_verl.tracker import Frozen, Recall, StoredResponses
-from spo_verl.training import step as step_module
+from spo_verl.errors import SpoStateError
+from spo_verl.tracker import Frozen
+from spo_verl.training import estimator
+from spo_verl.training import trainer as trainer_module
 from spo_verl.training.sessions import read_sessions
-from spo_verl.training.step import StepRecord
+from spo_verl.training.step import Recalled, Rewarded
+from spo_verl.training.trainer import SpoTrainer
 
 STATIC_P = np.array([9.0, 9.0, 9.0, 0.5, 9.0, 9.0, 9.0, 0.125])  # by slot; only 7 and 3 are in the batch
+BATCH = SimpleNamespace(keys=["a_0_0", "b_0_0", "a_1_0"], partition_id="train", tags=[{"response_len": 3}] * 3)
 
 
-def record(monkeypatch, baseline: str) -> StepRecord:
-    batch = SimpleNamespace(keys=["a_0_0", "b_0_0", "a_1_0"], partition_id="train", tags=[{"response_len": 3}] * 3)
-    frozen = Frozen(
-        slot_B=np.array([7, 3]), value_B=np.array([0.25, 0.75]), n_eff_B=np.ones(2), version_B=np.zeros(2, dtype=int)
-    )
-    monkeypatch.setattr(step_module, "session_rewards", lambda *_: np.array([1.0, 0.0, 0.0]))
-    spo = SpoConfig(advantage=AdvantageConfig(baseline=baseline), forgetting=ForgettingConfig(mode="constant"))
-    static_P = STATIC_P if baseline == "initial" else None
-    sessions = read_sessions(batch.keys, [{}] * 3)
-    found = StepRecord(spo, sessions, Recall(frozen, StoredResponses.empty()), [], batch, 0, static_P)
-    found.read_rewards(batch, str)
-    return found
+class Verl:
+    """The trainer's base class, as far as an advantage needs it: it calls the estimator."""
+
+    def _compute_advantage(self, batch, metrics):
+        self.raw_S = estimator._pending.get().raw_S
+        estimator.spo_advantage(torch.zeros(3, 1), torch.ones(3, 1))
+        return batch
+
+
+class Trainer(SpoTrainer, Verl):
+    def __init__(self, monkeypatch, baseline: str) -> None:
+        frozen = Frozen(
+            slot_B=np.array([7, 3]),
+            value_B=np.array([0.25, 0.75]),
+            n_eff_B=np.ones(2),
+            version_B=np.zeros(2, dtype=int),
+        )
+        monkeypatch.setattr(trainer_module, "session_rewards", lambda *_: np.array([1.0, 0.0, 0.0]))
+        self.spo = SpoConfig(advantage=AdvantageConfig(baseline=baseline), forgetting=ForgettingConfig(mode="constant"))
+        self._stage = self.recalled = Recalled.of(
+            BATCH,
+            read_sessions(BATCH.keys, [{}] * 3),
+            frozen,
+            None,
+            advantage=self.spo.advantage,
+            version=0,
+            static_value_P=STATIC_P if baseline == "initial" else None,
+        )
+
+
+def rewarded(monkeypatch, baseline: str) -> Rewarded:
+    trainer = Trainer(monkeypatch, baseline)
+    assert trainer._compute_advantage(BATCH, {}) is BATCH
+    return trainer._reached(Rewarded)
 
 
 @pytest.mark.parametrize(
@@ -39,22 +66,28 @@ def record(monkeypatch, baseline: str) -> StepRecord:
     ],
 )
 def test_the_frozen_value_is_subtracted_from_every_session_of_its_prompt(monkeypatch, baseline, raw):
-    found = record(monkeypatch, baseline)
-    assert found.raw_S.tolist() == raw
-    assert found.slot_of("b") == 3
+    trainer = Trainer(monkeypatch, baseline)
+    trainer._compute_advantage(BATCH, {})
+    assert trainer.raw_S.tolist() == raw
+    assert trainer.recalled.slot_of("b") == 3
 
 
 def test_a_static_baseline_is_what_the_metrics_compare_with(monkeypatch):
-    found = record(monkeypatch, "initial")
-    found.token_count_S = np.ones(3)
-    metrics = found.metrics()
+    metrics = rewarded(monkeypatch, "initial").metrics()
     assert metrics["value/batch_mean"] == pytest.approx((0.125 + 0.5 + 0.125) / 3)
     assert metrics["advantage/raw_mean"] == pytest.approx((0.875 - 0.5 - 0.125) / 3)
 
 
 def test_each_session_is_one_outcome_of_its_dispatch(monkeypatch):
-    evidence = record(monkeypatch, "value").evidence()
-    assert evidence["uids"] == ["a", "b", "a"]
-    assert evidence["session_B"].tolist() == [0, 0, 1]
-    assert evidence["reward_B"].tolist() == [1.0, 0.0, 0.0]
-    assert np.isnan(evidence["divergence_B"]).all()
+    outcomes = rewarded(monkeypatch, "value").outcomes(None)
+    assert outcomes["uids"] == ["a", "b", "a"]
+    assert outcomes["session_B"].tolist() == [0, 0, 1]
+    assert outcomes["reward_B"].tolist() == [1.0, 0.0, 0.0]
+    assert np.isnan(outcomes["divergence_B"]).all()
+
+
+def test_an_advantage_before_its_batch_was_recalled_is_an_error(monkeypatch):
+    trainer = Trainer(monkeypatch, "value")
+    trainer._stage = None
+    with pytest.raises(SpoStateError, match=r"skipped _compute_old_log_prob .*call super\(\)"):
+        trainer._compute_advantage(BATCH, {})

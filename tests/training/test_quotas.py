@@ -14,8 +14,8 @@ from spo_verl.tracker import PromptSources, TrackerSettings
 from spo_verl.tracker.service import TrackerHost
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.metrics import METRICS, pattern_of, prefixed
+from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.settings import tracker_settings
-from spo_verl.training.sources import SourceRecord, read_sources
 from spo_verl.training.trainer import SpoTrainer
 from tests.data.rows import row
 

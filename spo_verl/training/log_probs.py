@@ -1,0 +1,161 @@
+"""Log-probs of given responses under the policy that the actor's training engine holds.
+
+Sequences are put into a TransferQueue partition of their own, scored by verl's own ``compute_log_prob`` and
+cleared again, so that nothing of it is visible to the training batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.utils.padding import response_from_nested
+
+from spo_verl.training.rewards import plain
+
+PARTITION = "spo_probe"
+_FIELDS = ("prompts", "responses", "response_mask", "position_ids", "multi_modal_inputs", "old_log_probs")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One generated output of the current batch: what a probe of its prompt needs."""
+
+    prompt: torch.Tensor
+    response: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    multi_modal: Any
+    old_log_prob: torch.Tensor | None
+
+    @property
+    def prompt_hash(self) -> np.uint64:
+        """Hash of the prompt's token ids: a stored response is only comparable under the same prompt tokens."""
+        tokens = np.ascontiguousarray(self.prompt.numpy(), dtype=np.int64)
+        return np.uint64(int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "little"))
+
+    def sequence(self, response: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        """The fields that verl's engines read, for this prompt followed by ``response``."""
+        prompt_len = self.prompt.size(0)
+        # Positions of generated text advance by one in every dimension (rotary sections of multimodal models
+        # too), so those of the response at hand tell where any response of this prompt starts.
+        start = self.positions[..., prompt_len : prompt_len + 1]
+        if start.size(-1) == 0:  # an empty response: text follows its prompt's last token
+            start = self.positions[..., prompt_len - 1 : prompt_len] + 1
+        generated = start + torch.arange(response.size(0), dtype=self.positions.dtype)
+        return {
+            "prompts": self.prompt,
+            "responses": response,
+            "response_mask": mask,
+            "loss_mask": mask,
+            "input_ids": torch.cat([self.prompt, response]),
+            "position_ids": torch.cat([self.positions[..., :prompt_len], generated], dim=-1),
+            "multi_modal_inputs": self.multi_modal,
+        }
+
+
+def read_outputs(keys: Sequence[str], partition: str) -> list[Output]:
+    """Fetch the given trajectories from TransferQueue."""
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=list(_FIELDS))
+    columns = {name: data[name].unbind() for name in _FIELDS if name in data and isinstance(data[name], torch.Tensor)}
+    multi_modal = [plain(item) for item in list(data["multi_modal_inputs"])]
+    return [
+        Output(
+            prompt=columns["prompts"][row],
+            response=columns["responses"][row],
+            mask=columns["response_mask"][row],
+            positions=columns["position_ids"][row],
+            multi_modal=multi_modal[row],
+            old_log_prob=columns["old_log_probs"][row] if "old_log_probs" in columns else None,
+        )
+        for row in range(len(keys))
+    ]
+
+
+class LogProbScorer:
+    """Scores sequences with the actor's training engine: one forward for all of them."""
+
+    def __init__(self, worker_group: Any, *, temperature: float, micro_batch_size: int | None) -> None:
+        """
+        Args:
+            worker_group: verl's ``actor_rollout_wg``.
+            temperature: of the rollout; log-probs of both sides of a divergence are tempered alike.
+            micro_batch_size: sequences per forward and rank, or None where verl packs by tokens.
+        """
+        self.worker_group = worker_group
+        self.temperature = temperature
+        self.micro_batch_size = micro_batch_size
+
+    @classmethod
+    def of(cls, worker_group: Any, rollout: Any) -> LogProbScorer:
+        """The scorer of a run, from verl's section ``actor_rollout_ref.rollout``."""
+        dynamic = bool(rollout.get("log_prob_use_dynamic_bsz", False))
+        return cls(
+            worker_group,
+            temperature=rollout.temperature,
+            micro_batch_size=None if dynamic else rollout.get("log_prob_micro_batch_size_per_gpu"),
+        )
+
+    def __call__(self, sequences: list[dict[str, Any]]) -> list[np.ndarray]:
+        """Log-probs of the response tokens, one float32 array per sequence; no forward for no sequence."""
+        if not sequences:
+            return []
+        ranks = self._ranks()
+        extra: dict[str, Any] = {
+            "calculate_entropy": False,
+            "compute_loss": False,
+            "temperature": self.temperature,
+        }
+        multiple = ranks
+        if self.micro_batch_size is not None:
+            per_rank = min(self.micro_batch_size, math.ceil(len(sequences) / ranks))
+            extra["micro_batch_size_per_gpu"] = per_rank
+            multiple = ranks * per_rank
+        # Engines split evenly over ranks and micro-batches; the shortest sequence is the cheapest filler.
+        shortest = min(sequences, key=lambda fields: fields["input_ids"].size(0))
+        padded = sequences + [shortest] * (-len(sequences) % multiple)
+        keys = [f"spo{row}_0_0" for row in range(len(padded))]
+        try:
+            tq.kv_batch_put(
+                keys=keys,
+                partition_id=PARTITION,
+                fields=list_of_dict_to_tensordict(padded),
+                tags=[{"seq_len": fields["input_ids"].size(0)} for fields in padded],
+            )
+            meta = KVBatchMeta(
+                partition_id=PARTITION,
+                keys=[keys[row] for row in _balanced(padded, ranks)],
+                tags=[{} for _ in keys],
+                extra_info=extra,
+            )
+            self.worker_group.compute_log_prob(meta)
+            data = tq.kv_batch_get(
+                keys=keys[: len(sequences)],
+                partition_id=PARTITION,
+                select_fields=["log_probs", "response_mask"],
+            )
+            log_probs = response_from_nested(data["log_probs"], data["response_mask"])
+            return [row.float().numpy() for row in log_probs.unbind()]
+        finally:
+            tq.kv_clear(keys=keys, partition_id=PARTITION)
+
+    def _ranks(self) -> int:
+        info = self.worker_group._dispatch_info
+        if "actor" not in info:
+            info["actor"] = self.worker_group._query_dispatch_info("actor")
+        return int(max(info["actor"])) + 1
+
+
+def _balanced(sequences: list[dict[str, Any]], ranks: int) -> list[int]:
+    workload = calculate_workload(torch.tensor([fields["input_ids"].size(0) for fields in sequences]))
+    parts = get_seqlen_balanced_partitions(workload, k_partitions=ranks, equal_size=True)
+    return [row for part in parts for row in part]
