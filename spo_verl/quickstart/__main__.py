@@ -18,7 +18,7 @@ from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import finished_runs
 from spo_verl.quickstart.settings import Limits, Settings
-from spo_verl.quickstart.warmstart import WarmStartSettings
+from spo_verl.small.warmstart import WarmStartSettings
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spo_verl.quickstart.task import LEVELS, data_source
+from spo_verl.small.task import LEVELS, data_source
 
 _KEY = re.compile(r"val-core/(?P<source>[^/]+)/acc/mean@\d+$")
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spo_verl.quickstart.runs import RunFolder
-from spo_verl.quickstart.task import LEVELS, Problem, Task
-from spo_verl.quickstart.warmstart import mean_by_level, sampled_accuracy
+from spo_verl.small.task import LEVELS, Problem, Task
+from spo_verl.small.warmstart import mean_by_level, sampled_accuracy
 
 Floats = npt.NDArray[np.float64]
 

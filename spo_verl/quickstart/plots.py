@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spo_verl.errors import SpoError, SpoStateError
 from spo_verl.files import writing
 from spo_verl.quickstart.report import steps_done
-from spo_verl.quickstart.task import LEVELS
+from spo_verl.small.task import LEVELS
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -17,10 +17,10 @@ from typing import Any
 from spo_verl.errors import SpoError, SpoStateError
 from spo_verl.files import content_faults, read_json
 from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.model import build_model, build_tokenizer, save
 from spo_verl.quickstart.settings import Settings, digest
-from spo_verl.quickstart.task import Task
-from spo_verl.quickstart.warmstart import WarmStartReport, WarmStartSettings, warm_start
+from spo_verl.small.model import build_model, build_tokenizer, save
+from spo_verl.small.task import Task
+from spo_verl.small.warmstart import WarmStartReport, WarmStartSettings, warm_start
 
 FORMAT = 1
 """Part of the key of a kept model; raise it when the same settings would give another model."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spo_verl.quickstart.tables import make_table, plus_minus, rendered
-from spo_verl.quickstart.task import LEVELS
+from spo_verl.small.task import LEVELS
 
 if TYPE_CHECKING:
     from rich.table import Table

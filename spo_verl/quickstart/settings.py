@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.launch import hydra_value
-from spo_verl.quickstart.model import ModelShape
-from spo_verl.quickstart.task import LEVELS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
-from spo_verl.quickstart.warmstart import WarmStartSettings
+from spo_verl.small.model import ModelShape
+from spo_verl.small.task import LEVELS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
+from spo_verl.small.warmstart import WarmStartSettings
 
 GROUP_SIZE = 8
 MINI_BATCHES = 4
@@ -174,7 +174,7 @@ def training_overrides(
         f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS}",
         "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
-        "reward.custom_reward_function.path=pkg://spo_verl.quickstart.reward",
+        "reward.custom_reward_function.path=pkg://spo_verl.small.reward",
         f"trainer.total_training_steps={settings.steps}",
         # verl's loop ends at the last epoch as well; steps are what counts here.
         "trainer.total_epochs=1000000",

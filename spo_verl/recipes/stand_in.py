@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_verl.quickstart.model import ModelShape, build_model, save
+from spo_verl.small.model import ModelShape, build_model, save
 
 CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}\n</tool_call>'
 RETURNED = "42"

@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spo_verl.quickstart import prepare, warmstart
+from spo_verl.quickstart import prepare
 from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.model import SPECIAL, ModelShape, build_model, build_tokenizer, save
 from spo_verl.quickstart.prepare import prepare_model, read_report
 from spo_verl.quickstart.settings import Settings
-from spo_verl.quickstart.task import CHARACTERS, Problem, build_task
-from spo_verl.quickstart.warmstart import (
+from spo_verl.small import warmstart
+from spo_verl.small.model import SPECIAL, ModelShape, build_model, build_tokenizer, save
+from spo_verl.small.task import CHARACTERS, Problem, build_task
+from spo_verl.small.warmstart import (
     IGNORED,
     WarmStartSettings,
     answer_log_prob,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_verl.quickstart.task import CHARACTERS, LEVELS, Problem, draw_problem
+from spo_verl.small.task import CHARACTERS, LEVELS, Problem, draw_problem
 
 IGNORED = -100
 
