@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from spo_verl.errors import SpoError
+from spo_verl.launching.limits import QuickstartError
+from spo_verl.launching.runs import finished_runs
 from spo_verl.quickstart.compare import check, compare
-from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.run import quickstart
-from spo_verl.quickstart.runs import finished_runs
-from spo_verl.quickstart.settings import Limits, Settings
+from spo_verl.small.launches import Limits, Settings
 from spo_verl.small.warmstart import WarmStartSettings
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_verl.launching.runs import write_json
 from spo_verl.quickstart.plots import curve, draw_comparison
-from spo_verl.quickstart.runs import write_json
 from spo_verl.quickstart.tables import make_table, plus_minus, rendered
 
 Result = Mapping[str, Any]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spo_verl.quickstart.runs import RunFolder
+from spo_verl.launching.runs import RunFolder
 from spo_verl.small.task import LEVELS, Problem, Task
 from spo_verl.small.warmstart import mean_by_level, sampled_accuracy
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spo_verl.launching.launch import CPU_ENVIRONMENT, ENVIRONMENT
-from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.settings import Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.launching.limits import QuickstartError
+from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
 
 OWN: dict[str, str] = {
     "algorithm.adv_estimator": "choose it with --estimator",

@@ -15,16 +15,16 @@ from typing import Any, Literal
 from spo_verl.errors import SpoStateError
 from spo_verl.files import writing
 from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
+from spo_verl.launching.limits import OutOfTime, QuickstartError
 from spo_verl.launching.progress import EstimateProgress, Progress
+from spo_verl.launching.runs import FORMAT, RunFolder, has_run, open_run
 from spo_verl.quickstart.accuracy import accuracies
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary, load_plotting
-from spo_verl.quickstart.prepare import prepare_model, read_report
 from spo_verl.quickstart.report import summary
-from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
-from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.small.launches import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import Task, build_task, write_parquet
 from spo_verl.small.warmstart import WarmStartReport
 

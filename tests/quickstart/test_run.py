@@ -12,15 +12,15 @@ import pytest
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.deadline import STOPPED
 from spo_verl.launching.launch import Run
+from spo_verl.launching.limits import OutOfTime, QuickstartError
 from spo_verl.launching.progress import EstimateProgress, Progress
+from spo_verl.launching.runs import RunFolder
 from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
 from spo_verl.quickstart.accuracy import read_accuracy
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
 from spo_verl.quickstart.run import failure, quickstart, spent
-from spo_verl.quickstart.runs import RunFolder
-from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.small.launches import Limits, Settings, estimate_overrides, training_overrides
 from spo_verl.small.warmstart import WarmStartReport
 from tests.quickstart.results import result
 

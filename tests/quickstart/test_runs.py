@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from spo_verl.launching.launch import Run
+from spo_verl.launching.limits import QuickstartError
+from spo_verl.launching.runs import FORMAT, RunFolder, finished_runs, open_run
 from spo_verl.launching.supervise import Outcome
-from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.runs import FORMAT, RunFolder, finished_runs, open_run
-from spo_verl.quickstart.settings import Settings
+from spo_verl.small.launches import Settings
 
 
 def opened(base: Path, settings: Settings, *, fresh: bool = False) -> Path:
@@ -41,7 +41,7 @@ def test_a_fresh_first_run_has_no_number(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused_and_free_when_its_owner_is_gone(tmp_path: Path) -> None:
     holder = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from spo_verl.quickstart.runs import open_run\nfrom spo_verl.quickstart.settings import Settings\n"
+        "from spo_verl.launching.runs import open_run\nfrom spo_verl.small.launches import Settings\n"
         "with open_run(Path(sys.argv[1]), Settings(), fresh=False):\n    print('in', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)

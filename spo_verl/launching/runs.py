@@ -30,8 +30,8 @@ from typing import Any
 from spo_verl.errors import SpoStateError
 from spo_verl.files import content_faults, read_json, text_lines, writing
 from spo_verl.launching.launch import METRICS_NAME, Run, read_metrics
-from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.settings import Settings
+from spo_verl.launching.limits import QuickstartError
+from spo_verl.small.launches import Settings
 
 RESULT, SETTINGS, ATTEMPT, PLOT = "result.json", "settings.json", "attempt.json", "summary.png"
 FORMAT = 1

@@ -16,8 +16,8 @@ from typing import Any
 
 from spo_verl.errors import SpoError, SpoStateError
 from spo_verl.files import content_faults, read_json
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.settings import Settings, digest
+from spo_verl.launching.limits import OutOfTime, QuickstartError
+from spo_verl.small.launches import Settings, digest
 from spo_verl.small.model import build_model, build_tokenizer, save
 from spo_verl.small.task import Task
 from spo_verl.small.warmstart import WarmStartReport, WarmStartSettings, warm_start

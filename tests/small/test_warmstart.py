@@ -11,12 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spo_verl.quickstart import prepare
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.prepare import prepare_model, read_report
-from spo_verl.quickstart.settings import Settings
-from spo_verl.small import warmstart
+from spo_verl.launching.limits import OutOfTime, QuickstartError
+from spo_verl.small import prepare, warmstart
+from spo_verl.small.launches import Settings
 from spo_verl.small.model import SPECIAL, ModelShape, build_model, build_tokenizer, save
+from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import CHARACTERS, Problem, build_task
 from spo_verl.small.warmstart import (
     IGNORED,
