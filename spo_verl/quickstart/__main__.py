@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from spo_verl.errors import SpoError
-from spo_verl.launching.limits import QuickstartError
-from spo_verl.launching.runs import finished_runs
+from spo_verl.launching.limits import Limits, RunError
 from spo_verl.quickstart.compare import check, compare
 from spo_verl.quickstart.run import quickstart
-from spo_verl.small.launches import Limits, Settings
+from spo_verl.quickstart.runs import finished_runs
+from spo_verl.small.launches import Settings
 from spo_verl.small.warmstart import WarmStartSettings
 
 
@@ -115,7 +115,7 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
     except SpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2, None
-    except QuickstartError as error:
+    except RunError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1, None
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spo_verl.launching.launch import CPU_ENVIRONMENT, ENVIRONMENT
-from spo_verl.launching.limits import QuickstartError
+from spo_verl.launching.limits import RunError
 from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
 
 OWN: dict[str, str] = {
@@ -48,7 +48,7 @@ def check_overrides(settings: Settings) -> None:
 
     Raises:
         SpoConfigError: something is no override, no key, of the wrong type or out of range; the message lists all.
-        QuickstartError: verl's configuration cannot be composed at all.
+        RunError: verl's configuration cannot be composed at all.
     """
     if not settings.overrides:
         return
@@ -62,7 +62,7 @@ def check_overrides(settings: Settings) -> None:
     )
     answers = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
     if done.returncode or len(answers) != 1:
-        raise QuickstartError(f"verl's configuration cannot be composed:\n{done.stderr.strip()[-2000:]}")
+        raise RunError(f"verl's configuration cannot be composed:\n{done.stderr.strip()[-2000:]}")
     refuse(json.loads(answers[0].removeprefix(_ANSWER)))
 
 

@@ -5,57 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spo_verl.errors import SpoError, SpoStateError
-from spo_verl.files import writing
+from spo_verl.errors import SpoStateError
+from spo_verl.evaluation.plots import COLOURS, new_figure
+from spo_verl.files import replacing
 from spo_verl.quickstart.report import steps_done
 from spo_verl.small.task import LEVELS
 
-if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-BEFORE, AFTER, GRID, OFFLINE = "#9aa5b1", "#1f6fb2", "#e3e7eb", "#d5dbe1"
-COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0", "#b0913f", "#5b6770")
-
-
-class PlotError(SpoError):
-    """matplotlib is not installed."""
-
-
-def load_plotting() -> tuple[type[Figure], type[FigureCanvasAgg]]:
-    """What figures are drawn with, loaded when it is first asked for.
-
-    Raises:
-        PlotError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlotError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
-    return Figure, FigureCanvasAgg
+BEFORE, AFTER, OFFLINE = "#9aa5b1", COLOURS[0], "#d5dbe1"
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str) -> Iterator[Any]:
-    # Without pyplot: no global state, and no display is looked for.
-    new_figure, canvas = load_plotting()
-    figure = new_figure(figsize=size, layout="constrained")
-    canvas(figure)
+def _figure(path: Path, rows: int, columns: int, inches: tuple[float, float], title: str) -> Iterator[Any]:
+    figure, axes = new_figure(rows, columns, inches)
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        axis.grid(color=GRID, linewidth=0.8)
-        axis.set_axisbelow(True)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     yield axes
-    scratch = path.with_name(f".{path.name}.writing")
-    with writing(path, SpoStateError):
-        figure.savefig(scratch, dpi=130, format="png")
-        scratch.replace(path)
+    with replacing(path, SpoStateError) as stage:
+        figure.savefig(stage(), dpi=130, format="png")
 
 
 def draw_summary(result: Mapping[str, Any], path: Path) -> None:

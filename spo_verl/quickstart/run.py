@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spo_verl.errors import SpoStateError
+from spo_verl.evaluation.plots import load_plotting
 from spo_verl.files import writing
 from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
-from spo_verl.launching.limits import OutOfTime, QuickstartError
+from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.progress import EstimateProgress, Progress
-from spo_verl.launching.runs import FORMAT, RunFolder, has_run, open_run
-from spo_verl.quickstart.accuracy import accuracies
-from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked
+from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked, validated
 from spo_verl.quickstart.overrides import check_overrides
-from spo_verl.quickstart.plots import draw_summary, load_plotting
+from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.report import summary
-from spo_verl.small.launches import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
+from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
 from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import Task, build_task, write_parquet
 from spo_verl.small.warmstart import WarmStartReport
@@ -46,11 +46,11 @@ def quickstart(
 
     Raises:
         SpoConfigError: the settings contradict each other, or verl's configuration does not compose with them.
-        QuickstartError: a stage failed, or another call is at work. What there is of the training was shown before.
+        RunError: a stage failed, or another call is at work. What there is of the training was shown before.
     """
     limits = limits or Limits()
     settings.check()
-    limits.check()
+    refuse(limits.problems())
     with writing(base, SpoStateError):
         base = base.resolve()
     if fresh or not has_run(base, settings):
@@ -88,7 +88,7 @@ class _Call:
         )
         train, held_out = write_parquet(self.task, self.folder.path / "data")
         say("[2/5] model and warm start")
-        ended: QuickstartError | None = None
+        ended: RunError | None = None
         try:
             model, warm = self._model()
         except OutOfTime as error:
@@ -98,7 +98,7 @@ class _Call:
         if ended is None:
             try:
                 self._launches({"model": model, "train": train, "held_out": held_out})
-            except QuickstartError as error:
+            except RunError as error:
                 if not isinstance(error, OutOfTime) and not self.folder.finished_step:
                     raise
                 ended = error
@@ -152,7 +152,7 @@ class _Call:
         overrides = estimate_overrides(settings, **paths, output=output, scratch=attempt / "checkpoints")
         self._launch("values", attempt, overrides, EstimateProgress(say=self.say))
         if not output.exists():
-            raise QuickstartError(f"verl ended without an error and without {output}; see {attempt}/train.log")
+            raise RunError(f"verl ended without an error and without {output}; see {attempt}/train.log")
         return output
 
     def _train(self, paths: dict[str, Path], values: Path | None) -> None:
@@ -164,7 +164,7 @@ class _Call:
             self.say(f"  going on after step {done}")
         attempt = self.folder.new_attempt("training")
         overrides = training_overrides(self.settings, **paths, checkpoints=self.folder.checkpoints, values=values)
-        progress = Progress(attempt / METRICS_NAME, steps=steps, prompts=self.settings.held_out_prompts, say=self.say)
+        progress = Progress(attempt / METRICS_NAME, steps=steps, say=self.say)
         try:
             run = self._launch("training", attempt, overrides, progress)
         finally:
@@ -173,7 +173,7 @@ class _Call:
             return
         if run.stopped_early:
             raise OutOfTime(self._kept("training"))
-        raise QuickstartError(
+        raise RunError(
             f"verl ended without an error at step {self.folder.finished_step} of {steps}; see {attempt}/train.log"
         )
 
@@ -196,7 +196,7 @@ class _Call:
         if run.outcome.status == "time limit" and not self._complete(stage):
             raise OutOfTime(self._kept(stage))
         if not run.ok and run.outcome.status != "time limit":
-            raise QuickstartError(failure(run, self.limits))
+            raise RunError(failure(run, self.limits))
         return run
 
     def _complete(self, stage: Stage) -> bool:
@@ -222,7 +222,8 @@ class _Call:
     def _result(self, initial: Policy, warm: WarmStartReport) -> dict[str, Any]:
         """Everything that is known of the run, as plain data."""
         settings, task = self.settings, self.task
-        sampled = accuracies(self.folder.records("training"), prompts=settings.held_out_prompts)
+        records = self.folder.records("training")
+        sampled = [validated(record, prompts=settings.held_out_prompts) for record in records]
         found = policies(self.folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
         before, after = found[0], found[-1]
         metrics = self.folder.metrics()
@@ -240,9 +241,7 @@ class _Call:
                 {"step": one.step, "held_out": float(one.held_out_H.mean()), "train": float(one.train_P.mean())}
                 for one in found
             ],
-            "sampled": [
-                {"step": one.step, "accuracy": one.mean, "standard_error": one.standard_error} for one in sampled
-            ],
+            "sampled": [one for one in sampled if one is not None],
             "reward": {r["step"]: r["data"]["critic/score/mean"] for r in metrics if "critic/score/mean" in r["data"]},
             "spent": spent(self.folder),
             "tracker": tracked(self.folder, task, before.train_P, after.train_P)
@@ -261,15 +260,13 @@ def finished_prompts(folder: RunFolder) -> int:
     """Prompts whose offline values are on disk."""
     from spo_verl.data.values import OfflineValues
 
-    files = [folder.values] if folder.values.exists() else folder.value_parts
-    return sum(len(OfflineValues.read(file)) for file in files)
+    return sum(len(OfflineValues.read(file)) for file in folder.value_files)
 
 
 def spent(folder: RunFolder) -> dict[str, dict[str, int]]:
     """Trajectories and tokens of a run, offline ones in a line of their own; steps that a crash undid are counted."""
     found: dict[str, dict[str, int]] = {}
-    files = [folder.values] if folder.values.exists() else folder.value_parts
-    if files:
+    if files := folder.value_files:
         from spo_verl.data.values import OfflineValues
 
         sources = [source for file in files for source in OfflineValues.read(file).source]

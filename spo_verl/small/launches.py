@@ -1,4 +1,4 @@
-"""What can be chosen in a quickstart run, and the hydra overrides that follow from it."""
+"""What can be chosen in a run of the small model, and the hydra overrides of its launches that follow from it."""
 
 from __future__ import annotations
 
@@ -102,20 +102,6 @@ class Settings:
         """Settings from what :meth:`as_json` gave."""
         nested = {"shape": ModelShape(**saved["shape"]), "warm_start": WarmStartSettings(**saved["warm_start"])}
         return cls(**{**saved, **nested, "overrides": tuple(saved["overrides"])})
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a call of the quickstart may use; no part of what a run is."""
-
-    seconds: float = 900.0
-    silence_s: float = 300.0
-    memory_gib: float = 10.0
-
-    def check(self) -> None:
-        """Raise one :class:`SpoConfigError` that lists every limit that is not above 0."""
-        options = {"--time-limit": self.seconds, "--silence-limit": self.silence_s, "--memory-limit": self.memory_gib}
-        refuse([f"{name} must be above 0: {value}" for name, value in options.items() if not value > 0])
 
 
 def refuse(problems: Sequence[str]) -> None:

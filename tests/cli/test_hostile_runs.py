@@ -15,7 +15,7 @@ import yaml
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.files import read_yaml
 from spo_verl.launching.launch import read_metrics
-from spo_verl.launching.runs import RESULT, RunFolder, _name
+from spo_verl.quickstart.runs import RESULT, RunFolder, _name
 from spo_verl.recipes.rehearse import _importable, _loop_classes
 from spo_verl.small.launches import Settings
 from spo_verl.small.prepare import REPORT, STATE, _state, read_report

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.composition import type_problems
-from spo_verl.launching.limits import QuickstartError
+from spo_verl.launching.limits import RunError
 from spo_verl.quickstart import overrides as overrides_module
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.small.launches import Settings
@@ -113,5 +113,5 @@ def test_the_answer_of_the_child_is_what_is_refused(monkeypatch: pytest.MonkeyPa
     answering(monkeypatch, 0, "PROBLEMS []\n")
     check_overrides(settings)
     answering(monkeypatch, 1, "", "no such module")
-    with pytest.raises(QuickstartError, match="no such module"):
+    with pytest.raises(RunError, match="no such module"):
         check_overrides(settings)

@@ -12,15 +12,15 @@ import pytest
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.deadline import STOPPED
 from spo_verl.launching.launch import Run
-from spo_verl.launching.limits import OutOfTime, QuickstartError
+from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.progress import EstimateProgress, Progress
-from spo_verl.launching.runs import RunFolder
 from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
-from spo_verl.quickstart.accuracy import read_accuracy
+from spo_verl.quickstart.evaluate import validated
 from spo_verl.quickstart.run import failure, quickstart, spent
-from spo_verl.small.launches import Limits, Settings, estimate_overrides, training_overrides
+from spo_verl.quickstart.runs import RunFolder
+from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
 from spo_verl.small.warmstart import WarmStartReport
 from tests.quickstart.results import result
 
@@ -124,16 +124,16 @@ def test_accuracy_is_read_from_verls_validation_metrics() -> None:
     record = validation(5, 0.5)
     record["data"]["val-core/ladder1/acc/mean@1"] = 1.0
     record["data"]["val-aux/ladder1/score/mean@1"] = 0.1
-    accuracy = read_accuracy(record, prompts=64)
+    accuracy = validated(record, prompts=64)
     assert accuracy is not None
     # (1 + 7 * 0.5) / 8
-    assert accuracy.mean == pytest.approx(0.5625)
+    assert accuracy["accuracy"] == pytest.approx(0.5625)
     # Eight prompts per level: variance 0 in the first, 0.25 / 8 in each other; the mean of eight levels has
     # sqrt(7 * 0.25 / 8) / 8 = 0.05846.
-    assert accuracy.standard_error == pytest.approx(math.sqrt(7 * 0.25 / 8) / 8)
-    assert read_accuracy({"step": 1, "data": {"critic/score/mean": 0.4}}, prompts=64) is None
+    assert accuracy["standard_error"] == pytest.approx(math.sqrt(7 * 0.25 / 8) / 8)
+    assert validated({"step": 1, "data": {"critic/score/mean": 0.4}}, prompts=64) is None
     del record["data"]["val-core/ladder8/acc/mean@1"]
-    assert read_accuracy(record, prompts=64) is None
+    assert validated(record, prompts=64) is None
 
 
 def finished(records: list[dict], status: str = "finished", folder: Path = Path("/r")) -> Run:
@@ -184,7 +184,7 @@ def test_what_was_spent_counts_repeated_steps_and_no_validation(tmp_path: Path) 
 def test_progress_shows_phases_once_and_each_step(tmp_path: Path) -> None:
     said: list[str] = []
     path = tmp_path / "metrics.jsonl"
-    progress = Progress(path, steps=2, prompts=64, say=said.append)
+    progress = Progress(path, steps=2, say=said.append)
     progress("(x) Started a local Ray inst")
     assert said == []
     progress("ance.\n")  # the marker may arrive in pieces
@@ -238,7 +238,7 @@ def test_exit_statuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: 
     assert "--steps must be at least 1" in capsys.readouterr().err
 
     def fail(*_args: object, **_kwargs: object) -> None:
-        raise QuickstartError("the training broke")
+        raise RunError("the training broke")
 
     monkeypatch.setattr("spo_verl.quickstart.__main__.quickstart", fail)
     assert main(["--folder", str(tmp_path)]) == 1
@@ -374,12 +374,12 @@ def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: P
 def test_a_training_that_fails_shows_what_was_kept_and_then_why(staged, tmp_path: Path) -> None:
     staged("finished", "silent")
     said: list[str] = []
-    with pytest.raises(QuickstartError, match="printed nothing for 300 s and was ended as hung"):
+    with pytest.raises(RunError, match="printed nothing for 300 s and was ended as hung"):
         quickstart(Settings(steps=4), tmp_path, say=said.append)
     assert "2 of 4 steps" in "\n".join(said)
     # Without a kept step there is nothing to show.
     staged("failed")
-    with pytest.raises(QuickstartError, match="exit status 1"):
+    with pytest.raises(RunError, match="exit status 1"):
         quickstart(Settings(steps=4, seed=1), tmp_path, say=said.append)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from spo_verl.data.values import OfflineValues
 from spo_verl.launching.launch import read_metrics
-from spo_verl.launching.runs import RunFolder
 from spo_verl.quickstart.__main__ import main
+from spo_verl.quickstart.runs import RunFolder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
 
