@@ -39,15 +39,17 @@ def parser() -> argparse.ArgumentParser:
     )
     run = arguments.add_argument_group("what is run")
     run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator)
-    run.add_argument("--seed", type=int, default=default.seed, help="of task, model, warm start and sampling")
-    run.add_argument("--steps", type=int, default=default.steps, help="training steps")
-    run.add_argument("--trajectories", type=int, default=default.trajectories, help="responses per step")
-    run.add_argument("--learning-rate", type=float, default=default.learning_rate)
-    run.add_argument("--train-prompts", type=int, default=default.train_prompts)
-    run.add_argument("--held-out-prompts", type=int, default=default.held_out_prompts)
-    run.add_argument(
-        "--offline-trials", type=int, default=default.offline_trials, help="responses per prompt before the training"
-    )
+    for name, what in {
+        "seed": "of task, model, warm start and sampling",
+        "steps": "training steps",
+        "trajectories": "responses per step",
+        "learning_rate": None,
+        "train_prompts": None,
+        "held_out_prompts": None,
+        "offline_trials": "responses per prompt before the training",
+    }.items():
+        value = getattr(default, name)
+        run.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=what)
     run.add_argument(
         "--no-offline-values", dest="offline_trials", action="store_const", const=0, help="the same with 0"
     )
@@ -72,20 +74,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_from(given: argparse.Namespace) -> Settings:
-    return Settings(
-        estimator=given.estimator,
-        steps=given.steps,
-        trajectories=given.trajectories,
-        learning_rate=given.learning_rate,
-        seed=given.seed,
-        train_prompts=given.train_prompts,
-        held_out_prompts=given.held_out_prompts,
-        offline_trials=given.offline_trials,
-        warm_start=dataclasses.replace(
-            WarmStartSettings(), target=given.warm_start_accuracy, max_seconds=given.warm_start_seconds
-        ),
-        overrides=tuple(given.overrides),
-    )
+    named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Settings) if field.name in given}
+    warm = WarmStartSettings(target=given.warm_start_accuracy, max_seconds=given.warm_start_seconds)
+    return Settings(**{**named, "warm_start": warm, "overrides": tuple(given.overrides)})
 
 
 def limits_from(given: argparse.Namespace) -> Limits:
