@@ -122,6 +122,40 @@ class VerlRun:
         return {"seconds": seconds, "peak_bytes": peak}
 
 
+def finished_prompts(folder: VerlRun) -> int:
+    """Prompts whose offline values are on disk."""
+    from spo_verl.data.values import OfflineValues
+
+    return sum(len(OfflineValues.read(file)) for file in folder.value_files)
+
+
+def spent(folder: VerlRun) -> dict[str, dict[str, int]]:
+    """Trajectories and tokens of a run, offline ones in a line of their own; steps that a crash undid are counted."""
+    found: dict[str, dict[str, int]] = {}
+    if files := folder.value_files:
+        from spo_verl.data.values import OfflineValues
+
+        sources = [source for file in files for source in OfflineValues.read(file).source]
+        found["offline values"] = {
+            "trajectories": sum(source["responses"] for source in sources),
+            "response_tokens": sum(source["response_tokens"] for source in sources),
+            "prompt_tokens": sum(source["prompt_tokens"] for source in sources),
+        }
+    training = {"trajectories": 0, "response_tokens": 0, "prompt_tokens": 0}
+    for record in folder.records("training"):
+        data = record["data"]
+        if "perf/total_num_tokens" not in data:
+            continue  # a validation before the first step
+        prompt, response = data["prompt_length/mean"], data["response_length/mean"]
+        trajectories = round(data["perf/total_num_tokens"] / (prompt + response))
+        training["trajectories"] += trajectories
+        training["response_tokens"] += round(trajectories * response)
+        training["prompt_tokens"] += round(trajectories * prompt)
+    found["training"] = training
+    found["total"] = {key: sum(used[key] for used in found.values()) for key in training}
+    return found
+
+
 @contextmanager
 def claimed(base: Path, name: str, *, fresh: bool) -> Iterator[Path]:
     """The newest folder of a run's name, or with ``fresh`` a new one. Other calls are kept out meanwhile.

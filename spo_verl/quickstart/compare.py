@@ -10,6 +10,7 @@ from typing import Any
 
 from spo_verl.launching.runs import write_json
 from spo_verl.quickstart.plots import curve, draw_comparison
+from spo_verl.quickstart.report import offline_trajectories
 from spo_verl.quickstart.tables import plus_minus, table
 
 Result = Mapping[str, Any]
@@ -65,7 +66,7 @@ def _row(result: Result) -> dict[str, Any]:
         "seed": result["settings"]["seed"],
         "steps": result["settings"]["steps"],
         "trajectories": spent["total"]["trajectories"],
-        "offline_trajectories": spent.get("offline values", {}).get("trajectories", 0),
+        "offline_trajectories": offline_trajectories(result),
         "response_tokens": spent["total"]["response_tokens"],
         "minutes": sum(result["seconds"].values()) / 60,
         "folder": result["folder"],

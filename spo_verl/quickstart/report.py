@@ -32,6 +32,11 @@ def steps_done(result: Mapping[str, Any]) -> int:
     return int(result.get("steps_done", result["settings"]["steps"]))
 
 
+def offline_trajectories(result: Mapping[str, Any]) -> int:
+    """Trajectories that the offline values took; 0 without."""
+    return int(result["spent"].get("offline values", {}).get("trajectories", 0))
+
+
 def _how_far(result: Mapping[str, Any]) -> list[str]:
     """What a run that is not finished has done."""
     settings, warm = result["settings"], result["warm_start"]

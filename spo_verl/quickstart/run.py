@@ -18,6 +18,7 @@ from spo_verl.files import writing
 from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.progress import EstimateProgress, Progress
+from spo_verl.launching.runs import REWARD, finished_prompts, spent
 from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked, validated
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary
@@ -89,15 +90,19 @@ class _Call:
         train, held_out = write_parquet(self.task, self.folder.path / "data")
         say("[2/5] model and warm start")
         ended: RunError | None = None
+        # What the evaluation takes is not known yet; a fifth of a short call has to do.
+        seconds = self._remaining() - min(2 * RESERVE_S, self.limits.seconds / 5)
+        partial = self.folder.warm_start
         try:
-            model, warm = self._model()
+            model, warm = prepare_model(settings, self.task, self.base, say, partial=partial, seconds=seconds)
         except OutOfTime as error:
-            ended, model = error, self.folder.warm_start
+            ended, model = error, partial
             warm = read_report(model)
         initial = self._initial(model)
         if ended is None:
             try:
-                self._launches({"model": model, "train": train, "held_out": held_out})
+                paths = {"model": model, "train": train, "held_out": held_out}
+                self._train(paths, self._offline_values(paths))
             except RunError as error:
                 if not isinstance(error, OutOfTime) and not self.folder.finished_step:
                     raise
@@ -116,13 +121,6 @@ class _Call:
             raise ended
         return result
 
-    def _model(self) -> tuple[Path, WarmStartReport]:
-        # What the evaluation takes is not known yet; a fifth of a short call has to do.
-        seconds = self._remaining() - min(2 * RESERVE_S, self.limits.seconds / 5)
-        return prepare_model(
-            self.settings, self.task, self.base, self.say, partial=self.folder.warm_start, seconds=seconds
-        )
-
     def _initial(self, model: Path) -> Policy:
         """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
         load_plotting()
@@ -132,15 +130,9 @@ class _Call:
         self.reserve = RESERVE_S + 3 * (time.monotonic() - began)
         return found
 
-    def _launches(self, paths: dict[str, Path]) -> None:
-        settings, say = self.settings, self.say
-        say("[3/5] offline values")
-        values = self._offline_values(paths)
-        say(f"[4/5] training: {settings.steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
-        self._train(paths, values)
-
     def _offline_values(self, paths: dict[str, Path]) -> Path | None:
         settings, output = self.settings, self.folder.values
+        self.say("[3/5] offline values")
         if not settings.offline:
             self.say("  none: " + ("not asked for" if settings.estimator == "spo" else "the group baseline has none"))
             return None
@@ -156,14 +148,15 @@ class _Call:
         return output
 
     def _train(self, paths: dict[str, Path], values: Path | None) -> None:
-        done, steps = self.folder.finished_step, self.settings.steps
+        settings, done, steps = self.settings, self.folder.finished_step, self.settings.steps
+        self.say(f"[4/5] training: {steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
         if done >= steps:
             self.say(f"  finished before: checkpoint of step {done}")
             return
         if done:
             self.say(f"  going on after step {done}")
         attempt = self.folder.new_attempt("training")
-        overrides = training_overrides(self.settings, **paths, checkpoints=self.folder.checkpoints, values=values)
+        overrides = training_overrides(settings, **paths, checkpoints=self.folder.checkpoints, values=values)
         progress = Progress(attempt / METRICS_NAME, steps=steps, say=self.say)
         try:
             run = self._launch("training", attempt, overrides, progress)
@@ -221,73 +214,37 @@ class _Call:
 
     def _result(self, initial: Policy, warm: WarmStartReport) -> dict[str, Any]:
         """Everything that is known of the run, as plain data."""
-        settings, task = self.settings, self.task
-        records = self.folder.records("training")
-        sampled = [validated(record, prompts=settings.held_out_prompts) for record in records]
-        found = policies(self.folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
+        settings, folder, task = self.settings, self.folder, self.task
+        found = policies(folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
         before, after = found[0], found[-1]
-        metrics = self.folder.metrics()
+        records = (validated(record, prompts=settings.held_out_prompts) for record in folder.records("training"))
+        values, training = folder.used("values"), folder.used("training")
+        tracks = settings.estimator == "spo" and folder.finished_step > 0
         return {
             "format": FORMAT,
             "settings": settings.as_json(),
             "variant": settings.variant,
-            "folder": str(self.folder.path),
-            "steps_done": self.folder.finished_step,
+            "folder": str(folder.path),
+            "steps_done": folder.finished_step,
             "warm_start": dataclasses.asdict(warm),
-            "offline_prompts": finished_prompts(self.folder),
+            "offline_prompts": finished_prompts(folder),
             "held_out": change(before.held_out_H, after.held_out_H, task.held_out),
             "train": change(before.train_P, after.train_P, task.train),
             "curve": [
                 {"step": one.step, "held_out": float(one.held_out_H.mean()), "train": float(one.train_P.mean())}
                 for one in found
             ],
-            "sampled": [one for one in sampled if one is not None],
-            "reward": {r["step"]: r["data"]["critic/score/mean"] for r in metrics if "critic/score/mean" in r["data"]},
-            "spent": spent(self.folder),
-            "tracker": tracked(self.folder, task, before.train_P, after.train_P)
-            if settings.estimator == "spo" and self.folder.finished_step
-            else None,
+            "sampled": [record for record in records if record is not None],
+            "reward": {one["step"]: one["data"][REWARD] for one in folder.metrics() if REWARD in one["data"]},
+            "spent": spent(folder),
+            "tracker": tracked(folder, task, before.train_P, after.train_P) if tracks else None,
             "seconds": {
                 "warm_start": warm.seconds,
-                "offline_values": self.folder.used("values")["seconds"],
-                "training": self.folder.used("training")["seconds"],
+                "offline_values": values["seconds"],
+                "training": training["seconds"],
             },
-            "peak_bytes": max(self.folder.used(stage)["peak_bytes"] for stage in ("values", "training")),
+            "peak_bytes": max(values["peak_bytes"], training["peak_bytes"]),
         }
-
-
-def finished_prompts(folder: RunFolder) -> int:
-    """Prompts whose offline values are on disk."""
-    from spo_verl.data.values import OfflineValues
-
-    return sum(len(OfflineValues.read(file)) for file in folder.value_files)
-
-
-def spent(folder: RunFolder) -> dict[str, dict[str, int]]:
-    """Trajectories and tokens of a run, offline ones in a line of their own; steps that a crash undid are counted."""
-    found: dict[str, dict[str, int]] = {}
-    if files := folder.value_files:
-        from spo_verl.data.values import OfflineValues
-
-        sources = [source for file in files for source in OfflineValues.read(file).source]
-        found["offline values"] = {
-            "trajectories": sum(source["responses"] for source in sources),
-            "response_tokens": sum(source["response_tokens"] for source in sources),
-            "prompt_tokens": sum(source["prompt_tokens"] for source in sources),
-        }
-    training = {"trajectories": 0, "response_tokens": 0, "prompt_tokens": 0}
-    for record in folder.records("training"):
-        data = record["data"]
-        if "perf/total_num_tokens" not in data:
-            continue  # a validation before the first step
-        prompt, response = data["prompt_length/mean"], data["response_length/mean"]
-        trajectories = round(data["perf/total_num_tokens"] / (prompt + response))
-        training["trajectories"] += trajectories
-        training["response_tokens"] += round(trajectories * response)
-        training["prompt_tokens"] += round(trajectories * prompt)
-    found["training"] = training
-    found["total"] = {key: sum(used[key] for used in found.values()) for key in training}
-    return found
 
 
 def failure(run: Run, limits: Limits) -> str:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spo_verl.errors import SpoConfigError, SpoError
 from spo_verl.files import read_yaml, writing
+from spo_verl.launching.limits import Limits
 from spo_verl.recipes import reduction
 from spo_verl.recipes.locate import Recipe, compose, find_recipe
 from spo_verl.recipes.reduction import Change, Device, Files, Kind
@@ -35,19 +36,11 @@ if TYPE_CHECKING:
     from spo_verl.launching.composition import Composed
 
 RESULT_NAME = "rehearsal.json"
+LIMITS = Limits(seconds=400.0, silence_s=200.0, memory_gib=12.0)
 
 
 class _Stop(Exception):
     """Why a rehearsal goes no further; it becomes part of the result."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the launch may use."""
-
-    seconds: float = 400.0
-    silence_s: float = 200.0
-    memory_gib: float = 12.0
 
 
 @dataclass
@@ -86,7 +79,7 @@ def rehearse(
     data: Sequence[Path] = (),
     folder: Path,
     device: Device = "cpu",
-    limits: Limits | None = None,
+    limits: Limits = LIMITS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Rehearsal:
     """Rehearse a recipe in ``folder``, which must be new or empty.
@@ -101,7 +94,6 @@ def rehearse(
         SpoConfigError: no such recipe, overrides that hydra refuses, no rows, or a folder that is in use.
     """
     started = time.monotonic()
-    limits = limits or Limits()
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise SpoConfigError(f"{folder} is no folder: name another one with --output.")
     with writing(folder, SpoConfigError):
