@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from spo_verl.errors import SpoError
@@ -83,11 +82,6 @@ def limits_from(given: argparse.Namespace) -> Limits:
     return Limits(seconds=given.time_limit, silence_s=given.silence_limit, memory_gib=given.memory_limit)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    # An exception, so that the training is ended before this process is.
-    raise SystemExit(128 + number)
-
-
 def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
     """Do what the command line asks for.
 
@@ -95,8 +89,9 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
         Exit status (0 after success, 1 after a failure with its reason on stderr, 2 for wrong settings) and the result.
     """
     given = parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    # An exception, so that the training is ended before this process is.
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, lambda number, _: sys.exit(128 + number))
     try:
         if given.compare:
             found = compare(finished_runs(given.folder, tuple(given.overrides), check=check), given.folder)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from spo_verl.launching.progress import VALIDATED
 from spo_verl.quickstart.runs import RunFolder
 from spo_verl.small.task import LEVELS, Problem, Task, data_source
-from spo_verl.small.warmstart import mean_by_level, sampled_accuracy
+from spo_verl.small.warmstart import mean_by_level, saved_accuracies
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,22 +33,9 @@ class Policy:
     train_P: Floats
 
 
-def load_evaluation() -> None:
-    """Import what :func:`policy` needs, which takes longer than the evaluation itself."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
-
-
 def policy(step: int, model_folder: Path, task: Task) -> Policy:
     """The policy whose weights lie in a folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    rates = (sampled_accuracy(model, tokenizer, problems) for problems in (task.held_out, task.train))
-    return Policy(step, *(np.asarray(rate_N, dtype=np.float64) for rate_N in rates))
+    return Policy(step, *saved_accuracies(model_folder, (task.held_out, task.train)))
 
 
 def policies(run: RunFolder, initial: Policy, task: Task, *, late: Callable[[], bool] = lambda: False) -> list[Policy]:

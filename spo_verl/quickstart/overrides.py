@@ -87,12 +87,12 @@ def problems_of(settings: Settings) -> list[str]:
 
     folder = Path("/quickstart")
     paths = {"model": folder / "model", "train": folder / "train.parquet", "held_out": folder / "held_out.parquet"}
-
     plain = dataclasses.replace(settings, overrides=())
-    ours = ["+platform=cpu", *training_overrides(plain, **paths, checkpoints=folder, values=None)]
     if settings.offline:
-        more = estimate_overrides(plain, **paths, output=folder / "values.parquet", scratch=folder)
-        ours = ["+platform=cpu", *more]
+        ours = estimate_overrides(plain, **paths, output=folder / "values.parquet", scratch=folder)
+    else:
+        ours = training_overrides(plain, **paths, checkpoints=folder, values=None)
+    ours = ["+platform=cpu", *ours]
     before = compose(ours, config_name="ppo_trainer")
     given = compose(settings.overrides, config_name="ppo_trainer", known_good=ours)
     if problems := given.problems or type_problems(before.config, given.config):

@@ -15,11 +15,11 @@ from typing import Any, Literal
 from spo_verl.errors import SpoStateError
 from spo_verl.evaluation.plots import load_plotting
 from spo_verl.files import writing
-from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
+from spo_verl.launching.launch import METRICS_NAME, Run, failure, run_main_ppo
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.progress import EstimateProgress, Progress
 from spo_verl.launching.runs import REWARD, finished_prompts, spent
-from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked, validated
+from spo_verl.quickstart.evaluate import Policy, change, policies, policy, tracked, validated
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.report import summary
@@ -27,7 +27,7 @@ from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
 from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
 from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import Task, build_task, write_parquet
-from spo_verl.small.warmstart import WarmStartReport
+from spo_verl.small.warmstart import WarmStartReport, load_libraries
 
 Say = Callable[[str], None]
 Stage = Literal["values", "training"]
@@ -124,7 +124,7 @@ class _Call:
     def _initial(self, model: Path) -> Policy:
         """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
         load_plotting()
-        load_evaluation()
+        load_libraries()
         began = time.monotonic()
         found = policy(0, model, self.task)
         self.reserve = RESERVE_S + 3 * (time.monotonic() - began)
@@ -186,15 +186,13 @@ class _Call:
             on_text=on_text,
         )
         self.folder.note(run)
-        if run.outcome.status == "time limit" and not self._complete(stage):
-            raise OutOfTime(self._kept(stage))
         if not run.ok and run.outcome.status != "time limit":
             raise RunError(failure(run, self.limits))
+        # A launch that is ended at its limit may have had only its farewell left.
+        done = self.folder.values.exists() if stage == "values" else self.folder.finished_step >= self.settings.steps
+        if not run.ok and not done:
+            raise OutOfTime(self._kept(stage))
         return run
-
-    def _complete(self, stage: Stage) -> bool:
-        """Whether a launch that was ended had only its farewell left."""
-        return self.folder.values.exists() if stage == "values" else self.folder.finished_step >= self.settings.steps
 
     def _remaining(self) -> float:
         return self.limits.seconds - (time.monotonic() - self.started)
@@ -245,15 +243,3 @@ class _Call:
             },
             "peak_bytes": max(values["peak_bytes"], training["peak_bytes"]),
         }
-
-
-def failure(run: Run, limits: Limits) -> str:
-    """Why a launch did not finish, with the part of the log that matters."""
-    outcome, reason = run.outcome, stated_reason(run.log())
-    why = {
-        "failed": f"verl's trainer ended with exit status {outcome.returncode}" + (f": {reason}" if reason else ""),
-        "silent": f"verl printed nothing for {limits.silence_s:.0f} s and was ended as hung (--silence-limit)",
-        "memory limit": f"verl used {outcome.peak_bytes / 2**30:.1f} GiB, more than {limits.memory_gib:g} GiB "
-        "(--memory-limit), and was ended",
-    }[outcome.status]
-    return f"{why}. The end of {run.log_path}:\n\n{relevant_tail(run.log())}\n\n{why}. Whole log: {run.log_path}"

@@ -239,7 +239,7 @@ def _launch(
     limits: Limits,
     say: Callable[[str], None],
 ) -> None:
-    from spo_verl.launching.launch import relevant_tail, run_main_ppo
+    from spo_verl.launching.launch import failure, run_main_ppo
 
     say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
     run = run_main_ppo(
@@ -256,7 +256,7 @@ def _launch(
         name: str(files.folder / name) for name in ("command.txt", "train.log", "metrics.jsonl", "checkpoints")
     }
     if not run.ok:
-        raise _Stop(f"verl's run ended: {run.outcome.status}. The end of {run.log_path}:\n{relevant_tail(run.log())}")
+        raise _Stop(failure(run, limits))
     found.stages.append(Check("ran", True, f"{run.outcome.seconds:.0f} s, at most {found.peak_gib:.1f} GiB"))
     validation_n = next(
         (int(change.rehearsal) for change in found.changes if change.key.endswith("val_kwargs.n")),
@@ -277,7 +277,8 @@ def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Fi
     from omegaconf import OmegaConf
 
     from spo_verl.recipes import stand_in
-    from spo_verl.recipes.rows import take_rows, write_rows
+    from spo_verl.recipes.rows import take_rows
+    from spo_verl.small.task import write_rows
 
     sources = list(data) or [Path(file) for file in config.data.train_files]
     rows = take_rows(sources, train=reduction.train_prompts(config), held_out=reduction.HELD_OUT)

@@ -8,7 +8,7 @@ a seed: the same seed gives the same problems in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,15 +160,16 @@ def verl_row(problem: Problem, index: int, split: str) -> dict[str, Any]:
 
 def write_parquet(task: Task, folder: Path) -> tuple[Path, Path]:
     """Write ``train.parquet`` and ``held_out.parquet`` and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, held_out = folder / "train.parquet", folder / "held_out.parquet"
+    write_rows([verl_row(problem, index, "train") for index, problem in enumerate(task.train)], train)
+    write_rows([verl_row(problem, index, "held_out") for index, problem in enumerate(task.held_out)], held_out)
+    return train, held_out
+
+
+def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """As prepared data lie in a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for split, problems in (("train", task.train), ("held_out", task.held_out)):
-        path = folder / f"{split}.parquet"
-        pq.write_table(
-            pa.Table.from_pylist([verl_row(problem, index, split) for index, problem in enumerate(problems)]), path
-        )
-        paths.append(path)
-    return paths[0], paths[1]
+    pq.write_table(pa.Table.from_pylist(list(rows)), file)

@@ -11,7 +11,7 @@ import pytest
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.deadline import STOPPED
-from spo_verl.launching.launch import Run
+from spo_verl.launching.launch import Run, failure
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.progress import EstimateProgress, Progress
 from spo_verl.launching.runs import spent
@@ -19,7 +19,7 @@ from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
 from spo_verl.quickstart.evaluate import validated
-from spo_verl.quickstart.run import failure, quickstart
+from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import RunFolder
 from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
 from spo_verl.small.warmstart import WarmStartReport
