@@ -1,3 +1,1 @@
-"""What :mod:`spo_verl.small.model` holds, under its former name."""
-
-from spo_verl.small.model import *  # noqa: F403
+from spo_verl.small.model import *  # noqa: F403  # the former place of these names

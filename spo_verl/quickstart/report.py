@@ -39,18 +39,17 @@ def offline_trajectories(result: Mapping[str, Any]) -> int:
 
 def _how_far(result: Mapping[str, Any]) -> list[str]:
     """What a run that is not finished has done."""
-    settings, warm = result["settings"], result["warm_start"]
-    done, wanted = steps_done(result), settings["steps"]
-    if done == wanted:
+    settings, warm, done = result["settings"], result["warm_start"], steps_done(result)
+    if done == settings["steps"]:
         return []
-    lines = [f"This run is not finished: {done} of {wanted} steps."]
-    target = settings["warm_start"]["target"]
+    lines = [f"This run is not finished: {done} of {settings['steps']} steps."]
     if not done:
         lines.append(
-            f"  warm start: {warm['steps']} steps, accuracy {warm['accuracy']:.3f} of its problems (target {target})"
+            f"  warm start: {warm['steps']} steps, accuracy {warm['accuracy']:.3f} of its problems (target "
+            f"{settings['warm_start']['target']})"
         )
-    if not done and result["offline_prompts"]:
-        lines.append(f"  offline values: {result['offline_prompts']} of {settings['train_prompts']} prompts")
+        if result["offline_prompts"]:
+            lines.append(f"  offline values: {result['offline_prompts']} of {settings['train_prompts']} prompts")
     return [*lines, ""]
 
 
@@ -80,8 +79,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     held_out = result["held_out"]
     change, error = held_out["change"], held_out["standard_error"]
     times = abs(change) / error if error else float("inf")
-    word = "better" if change > 0 else "worse"
-    clear = "beyond" if times > 3 else "not beyond"
+    word, clear = "better" if change > 0 else "worse", "beyond" if times > 3 else "not beyond"
     seed = result["settings"]["seed"]
     lines = [
         f"Held-out prompts: {word} by {abs(change):.3f}, {times:.1f} standard errors, {clear} the noise of the choice",

@@ -96,10 +96,7 @@ def finished_runs(
 ) -> list[dict[str, Any]]:
     """Results of finished runs: those of the folders ``chosen``, or all below ``base``, by name.
 
-    Args:
-        base: folder of all runs.
-        chosen: folders of runs.
-        check: uses a result as the caller will, to find the file that is damaged.
+    ``check`` uses a result as the caller will, which finds the file that is damaged.
 
     Raises:
         RunError: a chosen folder holds no finished run, or there is none at all.

@@ -1,3 +1,1 @@
-"""What :mod:`spo_verl.small.launches` holds, under its former name."""
-
-from spo_verl.small.launches import *  # noqa: F403
+from spo_verl.small.launches import *  # noqa: F403  # the former place of these names

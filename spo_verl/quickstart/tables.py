@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-Rows = Sequence[Sequence[str]]
-
 
 def plus_minus(value: float, error: float) -> str:
     """A signed value with its standard error."""
     return f"{value:+.3f} +- {error:.3f}"
 
 
-def table(columns: Sequence[str], *sections: Rows) -> str:
+def table(columns: Sequence[str], *sections: Sequence[Sequence[str]]) -> str:
     """Sections of rows under the names of their columns, which may have two lines; the first column is left-aligned."""
     names = [name.split("\n") for name in columns]
     height = max(map(len, names))

@@ -1,3 +1,1 @@
-"""What :mod:`spo_verl.small.task` holds, under its former name."""
-
-from spo_verl.small.task import *  # noqa: F403
+from spo_verl.small.task import *  # noqa: F403  # the former place of these names
