@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,31 +45,25 @@ class Settings:
 
     def check(self) -> None:
         """Raise one :class:`SpoConfigError` that lists every problem."""
-        problems = []
-        unit = GROUP_SIZE * MINI_BATCHES
-        if self.trajectories % unit or self.trajectories <= 0:
-            problems.append(
-                f"--trajectories must be a multiple of {unit} (groups times mini-batches): {self.trajectories}"
-            )
+        unit, levels = GROUP_SIZE * MINI_BATCHES, len(LEVELS)
+        of_units = f"a multiple of {unit} (groups times mini-batches)"
+        # Accuracies are stated with the standard error of a stratified sample, which needs two prompts per level.
+        of_levels = f"a multiple of the {levels} levels, from {2 * levels} on"
+        target, seconds = self.warm_start.target, self.warm_start.max_seconds
+        wanted: dict[str, tuple[float, Callable[[Any], bool], str]] = {
+            "trajectories": (self.trajectories, lambda n: n > 0 and n % unit == 0, of_units),
+            "train-prompts": (self.train_prompts, lambda n: n >= 2 * levels and n % levels == 0, of_levels),
+            "held-out-prompts": (self.held_out_prompts, lambda n: n >= 2 * levels and n % levels == 0, of_levels),
+            "steps": (self.steps, lambda n: n >= 1, "at least 1"),
+            "seed": (self.seed, lambda n: n >= 0, "at least 0"),
+            "offline-trials": (self.offline_trials, lambda n: n >= 0, "at least 0"),
+            "learning-rate": (self.learning_rate, lambda x: 0 < x < math.inf, "above 0"),
+            "warm-start-accuracy": (target, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            "warm-start-seconds": (seconds, lambda x: x >= 0, "at least 0"),
+        }
+        problems = [f"--{option} must be {what}: {x}" for option, (x, fine, what) in wanted.items() if not fine(x)]
         if self.train_prompts < self.trajectories:
             problems.append(f"--train-prompts {self.train_prompts} is less than one batch of {self.trajectories}")
-        # Accuracies are stated with the standard error of a stratified sample, which needs two prompts per level.
-        for name, value in (("train", self.train_prompts), ("held-out", self.held_out_prompts)):
-            if value % len(LEVELS) or value < 2 * len(LEVELS):
-                problems.append(f"--{name}-prompts must be a multiple of the {len(LEVELS)} levels, from 16 on: {value}")
-        for name, low, number in (
-            ("--steps", 1, self.steps),
-            ("--seed", 0, self.seed),
-            ("--offline-trials", 0, self.offline_trials),
-        ):
-            if number < low:
-                problems.append(f"{name} must be at least {low}: {number}")
-        if not 0 < self.learning_rate < math.inf:
-            problems.append(f"--learning-rate must be above 0: {self.learning_rate}")
-        if not 0 < self.warm_start.target <= 1:
-            problems.append(f"--warm-start-accuracy must be above 0 and at most 1: {self.warm_start.target}")
-        if not self.warm_start.max_seconds >= 0:
-            problems.append(f"--warm-start-seconds must be at least 0: {self.warm_start.max_seconds}")
         refuse(problems)
 
     @property
