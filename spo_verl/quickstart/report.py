@@ -104,7 +104,7 @@ def _spent_table(spent: Mapping[str, Any]) -> str:
 
 
 def _time_and_memory(result: Mapping[str, Any]) -> str:
-    seconds = result["seconds"]
+    seconds = {name: result["seconds"][name] for name in ("warm_start", "offline_values", "training")}
     steps = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items() if value)
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes ({steps}); memory at most {result['peak_bytes'] / 2**30:.1f} GiB.\n"
