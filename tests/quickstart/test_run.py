@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from spo_verl.errors import SpoConfigError
 from spo_verl.launching.deadline import STOPPED
 from spo_verl.launching.launch import Run, failure
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
-from spo_verl.launching.progress import EstimateProgress, Progress
 from spo_verl.launching.runs import spent
 from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart import run as run_module
@@ -180,44 +180,6 @@ def test_what_was_spent_counts_repeated_steps_and_no_validation(tmp_path: Path) 
         "prompt_tokens": 576 * 2 + 608,
     }
     assert found["total"] == found["training"]
-
-
-def test_progress_shows_phases_once_and_each_step(tmp_path: Path) -> None:
-    said: list[str] = []
-    path = tmp_path / "metrics.jsonl"
-    progress = Progress(path, steps=2, say=said.append)
-    progress("(x) Started a local Ray inst")
-    assert said == []
-    progress("ance.\n")  # the marker may arrive in pieces
-    progress("more\n")
-    assert len(said) == 1
-    first = json.dumps(validation(0, 0.25))
-    path.write_text(first + "\n" + '{"step": 1')
-    progress("step:0\n")
-    assert "step    0/2" in said[-1]
-    assert "held-out accuracy 0.250" in said[-1]
-    step = {"step": 1, "data": {"critic/score/mean": 0.5, "timing_s/step": 4.2, "spo/value/mean": 0.4}}
-    path.write_text(first + "\n" + json.dumps(step) + "\n")
-    progress("step:1\n")
-    assert "reward 0.500   value 0.400" in said[-1]
-    assert "4.2 s" in said[-1]
-    assert len(said) == 3
-    progress.update()
-    assert len(said) == 3
-
-
-def test_progress_of_an_estimation(tmp_path: Path) -> None:
-    said: list[str] = []
-    progress = EstimateProgress(say=said.append)
-    for text in (
-        "Offline values:   0%|          | 0/1024 [00:00<?, ?prompt/s]\r",
-        "Offline values:  25%|##5       | 256/10",
-        "24 [00:30<01:30,  8.5prompt/s]\r",
-        "Offline values:  25%|##5       | 256/1024 [00:31<01:30,  8.5prompt/s]\r",
-        "Offline values:  50%|#####     | 512/1024 [01:00<01:00,  8.5prompt/s]\r",
-    ):
-        progress(text)
-    assert [line.split("s  ")[1] for line in said] == ["256 of 1024 prompts", "512 of 1024 prompts"]
 
 
 def test_the_command_line_becomes_settings() -> None:
@@ -427,6 +389,20 @@ def test_without_offline_values_there_is_one_launch(staged, tmp_path: Path, sett
     quickstart(settings, tmp_path, say=lambda line: None)
     assert [name for name, _, _ in trainer.calls] == ["training-1"]
     assert not any("spo.initial.values" in override for override in trainer.calls[0][1])
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "names"),
+    [
+        ("model", "model", ("build_tokenizer", "build_model", "ModelShape", "save")),
+        ("settings", "launches", ("Settings", "training_overrides")),
+        ("task", "task", ("build_task", "write_parquet", "MAX_PROMPT_TOKENS")),
+    ],
+)
+def test_former_import_paths_hold(former: str, now: str, names: tuple[str, ...]) -> None:
+    modules = import_module(f"spo_verl.quickstart.{former}"), import_module(f"spo_verl.small.{now}")
+    for name in names:
+        assert getattr(modules[0], name) is getattr(modules[1], name)
 
 
 def test_comparing_nothing_is_an_error_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
