@@ -59,7 +59,7 @@ if VISITS_ENV in os.environ:
 def run(folder: Path, model: Path, data: tuple[Path, Path], steps: int, learning_rate: float, more: list[str]) -> None:
     """One launch on the CPU, as the quickstart's, with both measures on."""
     from spo_verl.launching.launch import run_main_ppo
-    from spo_verl.quickstart.settings import Settings, training_overrides
+    from spo_verl.small.launches import Settings, training_overrides
 
     loss = "actor_rollout_ref.actor.policy_loss"
     settings = Settings(steps=steps, learning_rate=learning_rate, validate_every=-1, save_every=-1)

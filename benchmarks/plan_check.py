@@ -21,8 +21,8 @@ from spo_verl.planning.compute import drift_forwards
 from spo_verl.planning.plan import Plan, make_plan
 from spo_verl.planning.settings import Assumptions, run_of
 from spo_verl.planning.shapes import model_shape
-from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer, save
-from spo_verl.quickstart.settings import Settings, training_overrides
+from spo_verl.small.launches import Settings, training_overrides
+from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
 
 PROMPTS = 64
 BATCH = 32

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from spo_verl.launching.launch import Run, run_main_ppo
-from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer, save
-from spo_verl.quickstart.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, build_task, write_parquet
+from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
+from spo_verl.small.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, build_task, write_parquet
 
 GROUP = 8
 ROOT = Path(__file__).parent
@@ -44,7 +44,7 @@ def overrides(estimator: str, args: argparse.Namespace, folder: Path) -> list[st
         f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS}",
         "actor_rollout_ref.rollout.agent.default_agent_loop=waiting",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={folder}/agents.yaml",
-        "reward.custom_reward_function.path=pkg://spo_verl.quickstart.reward",
+        "reward.custom_reward_function.path=pkg://spo_verl.small.reward",
         f"trainer.total_training_steps={args.steps}",
         "trainer.total_epochs=1000000",
         "trainer.val_before_train=False",

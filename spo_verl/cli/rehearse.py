@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,7 +41,7 @@ def rehearse(
     debug: Debug = False,
 ) -> Outcome:
     from spo_verl.recipes.locate import find_recipe
-    from spo_verl.recipes.rehearse import Limits
+    from spo_verl.recipes.rehearse import LIMITS
     from spo_verl.recipes.rehearse import rehearse as run
 
     folder = output or _new_folder(find_recipe(recipe).name)
@@ -50,7 +51,7 @@ def rehearse(
         data=data or [],
         folder=folder,
         device=device,
-        limits=Limits(seconds=time_limit, memory_gib=memory_limit),
+        limits=replace(LIMITS, seconds=time_limit, memory_gib=memory_limit),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return Outcome(found.as_json(), lambda console: _show(console, found), status=0 if found.passed else 1)

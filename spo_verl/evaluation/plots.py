@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spo_verl.evaluation.benchmarks import in_order, title
 from spo_verl.evaluation.generations import EvaluationError
 from spo_verl.evaluation.metrics import Evaluation
 
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
 COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0", "#b0913f", "#5b6770")
 COLUMNS = 3
+
+
+def load_plotting() -> tuple[type[Figure], type[FigureCanvasAgg]]:
+    """What figures are drawn with, loaded when it is first asked for.
+
+    Raises:
+        EvaluationError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EvaluationError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
+    return Figure, FigureCanvasAgg
+
+
+def new_figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, Any]:
+    """A figure of so many inches, wide and high, and its axes (rows, columns).
+
+    Raises:
+        EvaluationError: matplotlib is not installed.
+    """
+    # Without pyplot: no global state, and no display is looked for.
+    figure_type, canvas = load_plotting()
+    figure = figure_type(figsize=inches, layout="constrained")
+    canvas(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(color="#e3e7eb", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:
@@ -19,19 +55,11 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         EvaluationError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EvaluationError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
     sources = in_order({source for run in evaluation.runs for source in run.benchmarks})
     columns = min(COLUMNS, len(sources))
     rows = -(-len(sources) // columns)
-    # Without pyplot: no global state, and no display is looked for.
-    figure = Figure(figsize=(3.6 * columns + 0.6, 3.0 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, source in zip(axes, sources, strict=False):
+    figure, axes = new_figure(rows, columns, (3.6 * columns + 0.6, 3.0 * rows))
+    for axis, source in zip(axes.flat, sources, strict=False):
         ticks: set[int] = set()
         for run, colour in zip(evaluation.runs, COLOURS * len(evaluation.runs), strict=False):
             if source in run.benchmarks:
@@ -44,8 +72,6 @@ def plot(evaluation: Evaluation, path: Path) -> None:
         axis.set_title(title(source), fontsize=10)
         axis.set_xlabel("k")
         axis.set_ylabel("pass@k, percent")
-        axis.grid(color="#e3e7eb", linewidth=0.8)
-        axis.set_axisbelow(True)
         axis.legend(fontsize=8, frameon=False)
     for axis in list(figure.axes)[len(sources) :]:
         axis.set_visible(False)

@@ -5,5 +5,8 @@
 | ``composition`` | the configuration of ``python -m verl.trainer.main_ppo``, and where each value comes from |
 | ``launch`` | that command run in a Ray cluster of its own, its log and metrics read |
 | ``deadline`` | a trainer that ends by itself, after a step, before the time of its launch is over |
+| ``limits`` | what a call may use, and the errors that end it |
+| ``runs`` | folders of runs, each with the launches that it took |
+| ``progress`` | what is shown while a launch is at work |
 | ``supervise`` | a command under limits of time, silence and memory, of which nothing is left behind |
 """

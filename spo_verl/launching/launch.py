@@ -23,6 +23,7 @@ from spo_verl.cpu.weight_transfer import SILENCE_LIMIT
 from spo_verl.errors import SpoStateError
 from spo_verl.files import read_json_lines
 from spo_verl.launching.deadline import STOP_AT, STOPPED
+from spo_verl.launching.limits import Limits
 from spo_verl.launching.supervise import Outcome, supervise
 
 LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
@@ -251,3 +252,16 @@ def relevant_tail(log: str, *, lines: int = 40) -> str:
     if starts and len(text) - starts[-1] <= 4 * lines:
         return "\n".join(text[starts[-1] :][: 2 * lines])
     return "\n".join(text[-lines:])
+
+
+def failure(run: Run, limits: Limits) -> str:
+    """Why a launch did not finish, with the part of the log that matters."""
+    outcome, reason = run.outcome, stated_reason(run.log())
+    why = {
+        "failed": f"verl's trainer ended with exit status {outcome.returncode}" + (f": {reason}" if reason else ""),
+        "silent": f"verl printed nothing for {limits.silence_s:.0f} s and was ended as hung (silence limit)",
+        "time limit": f"verl was not done after {outcome.seconds:.0f} s (--time-limit) and was ended",
+        "memory limit": f"verl used {outcome.peak_bytes / 2**30:.1f} GiB, more than {limits.memory_gib:g} GiB "
+        "(--memory-limit), and was ended",
+    }[outcome.status]
+    return f"{why}. The end of {run.log_path}:\n\n{relevant_tail(run.log())}\n\n{why}. Whole log: {run.log_path}"

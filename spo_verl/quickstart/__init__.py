@@ -1,12 +1,12 @@
-"""The quickstart: a small model, a task it can learn on a CPU, and SPO through verl's stock command.
+"""The quickstart: the small model learns its task on a CPU, with SPO through verl's stock command.
 
 | module | what it holds |
 |---|---|
-| ``task`` | the arithmetic ladder: prompts from easy to very hard with verifiable answers |
-| ``model`` | a small Qwen3-architecture model with its tokenizer and chat template |
-| ``warmstart`` | supervised training up to a chosen accuracy, and the exact sampled accuracy of a model |
-| ``reward`` | the 0/1 reward that verl loads |
+| ``run`` | the whole sequence |
+| ``runs`` | the folder of a run |
 | ``overrides`` | ``key=value`` arguments checked before anything is made |
-| ``progress`` | what is shown while a run goes on |
-| ``run`` | the whole sequence, and its settings |
+| ``evaluate`` | exact accuracies, and the tracker held against them |
+| ``report``, ``plots``, ``compare`` | what is said and drawn |
+
+Model, task and settings are :mod:`spo_verl.small`'s.
 """

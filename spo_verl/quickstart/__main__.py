@@ -9,16 +9,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from spo_verl.errors import SpoError
+from spo_verl.launching.limits import Limits, RunError
 from spo_verl.quickstart.compare import check, compare
-from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import finished_runs
-from spo_verl.quickstart.settings import Limits, Settings
-from spo_verl.quickstart.warmstart import WarmStartSettings
+from spo_verl.small.launches import Settings
+from spo_verl.small.warmstart import WarmStartSettings
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,15 +38,17 @@ def parser() -> argparse.ArgumentParser:
     )
     run = arguments.add_argument_group("what is run")
     run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator)
-    run.add_argument("--seed", type=int, default=default.seed, help="of task, model, warm start and sampling")
-    run.add_argument("--steps", type=int, default=default.steps, help="training steps")
-    run.add_argument("--trajectories", type=int, default=default.trajectories, help="responses per step")
-    run.add_argument("--learning-rate", type=float, default=default.learning_rate)
-    run.add_argument("--train-prompts", type=int, default=default.train_prompts)
-    run.add_argument("--held-out-prompts", type=int, default=default.held_out_prompts)
-    run.add_argument(
-        "--offline-trials", type=int, default=default.offline_trials, help="responses per prompt before the training"
-    )
+    for name, what in {
+        "seed": "of task, model, warm start and sampling",
+        "steps": "training steps",
+        "trajectories": "responses per step",
+        "learning_rate": None,
+        "train_prompts": None,
+        "held_out_prompts": None,
+        "offline_trials": "responses per prompt before the training",
+    }.items():
+        value = getattr(default, name)
+        run.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=what)
     run.add_argument(
         "--no-offline-values", dest="offline_trials", action="store_const", const=0, help="the same with 0"
     )
@@ -72,29 +73,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings_from(given: argparse.Namespace) -> Settings:
-    return Settings(
-        estimator=given.estimator,
-        steps=given.steps,
-        trajectories=given.trajectories,
-        learning_rate=given.learning_rate,
-        seed=given.seed,
-        train_prompts=given.train_prompts,
-        held_out_prompts=given.held_out_prompts,
-        offline_trials=given.offline_trials,
-        warm_start=dataclasses.replace(
-            WarmStartSettings(), target=given.warm_start_accuracy, max_seconds=given.warm_start_seconds
-        ),
-        overrides=tuple(given.overrides),
-    )
+    named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Settings) if field.name in given}
+    warm = WarmStartSettings(target=given.warm_start_accuracy, max_seconds=given.warm_start_seconds)
+    return Settings(**{**named, "warm_start": warm, "overrides": tuple(given.overrides)})
 
 
 def limits_from(given: argparse.Namespace) -> Limits:
     return Limits(seconds=given.time_limit, silence_s=given.silence_limit, memory_gib=given.memory_limit)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    # An exception, so that the training is ended before this process is.
-    raise SystemExit(128 + number)
 
 
 def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
@@ -104,8 +89,9 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
         Exit status (0 after success, 1 after a failure with its reason on stderr, 2 for wrong settings) and the result.
     """
     given = parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    # An exception, so that the training is ended before this process is.
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, lambda number, _: sys.exit(128 + number))
     try:
         if given.compare:
             found = compare(finished_runs(given.folder, tuple(given.overrides), check=check), given.folder)
@@ -115,7 +101,7 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
     except SpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2, None
-    except QuickstartError as error:
+    except RunError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1, None
     except KeyboardInterrupt:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_verl.launching.runs import write_json
 from spo_verl.quickstart.plots import curve, draw_comparison
-from spo_verl.quickstart.runs import write_json
-from spo_verl.quickstart.tables import make_table, plus_minus, rendered
+from spo_verl.quickstart.report import offline_trajectories
+from spo_verl.quickstart.tables import plus_minus, table
 
 Result = Mapping[str, Any]
+SETS = ("held_out", "train")
 
 
 def compare(results: Sequence[Result], folder: Path) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def check(result: Result) -> None:
     group_means([result])
     if not isinstance(result["variant"], str) or not isinstance(result["settings"]["seed"], int):
         raise TypeError("its variant is no text, or its seed no whole number")
-    for key in ("held_out", "train"):
+    for key in SETS:
         for numbers in curve(result, key):
             statistics.fmean(numbers)
 
@@ -49,7 +51,7 @@ def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
 def group_means(group: Sequence[Result]) -> dict[str, Any]:
     """Mean change of a variant's runs and, from two on, its standard error over runs."""
     means: dict[str, Any] = {"runs": len(group), "seeds": [result["settings"]["seed"] for result in group]}
-    for key in ("held_out", "train"):
+    for key in SETS:
         changes = [result[key]["change"] for result in group]
         error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else None
         after = statistics.fmean(result[key]["after"] for result in group)
@@ -64,34 +66,24 @@ def _row(result: Result) -> dict[str, Any]:
         "seed": result["settings"]["seed"],
         "steps": result["settings"]["steps"],
         "trajectories": spent["total"]["trajectories"],
-        "offline_trajectories": spent.get("offline values", {}).get("trajectories", 0),
+        "offline_trajectories": offline_trajectories(result),
         "response_tokens": spent["total"]["response_tokens"],
         "minutes": sum(result["seconds"].values()) / 60,
         "folder": result["folder"],
         **{
             f"{key}_{name}": result[key][name]
-            for key in ("held_out", "train")
+            for key in SETS
             for name in ("before", "after", "change", "standard_error")
         },
     }
 
 
 def _text(groups: Mapping[str, Sequence[Result]], means: Mapping[str, Any], plot: Path) -> str:
-    table = make_table(
-        "variant",
-        "seed",
-        "trajectories\n(offline)",
-        "held out\nbefore",
-        "\nafter",
-        "\nchange",
-        "train\nafter",
-        "\nchange",
-        "minutes",
-    )
+    names = "variant|seed|trajectories\n(offline)|held out\nbefore|\nafter|\nchange|train\nafter|\nchange|minutes"
+    sections = []
     for variant, group in groups.items():
-        for result in group:
-            row = _row(result)
-            table.add_row(
+        rows = [
+            [
                 variant,
                 str(row["seed"]),
                 f"{row['trajectories']:,} ({row['offline_trajectories']:,})",
@@ -101,28 +93,19 @@ def _text(groups: Mapping[str, Sequence[Result]], means: Mapping[str, Any], plot
                 f"{row['train_after']:.3f}",
                 plus_minus(row["train_change"], row["train_standard_error"]),
                 f"{row['minutes']:.1f}",
-            )
+            ]
+            for row in map(_row, group)
+        ]
         if len(group) > 1:
-            mean = means[variant]
-            table.add_row(
-                "",
-                f"mean of {len(group)}",
-                "",
-                "",
-                *(
-                    text
-                    for key in ("held_out", "train")
-                    for text in (
-                        f"{mean[key]['after']:.3f}",
-                        plus_minus(mean[key]["change"], mean[key]["standard_error_over_runs"]),
-                    )
-                ),
-                "",
+            after_and_change = (
+                (f"{mean['after']:.3f}", plus_minus(mean["change"], mean["standard_error_over_runs"]))
+                for mean in (means[variant][key] for key in SETS)
             )
-        table.add_section()
+            rows.append(["", f"mean of {len(group)}", "", "", *(text for two in after_and_change for text in two), ""])
+        sections.append(rows)
     return "\n".join(
         [
-            rendered(table),
+            table(names.split("|"), *sections),
             "Exact accuracies; +- is the standard error: over prompts in a run's line, over runs in that of a mean.",
             "Trajectories count offline ones. Runs of one seed share task and warm-started model.",
             f"Plot: {plot}",

@@ -8,7 +8,7 @@ two policies are taken prompt by prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spo_verl.launching.progress import VALIDATED
 from spo_verl.quickstart.runs import RunFolder
-from spo_verl.quickstart.task import LEVELS, Problem, Task
-from spo_verl.quickstart.warmstart import mean_by_level, sampled_accuracy
+from spo_verl.small.task import LEVELS, Problem, Task, data_source
+from spo_verl.small.warmstart import mean_by_level, saved_accuracies
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,14 +33,9 @@ class Policy:
     train_P: Floats
 
 
-def load_evaluation() -> None:
-    """Import what :func:`policy` needs, which takes longer than the evaluation itself."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
-
-
 def policy(step: int, model_folder: Path, task: Task) -> Policy:
     """The policy whose weights lie in a folder."""
-    return Policy(step, *_success_rates(model_folder, (task.held_out, task.train)))
+    return Policy(step, *saved_accuracies(model_folder, (task.held_out, task.train)))
 
 
 def policies(run: RunFolder, initial: Policy, task: Task, *, late: Callable[[], bool] = lambda: False) -> list[Policy]:
@@ -51,15 +47,21 @@ def policies(run: RunFolder, initial: Policy, task: Task, *, late: Callable[[], 
     return sorted(found, key=lambda one: one.step)
 
 
-def _success_rates(model_folder: Path, sets: Sequence[Sequence[Problem]]) -> list[Floats]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+def validated(record: Mapping[str, Any], *, prompts: int) -> dict[str, float] | None:
+    """verl's own validation in one of its metric records: one response to each held-out prompt, by sampling.
 
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    return [np.asarray(sampled_accuracy(model, tokenizer, problems), dtype=np.float64) for problems in sets]
+    Returns:
+        ``step``, ``accuracy`` and its ``standard_error``, that of a mean over equally large levels; None where the step
+        was not validated.
+    """
+    found = {match["source"]: value for key, value in record["data"].items() if (match := VALIDATED.fullmatch(key))}
+    by_level = [found.get(data_source(level)) for level in range(1, len(LEVELS) + 1)]
+    if None in by_level:
+        return None
+    mean_L = np.array(by_level, dtype=np.float64)
+    variance_L = mean_L * (1 - mean_L) / (prompts / len(LEVELS))
+    error = math.sqrt(variance_L.sum()) / len(LEVELS)
+    return {"step": record["step"], "accuracy": float(mean_L.mean()), "standard_error": error}
 
 
 def change(before_N: Floats, after_N: Floats, problems: Sequence[Problem]) -> dict[str, Any]:

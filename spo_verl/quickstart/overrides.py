@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spo_verl.launching.launch import CPU_ENVIRONMENT, ENVIRONMENT
-from spo_verl.quickstart.errors import QuickstartError
-from spo_verl.quickstart.settings import Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.launching.limits import RunError
+from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
 
 OWN: dict[str, str] = {
     "algorithm.adv_estimator": "choose it with --estimator",
@@ -48,7 +48,7 @@ def check_overrides(settings: Settings) -> None:
 
     Raises:
         SpoConfigError: something is no override, no key, of the wrong type or out of range; the message lists all.
-        QuickstartError: verl's configuration cannot be composed at all.
+        RunError: verl's configuration cannot be composed at all.
     """
     if not settings.overrides:
         return
@@ -62,7 +62,7 @@ def check_overrides(settings: Settings) -> None:
     )
     answers = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
     if done.returncode or len(answers) != 1:
-        raise QuickstartError(f"verl's configuration cannot be composed:\n{done.stderr.strip()[-2000:]}")
+        raise RunError(f"verl's configuration cannot be composed:\n{done.stderr.strip()[-2000:]}")
     refuse(json.loads(answers[0].removeprefix(_ANSWER)))
 
 
@@ -87,12 +87,12 @@ def problems_of(settings: Settings) -> list[str]:
 
     folder = Path("/quickstart")
     paths = {"model": folder / "model", "train": folder / "train.parquet", "held_out": folder / "held_out.parquet"}
-
     plain = dataclasses.replace(settings, overrides=())
-    ours = ["+platform=cpu", *training_overrides(plain, **paths, checkpoints=folder, values=None)]
     if settings.offline:
-        more = estimate_overrides(plain, **paths, output=folder / "values.parquet", scratch=folder)
-        ours = ["+platform=cpu", *more]
+        ours = estimate_overrides(plain, **paths, output=folder / "values.parquet", scratch=folder)
+    else:
+        ours = training_overrides(plain, **paths, checkpoints=folder, values=None)
+    ours = ["+platform=cpu", *ours]
     before = compose(ours, config_name="ppo_trainer")
     given = compose(settings.overrides, config_name="ppo_trainer", known_good=ours)
     if problems := given.problems or type_problems(before.config, given.config):

@@ -5,50 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spo_verl.errors import SpoError, SpoStateError
+import numpy as np
+
+from spo_verl.errors import SpoStateError
+from spo_verl.evaluation.plots import COLOURS, new_figure
 from spo_verl.files import replacing
-from spo_verl.quickstart.report import steps_done
-from spo_verl.quickstart.task import LEVELS
+from spo_verl.quickstart.report import offline_trajectories, steps_done
+from spo_verl.small.task import LEVELS
 
-if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-BEFORE, AFTER, GRID, OFFLINE = "#9aa5b1", "#1f6fb2", "#e3e7eb", "#d5dbe1"
-COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0", "#b0913f", "#5b6770")
-
-
-class PlotError(SpoError):
-    """matplotlib is not installed."""
-
-
-def load_plotting() -> tuple[type[Figure], type[FigureCanvasAgg]]:
-    """What figures are drawn with, loaded when it is first asked for.
-
-    Raises:
-        PlotError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PlotError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
-    return Figure, FigureCanvasAgg
+BEFORE, AFTER, OFFLINE = "#9aa5b1", COLOURS[0], "#d5dbe1"
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float], title: str) -> Iterator[Any]:
-    # Without pyplot: no global state, and no display is looked for.
-    new_figure, canvas = load_plotting()
-    figure = new_figure(figsize=size, layout="constrained")
-    canvas(figure)
+def _figure(path: Path, rows: int, columns: int, inches: tuple[float, float], title: str) -> Iterator[Any]:
+    figure, axes = new_figure(rows, columns, inches)
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
-        axis.grid(color=GRID, linewidth=0.8)
-        axis.set_axisbelow(True)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     yield axes
@@ -74,25 +48,13 @@ def draw_summary(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _levels(axis: Any, found: Mapping[str, Any], name: str, *, trained: bool) -> None:
-    positions = range(len(LEVELS))
-    axis.bar(
-        [p - 0.2 for p in positions],
-        found["before_by_level"],
-        0.4,
-        color=BEFORE,
-        label=f"before: {found['before']:.3f}",
-    )
+    position_L = np.arange(len(LEVELS))
+    axis.bar(position_L - 0.2, found["before_by_level"], 0.4, color=BEFORE, label=f"before: {found['before']:.3f}")
     if trained:
-        axis.bar(
-            [p + 0.2 for p in positions],
-            found["after_by_level"],
-            0.4,
-            yerr=found["standard_error_by_level"],
-            error_kw={"elinewidth": 1},
-            color=AFTER,
-            label=f"after: {found['after']:.3f} (change {found['change']:+.3f} +- {found['standard_error']:.3f})",
-        )
-    axis.set_xticks(list(positions), [level for level, _ in LEVELS], rotation=30, ha="right")
+        label = f"after: {found['after']:.3f} (change {found['change']:+.3f} +- {found['standard_error']:.3f})"
+        errors = {"yerr": found["standard_error_by_level"], "error_kw": {"elinewidth": 1}}
+        axis.bar(position_L + 0.2, found["after_by_level"], 0.4, **errors, color=AFTER, label=label)
+    axis.set_xticks(position_L, [level for level, _ in LEVELS], rotation=30, ha="right")
     axis.set_ylim(0, 1)
     axis.set_title(f"accuracy on {found['prompts']} {name}", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
@@ -102,37 +64,29 @@ def _curves(axis: Any, result: Mapping[str, Any]) -> None:
     for key, name, colour in (("held_out", "held out", AFTER), ("train", "training prompts, uniformly", COLOURS[1])):
         x, y = curve(result, key)
         axis.plot(x, y, marker="o", markersize=3, color=colour, label=name)
-    offline = result["spent"].get("offline values", {}).get("trajectories", 0)
-    if offline:
+    if offline := offline_trajectories(result):
         axis.axvspan(0, offline, color=OFFLINE, label="offline values")
+    _over_trajectories(axis, "accuracy over trajectories")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _over_trajectories(axis: Any, title: str) -> None:
     axis.set_xlim(left=0)
     axis.set_xlabel("trajectories spent")
-    axis.set_title("accuracy over trajectories", fontsize=10)
-    axis.legend(frameon=False, fontsize=8)
+    axis.set_title(title, fontsize=10)
 
 
 def curve(result: Mapping[str, Any], key: str) -> tuple[list[int], list[float]]:
     """Trajectories spent, offline ones first, and accuracy at each checkpoint."""
-    offline = result["spent"].get("offline values", {}).get("trajectories", 0)
-    per_step = result["settings"]["trajectories"]
+    offline, per_step = offline_trajectories(result), result["settings"]["trajectories"]
     return [offline + point["step"] * per_step for point in result["curve"]], [point[key] for point in result["curve"]]
 
 
 def _truth(axis: Any, prompts: Sequence[Mapping[str, Any]]) -> None:
-    points = axis.scatter(
-        [prompt["after"] for prompt in prompts],
-        [prompt["value"] for prompt in prompts],
-        c=[prompt["visits"] for prompt in prompts],
-        s=9,
-        cmap="viridis",
-        alpha=0.7,
-        linewidths=0,
-    )
+    after_P, value_P, visits_P = zip(*((one["after"], one["value"], one["visits"]) for one in prompts), strict=True)
+    points = axis.scatter(after_P, value_P, c=visits_P, s=9, cmap="viridis", alpha=0.7, linewidths=0)
     axis.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-    axis.set_xlim(0, 1)
-    axis.set_ylim(0, 1)
-    axis.set_xlabel("true success rate of the final policy")
-    axis.set_ylabel("value in the tracker")
+    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="true success rate of the final policy", ylabel="value in the tracker")
     axis.set_title("tracker and truth, one point per training prompt", fontsize=10)
     axis.figure.colorbar(points, ax=axis, label="visits")
 
@@ -144,9 +98,7 @@ def draw_comparison(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
         for axis, (key, name) in zip(axes[0], names, strict=True):
             for index, (variant, results) in enumerate(groups.items()):
                 _comparison(axis, variant, results, key, COLOURS[index % len(COLOURS)])
-            axis.set_title(name, fontsize=10)
-            axis.set_xlabel("trajectories spent")
-            axis.set_xlim(left=0)
+            _over_trajectories(axis, name)
         axes[0][0].legend(frameon=False, fontsize=8)
 
 

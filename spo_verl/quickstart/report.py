@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spo_verl.quickstart.tables import make_table, plus_minus, rendered
-from spo_verl.quickstart.task import LEVELS
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from spo_verl.quickstart.tables import plus_minus, table
+from spo_verl.small.task import LEVELS
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -18,11 +15,11 @@ def summary(result: Mapping[str, Any]) -> str:
         *_how_far(result),
         "Accuracy before and after: the probability that a response at temperature 1 is right, computed exactly;",
         "+- is the standard error over prompts, paired prompt by prompt.",
-        rendered(_accuracy_table(result)),
+        _accuracy_table(result),
         *_verdict(result),
         "",
         "What it cost",
-        rendered(_spent_table(result["spent"])),
+        _spent_table(result["spent"]),
         _time_and_memory(result),
     ]
     if result["tracker"] is not None:
@@ -35,41 +32,45 @@ def steps_done(result: Mapping[str, Any]) -> int:
     return int(result.get("steps_done", result["settings"]["steps"]))
 
 
+def offline_trajectories(result: Mapping[str, Any]) -> int:
+    """Trajectories that the offline values took; 0 without."""
+    return int(result["spent"].get("offline values", {}).get("trajectories", 0))
+
+
 def _how_far(result: Mapping[str, Any]) -> list[str]:
     """What a run that is not finished has done."""
-    settings, warm = result["settings"], result["warm_start"]
-    done, wanted = steps_done(result), settings["steps"]
-    if done == wanted:
+    settings, warm, done = result["settings"], result["warm_start"], steps_done(result)
+    if done == settings["steps"]:
         return []
-    lines = [f"This run is not finished: {done} of {wanted} steps."]
-    target = settings["warm_start"]["target"]
+    lines = [f"This run is not finished: {done} of {settings['steps']} steps."]
     if not done:
         lines.append(
-            f"  warm start: {warm['steps']} steps, accuracy {warm['accuracy']:.3f} of its problems (target {target})"
+            f"  warm start: {warm['steps']} steps, accuracy {warm['accuracy']:.3f} of its problems (target "
+            f"{settings['warm_start']['target']})"
         )
-    if not done and result["offline_prompts"]:
-        lines.append(f"  offline values: {result['offline_prompts']} of {settings['train_prompts']} prompts")
+        if result["offline_prompts"]:
+            lines.append(f"  offline values: {result['offline_prompts']} of {settings['train_prompts']} prompts")
     return [*lines, ""]
 
 
-def _accuracy_table(result: Mapping[str, Any]) -> Table:
+def _accuracy_table(result: Mapping[str, Any]) -> str:
     sets = (result["held_out"], result["train"])
     names = [f"{name} ({found['prompts']})" for name, found in zip(("held out", "training set"), sets, strict=True)]
-    columns = ("before", "after", "change") if steps_done(result) else ("before",)
-    table = make_table(
-        "level", *(f"{name if column == 'before' else ''}\n{column}" for name in names for column in columns)
-    )
-
-    def cells(before: float, after: float, error: float) -> list[str]:
-        return [f"{before:.3f}", f"{after:.3f}", plus_minus(after - before, error)][: len(columns)]
-
-    for index, (name, _) in enumerate(LEVELS):
-        keys = ("before_by_level", "after_by_level", "standard_error_by_level")
-        table.add_row(name, *(cell for found in sets for cell in cells(*(found[key][index] for key in keys))))
-    table.add_section()
+    shown = ("before", "after", "change") if steps_done(result) else ("before",)
     keys = ("before", "after", "standard_error")
-    table.add_row("all, uniformly", *(cell for found in sets for cell in cells(*(found[key] for key in keys))))
-    return table
+
+    def row(name: str, *numbers: Sequence[float]) -> list[str]:
+        cells = [(f"{before:.3f}", f"{after:.3f}", plus_minus(after - before, se)) for before, after, se in numbers]
+        return [name, *(cell for three in cells for cell in three[: len(shown)])]
+
+    return table(
+        ["level", *(f"{name if column == 'before' else ''}\n{column}" for name in names for column in shown)],
+        [
+            row(name, *([found[f"{key}_by_level"][index] for key in keys] for found in sets))
+            for index, (name, _) in enumerate(LEVELS)
+        ],
+        [row("all, uniformly", *([found[key] for key in keys] for found in sets))],
+    )
 
 
 def _verdict(result: Mapping[str, Any]) -> list[str]:
@@ -78,8 +79,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     held_out = result["held_out"]
     change, error = held_out["change"], held_out["standard_error"]
     times = abs(change) / error if error else float("inf")
-    word = "better" if change > 0 else "worse"
-    clear = "beyond" if times > 3 else "not beyond"
+    word, clear = "better" if change > 0 else "worse", "beyond" if times > 3 else "not beyond"
     seed = result["settings"]["seed"]
     lines = [
         f"Held-out prompts: {word} by {abs(change):.3f}, {times:.1f} standard errors, {clear} the noise of the choice",
@@ -93,17 +93,18 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _spent_table(spent: Mapping[str, Any]) -> Table:
-    table = make_table("", "trajectories", "response tokens", "prompt tokens")
-    for name, used in spent.items():
-        if name == "total":
-            table.add_section()
-        table.add_row(name, *(f"{used[key]:,}" for key in ("trajectories", "response_tokens", "prompt_tokens")))
-    return table
+def _spent_table(spent: Mapping[str, Any]) -> str:
+    keys = ("trajectories", "response_tokens", "prompt_tokens")
+
+    def row(name: str) -> list[str]:
+        return [name, *(f"{spent[name][key]:,}" for key in keys)]
+
+    names = ["", *(key.replace("_", " ") for key in keys)]
+    return table(names, [row(name) for name in spent if name != "total"], [row("total")])
 
 
 def _time_and_memory(result: Mapping[str, Any]) -> str:
-    seconds = result["seconds"]
+    seconds = {name: result["seconds"][name] for name in ("warm_start", "offline_values", "training")}
     steps = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items() if value)
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes ({steps}); memory at most {result['peak_bytes'] / 2**30:.1f} GiB.\n"
@@ -124,20 +125,26 @@ def _tracker_lines(tracker: Mapping[str, Any]) -> list[str]:
             f"  offline values against the initial policy, {offline['prompts']} prompts: mean absolute error "
             f"{offline['mean_absolute_error']:.3f}, correlation {offline['correlation']:.2f}"
         )
-    table = make_table(
-        "one prompt per level", "right answers\noffline", "true rate\nbefore", "visits", "tracker", "true rate\nafter"
-    )
-    for prompt in panel(tracker["prompts"]):
-        offline = f"{prompt['successes']:.0f} of {prompt['trials']}" if prompt["trials"] else "-"
-        table.add_row(
+    rows = [
+        [
             f"{LEVELS[prompt['level'] - 1][0]}: {prompt['question']}",
-            offline,
+            f"{prompt['successes']:.0f} of {prompt['trials']}" if prompt["trials"] else "-",
             f"{prompt['before']:.3f}",
             str(prompt["visits"]),
             f"{prompt['value']:.3f}",
             f"{prompt['after']:.3f}",
-        )
-    return [*lines, rendered(table)]
+        ]
+        for prompt in panel(tracker["prompts"])
+    ]
+    columns = (
+        "one prompt per level",
+        "right answers\noffline",
+        "true rate\nbefore",
+        "visits",
+        "tracker",
+        "true rate\nafter",
+    )
+    return [*lines, table(columns, rows)]
 
 
 def panel(prompts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spo_verl.errors import SpoStateError
+from spo_verl.evaluation.plots import load_plotting
 from spo_verl.files import writing
-from spo_verl.launching.launch import METRICS_NAME, Run, relevant_tail, run_main_ppo, stated_reason
-from spo_verl.quickstart.accuracy import accuracies
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.evaluate import Policy, change, load_evaluation, policies, policy, tracked
+from spo_verl.launching.launch import METRICS_NAME, Run, failure, run_main_ppo
+from spo_verl.launching.limits import Limits, OutOfTime, RunError
+from spo_verl.launching.progress import EstimateProgress, Progress
+from spo_verl.launching.runs import REWARD, finished_prompts, spent
+from spo_verl.quickstart.evaluate import Policy, change, policies, policy, tracked, validated
 from spo_verl.quickstart.overrides import check_overrides
-from spo_verl.quickstart.plots import draw_summary, load_plotting
-from spo_verl.quickstart.prepare import prepare_model, read_report
-from spo_verl.quickstart.progress import EstimateProgress, Progress
+from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.report import summary
 from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
-from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
-from spo_verl.quickstart.task import Task, build_task, write_parquet
-from spo_verl.quickstart.warmstart import WarmStartReport
+from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.small.prepare import prepare_model, read_report
+from spo_verl.small.task import Task, build_task, write_parquet
+from spo_verl.small.warmstart import WarmStartReport, load_libraries
 
 Say = Callable[[str], None]
 Stage = Literal["values", "training"]
@@ -46,11 +47,11 @@ def quickstart(
 
     Raises:
         SpoConfigError: the settings contradict each other, or verl's configuration does not compose with them.
-        QuickstartError: a stage failed, or another call is at work. What there is of the training was shown before.
+        RunError: a stage failed, or another call is at work. What there is of the training was shown before.
     """
     limits = limits or Limits()
     settings.check()
-    limits.check()
+    refuse(limits.problems())
     with writing(base, SpoStateError):
         base = base.resolve()
     if fresh or not has_run(base, settings):
@@ -88,17 +89,21 @@ class _Call:
         )
         train, held_out = write_parquet(self.task, self.folder.path / "data")
         say("[2/5] model and warm start")
-        ended: QuickstartError | None = None
+        ended: RunError | None = None
+        # What the evaluation takes is not known yet; a fifth of a short call has to do.
+        seconds = self._remaining() - min(2 * RESERVE_S, self.limits.seconds / 5)
+        partial = self.folder.warm_start
         try:
-            model, warm = self._model()
+            model, warm = prepare_model(settings, self.task, self.base, say, partial=partial, seconds=seconds)
         except OutOfTime as error:
-            ended, model = error, self.folder.warm_start
+            ended, model = error, partial
             warm = read_report(model)
         initial = self._initial(model)
         if ended is None:
             try:
-                self._launches({"model": model, "train": train, "held_out": held_out})
-            except QuickstartError as error:
+                paths = {"model": model, "train": train, "held_out": held_out}
+                self._train(paths, self._offline_values(paths))
+            except RunError as error:
                 if not isinstance(error, OutOfTime) and not self.folder.finished_step:
                     raise
                 ended = error
@@ -116,31 +121,18 @@ class _Call:
             raise ended
         return result
 
-    def _model(self) -> tuple[Path, WarmStartReport]:
-        # What the evaluation takes is not known yet; a fifth of a short call has to do.
-        seconds = self._remaining() - min(2 * RESERVE_S, self.limits.seconds / 5)
-        return prepare_model(
-            self.settings, self.task, self.base, self.say, partial=self.folder.warm_start, seconds=seconds
-        )
-
     def _initial(self, model: Path) -> Policy:
         """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
         load_plotting()
-        load_evaluation()
+        load_libraries()
         began = time.monotonic()
         found = policy(0, model, self.task)
         self.reserve = RESERVE_S + 3 * (time.monotonic() - began)
         return found
 
-    def _launches(self, paths: dict[str, Path]) -> None:
-        settings, say = self.settings, self.say
-        say("[3/5] offline values")
-        values = self._offline_values(paths)
-        say(f"[4/5] training: {settings.steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
-        self._train(paths, values)
-
     def _offline_values(self, paths: dict[str, Path]) -> Path | None:
         settings, output = self.settings, self.folder.values
+        self.say("[3/5] offline values")
         if not settings.offline:
             self.say("  none: " + ("not asked for" if settings.estimator == "spo" else "the group baseline has none"))
             return None
@@ -152,19 +144,20 @@ class _Call:
         overrides = estimate_overrides(settings, **paths, output=output, scratch=attempt / "checkpoints")
         self._launch("values", attempt, overrides, EstimateProgress(say=self.say))
         if not output.exists():
-            raise QuickstartError(f"verl ended without an error and without {output}; see {attempt}/train.log")
+            raise RunError(f"verl ended without an error and without {output}; see {attempt}/train.log")
         return output
 
     def _train(self, paths: dict[str, Path], values: Path | None) -> None:
-        done, steps = self.folder.finished_step, self.settings.steps
+        settings, done, steps = self.settings, self.folder.finished_step, self.settings.steps
+        self.say(f"[4/5] training: {steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
         if done >= steps:
             self.say(f"  finished before: checkpoint of step {done}")
             return
         if done:
             self.say(f"  going on after step {done}")
         attempt = self.folder.new_attempt("training")
-        overrides = training_overrides(self.settings, **paths, checkpoints=self.folder.checkpoints, values=values)
-        progress = Progress(attempt / METRICS_NAME, steps=steps, prompts=self.settings.held_out_prompts, say=self.say)
+        overrides = training_overrides(settings, **paths, checkpoints=self.folder.checkpoints, values=values)
+        progress = Progress(attempt / METRICS_NAME, steps=steps, say=self.say)
         try:
             run = self._launch("training", attempt, overrides, progress)
         finally:
@@ -173,7 +166,7 @@ class _Call:
             return
         if run.stopped_early:
             raise OutOfTime(self._kept("training"))
-        raise QuickstartError(
+        raise RunError(
             f"verl ended without an error at step {self.folder.finished_step} of {steps}; see {attempt}/train.log"
         )
 
@@ -193,15 +186,13 @@ class _Call:
             on_text=on_text,
         )
         self.folder.note(run)
-        if run.outcome.status == "time limit" and not self._complete(stage):
-            raise OutOfTime(self._kept(stage))
         if not run.ok and run.outcome.status != "time limit":
-            raise QuickstartError(failure(run, self.limits))
+            raise RunError(failure(run, self.limits))
+        # A launch that is ended at its limit may have had only its farewell left.
+        done = self.folder.values.exists() if stage == "values" else self.folder.finished_step >= self.settings.steps
+        if not run.ok and not done:
+            raise OutOfTime(self._kept(stage))
         return run
-
-    def _complete(self, stage: Stage) -> bool:
-        """Whether a launch that was ended had only its farewell left."""
-        return self.folder.values.exists() if stage == "values" else self.folder.finished_step >= self.settings.steps
 
     def _remaining(self) -> float:
         return self.limits.seconds - (time.monotonic() - self.started)
@@ -221,85 +212,34 @@ class _Call:
 
     def _result(self, initial: Policy, warm: WarmStartReport) -> dict[str, Any]:
         """Everything that is known of the run, as plain data."""
-        settings, task = self.settings, self.task
-        sampled = accuracies(self.folder.records("training"), prompts=settings.held_out_prompts)
-        found = policies(self.folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
+        settings, folder, task = self.settings, self.folder, self.task
+        found = policies(folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
         before, after = found[0], found[-1]
-        metrics = self.folder.metrics()
+        records = (validated(record, prompts=settings.held_out_prompts) for record in folder.records("training"))
+        values, training = folder.used("values"), folder.used("training")
+        tracks = settings.estimator == "spo" and folder.finished_step > 0
         return {
             "format": FORMAT,
             "settings": settings.as_json(),
             "variant": settings.variant,
-            "folder": str(self.folder.path),
-            "steps_done": self.folder.finished_step,
+            "folder": str(folder.path),
+            "steps_done": folder.finished_step,
             "warm_start": dataclasses.asdict(warm),
-            "offline_prompts": finished_prompts(self.folder),
+            "offline_prompts": finished_prompts(folder),
             "held_out": change(before.held_out_H, after.held_out_H, task.held_out),
             "train": change(before.train_P, after.train_P, task.train),
             "curve": [
                 {"step": one.step, "held_out": float(one.held_out_H.mean()), "train": float(one.train_P.mean())}
                 for one in found
             ],
-            "sampled": [
-                {"step": one.step, "accuracy": one.mean, "standard_error": one.standard_error} for one in sampled
-            ],
-            "reward": {r["step"]: r["data"]["critic/score/mean"] for r in metrics if "critic/score/mean" in r["data"]},
-            "spent": spent(self.folder),
-            "tracker": tracked(self.folder, task, before.train_P, after.train_P)
-            if settings.estimator == "spo" and self.folder.finished_step
-            else None,
+            "sampled": [record for record in records if record is not None],
+            "reward": {one["step"]: one["data"][REWARD] for one in folder.metrics() if REWARD in one["data"]},
+            "spent": spent(folder),
+            "tracker": tracked(folder, task, before.train_P, after.train_P) if tracks else None,
             "seconds": {
                 "warm_start": warm.seconds,
-                "offline_values": self.folder.used("values")["seconds"],
-                "training": self.folder.used("training")["seconds"],
+                "offline_values": values["seconds"],
+                "training": training["seconds"],
             },
-            "peak_bytes": max(self.folder.used(stage)["peak_bytes"] for stage in ("values", "training")),
+            "peak_bytes": max(values["peak_bytes"], training["peak_bytes"]),
         }
-
-
-def finished_prompts(folder: RunFolder) -> int:
-    """Prompts whose offline values are on disk."""
-    from spo_verl.data.values import OfflineValues
-
-    files = [folder.values] if folder.values.exists() else folder.value_parts
-    return sum(len(OfflineValues.read(file)) for file in files)
-
-
-def spent(folder: RunFolder) -> dict[str, dict[str, int]]:
-    """Trajectories and tokens of a run, offline ones in a line of their own; steps that a crash undid are counted."""
-    found: dict[str, dict[str, int]] = {}
-    files = [folder.values] if folder.values.exists() else folder.value_parts
-    if files:
-        from spo_verl.data.values import OfflineValues
-
-        sources = [source for file in files for source in OfflineValues.read(file).source]
-        found["offline values"] = {
-            "trajectories": sum(source["responses"] for source in sources),
-            "response_tokens": sum(source["response_tokens"] for source in sources),
-            "prompt_tokens": sum(source["prompt_tokens"] for source in sources),
-        }
-    training = {"trajectories": 0, "response_tokens": 0, "prompt_tokens": 0}
-    for record in folder.records("training"):
-        data = record["data"]
-        if "perf/total_num_tokens" not in data:
-            continue  # a validation before the first step
-        prompt, response = data["prompt_length/mean"], data["response_length/mean"]
-        trajectories = round(data["perf/total_num_tokens"] / (prompt + response))
-        training["trajectories"] += trajectories
-        training["response_tokens"] += round(trajectories * response)
-        training["prompt_tokens"] += round(trajectories * prompt)
-    found["training"] = training
-    found["total"] = {key: sum(used[key] for used in found.values()) for key in training}
-    return found
-
-
-def failure(run: Run, limits: Limits) -> str:
-    """Why a launch did not finish, with the part of the log that matters."""
-    outcome, reason = run.outcome, stated_reason(run.log())
-    why = {
-        "failed": f"verl's trainer ended with exit status {outcome.returncode}" + (f": {reason}" if reason else ""),
-        "silent": f"verl printed nothing for {limits.silence_s:.0f} s and was ended as hung (--silence-limit)",
-        "memory limit": f"verl used {outcome.peak_bytes / 2**30:.1f} GiB, more than {limits.memory_gib:g} GiB "
-        "(--memory-limit), and was ended",
-    }[outcome.status]
-    return f"{why}. The end of {run.log_path}:\n\n{relevant_tail(run.log())}\n\n{why}. Whole log: {run.log_path}"

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-WIDTH = 200
-"""More than any table needs, so that none is folded; what is shown is as wide as its content."""
+from collections.abc import Sequence
 
 
 def plus_minus(value: float, error: float) -> str:
@@ -17,21 +10,19 @@ def plus_minus(value: float, error: float) -> str:
     return f"{value:+.3f} +- {error:.3f}"
 
 
-def make_table(*columns: str) -> Table:
-    """A plain table; the first column stands left, the others right."""
-    from rich import box
-    from rich.table import Table
+def table(columns: Sequence[str], *sections: Sequence[Sequence[str]]) -> str:
+    """Sections of rows under the names of their columns, which may have two lines; the first column is left-aligned."""
+    names = [name.split("\n") for name in columns]
+    height = max(map(len, names))
+    head = list(zip(*([""] * (height - len(name)) + name for name in names), strict=True))
+    rows = [*head, *(row for section in sections for row in section)]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True, vertical="bottom")
-    return table
+    def line(row: Sequence[str]) -> str:
+        first, *others = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        return " " + "   ".join([row[0].ljust(len(first)), *others]).rstrip()
 
-
-def rendered(table: Table) -> str:
-    """A table as plain text, the same on every terminal."""
-    from rich.console import Console
-
-    text = io.StringIO()
-    Console(file=text, width=WIDTH, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+    lines = ["", *map(line, head), " " + "─" * (sum(widths) + 3 * (len(widths) - 1))]
+    for section in sections:
+        lines += [*map(line, section), ""]
+    return "\n".join(lines)

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spo_verl.errors import SpoConfigError, SpoError
 from spo_verl.files import read_yaml, writing
+from spo_verl.launching.limits import Limits
 from spo_verl.recipes import reduction
 from spo_verl.recipes.locate import Recipe, compose, find_recipe
 from spo_verl.recipes.reduction import Change, Device, Files, Kind
@@ -33,19 +34,11 @@ if TYPE_CHECKING:
     from spo_verl.launching.composition import Composed
 
 RESULT_NAME = "rehearsal.json"
+LIMITS = Limits(seconds=400.0, silence_s=200.0, memory_gib=12.0)
 
 
 class _Stop(Exception):
     """Why a rehearsal goes no further; it becomes part of the result."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the launch may use."""
-
-    seconds: float = 400.0
-    silence_s: float = 200.0
-    memory_gib: float = 12.0
 
 
 @dataclass
@@ -84,7 +77,7 @@ def rehearse(
     data: Sequence[Path] = (),
     folder: Path,
     device: Device = "cpu",
-    limits: Limits | None = None,
+    limits: Limits = LIMITS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Rehearsal:
     """Rehearse a recipe in ``folder``, which must be new or empty.
@@ -99,7 +92,6 @@ def rehearse(
         SpoConfigError: no such recipe, overrides that hydra refuses, no rows, or a folder that is in use.
     """
     started = time.monotonic()
-    limits = limits or Limits()
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise SpoConfigError(f"{folder} is no folder: name another one with --output.")
     with writing(folder, SpoConfigError):
@@ -237,7 +229,7 @@ def _launch(
     say: Callable[[str], None],
 ) -> None:
     from spo_verl.launching.composition import uses_spo
-    from spo_verl.launching.launch import relevant_tail, run_main_ppo
+    from spo_verl.launching.launch import failure, run_main_ppo
 
     say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
     run = run_main_ppo(
@@ -254,7 +246,7 @@ def _launch(
         name: str(files.folder / name) for name in ("command.txt", "train.log", "metrics.jsonl", "checkpoints")
     }
     if not run.ok:
-        raise _Stop(f"verl's run ended: {run.outcome.status}. The end of {run.log_path}:\n{relevant_tail(run.log())}")
+        raise _Stop(failure(run, limits))
     found.stages.append(Check("ran", True, f"{run.outcome.seconds:.0f} s, at most {found.peak_gib:.1f} GiB"))
     validation_n = next(
         (int(change.rehearsal) for change in found.changes if change.key.endswith("val_kwargs.n")),
@@ -275,7 +267,8 @@ def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Fi
     from omegaconf import OmegaConf
 
     from spo_verl.recipes import stand_in
-    from spo_verl.recipes.rows import take_rows, write_rows
+    from spo_verl.recipes.rows import take_rows
+    from spo_verl.small.task import write_rows
 
     sources = list(data) or [Path(file) for file in config.data.train_files]
     rows = take_rows(sources, train=reduction.train_prompts(config), held_out=reduction.HELD_OUT)

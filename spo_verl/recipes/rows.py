@@ -54,14 +54,6 @@ def take_rows(files: Sequence[Path], *, train: int, held_out: int) -> Rows:
     )
 
 
-def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """As prepared data lie in a Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(rows)), file)
-
-
 def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     from spo_verl.data.prepare.checking import check_row
     from spo_verl.data.prepare.errors import RowError

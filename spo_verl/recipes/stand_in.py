@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_verl.quickstart.model import ModelShape, build_model, save
+from spo_verl.small.model import ModelShape, build_model, save
 
 CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}\n</tool_call>'
 RETURNED = "42"
@@ -107,25 +107,27 @@ def build(
     texts = [message["content"] for prompt in prompts for message in prompt]
     # Often enough that the parts of a call become a few long tokens.
     tokenizer = build_tokenizer([*texts, *([CALL, ANSWER] * 200 if tools else [])])
-    longest = max(
-        len(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in prompt],
-                tools=None if tools is None else [dict(tool) for tool in tools],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-                **(template or {}),
-            )
-        )
-        for prompt in prompts
-    )
+    longest = max(len(_prompt_tokens(tokenizer, prompt, tools, template or {})) for prompt in prompts)
     model = build_model(tokenizer, SHAPE, seed=seed)
     model.config.max_position_embeddings = longest + response_tokens
     if tools:
         _teach_a_call(model, tokenizer, prompts[:8], tools, template or {}, seed=seed)
     save(model, tokenizer, folder)
     return StandIn(folder, sum(parameter.numel() for parameter in model.parameters()), longest)
+
+
+def _prompt_tokens(
+    tokenizer: Any,
+    prompt: Sequence[Mapping[str, str]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    template: Mapping[str, Any],
+) -> list[int]:
+    """A prompt as the model is asked it."""
+    messages, schemas = [dict(message) for message in prompt], tools and [dict(tool) for tool in tools]
+    found: list[int] = tokenizer.apply_chat_template(
+        messages, tools=schemas, add_generation_prompt=True, tokenize=True, return_dict=False, **template
+    )
+    return found
 
 
 def _teach_a_call(
@@ -143,17 +145,6 @@ def _teach_a_call(
     """
     import torch
 
-    def render(messages: Sequence[Mapping[str, Any]], *, answering: bool) -> list[int]:
-        found: list[int] = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=[dict(tool) for tool in tools],
-            add_generation_prompt=answering,
-            tokenize=True,
-            return_dict=False,
-            **template,
-        )
-        return found
-
     returned = tokenizer.encode(
         f"{END}\n{START}user\n<tool_response>\n{RETURNED}\n</tool_response>{END}\n{START}assistant\n",
         add_special_tokens=False,
@@ -162,7 +153,7 @@ def _teach_a_call(
     end = tokenizer.convert_tokens_to_ids(END)
     lessons = []
     for prompt in prompts:
-        before = render(prompt, answering=True)
+        before = _prompt_tokens(tokenizer, prompt, tools, template)
         ids = [*before, *call, *returned, *answer, end]
         # The end of the turn behind the call is the first token of what is put in between.
         own = [0] * len(before) + [1] * (len(call) + 1) + [0] * (len(returned) - 1) + [1] * (len(answer) + 1)

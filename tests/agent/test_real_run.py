@@ -10,7 +10,7 @@ import re
 import pandas as pd
 import pytest
 
-from spo_verl.quickstart.model import ModelShape, build_model
+from spo_verl.small.model import ModelShape, build_model
 from tests.agent.chat import build_tokenizer
 from tests.system.harness import launch, main_ppo, row
 

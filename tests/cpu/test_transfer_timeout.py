@@ -23,7 +23,7 @@ from spo_verl.cpu.weight_transfer import (
     share_of_silence,
 )
 from spo_verl.launching import launch
-from spo_verl.quickstart.settings import Limits
+from spo_verl.launching.limits import Limits
 
 zmq = pytest.importorskip("zmq")
 

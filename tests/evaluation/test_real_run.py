@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spo_verl.quickstart.model import ModelShape, build_model, save
+from spo_verl.small.model import ModelShape, build_model, save
 from tests.cli.helpers import run_json
 from tests.evaluation.written_agent import is_right, said
 from tests.support.gsm8k import build_tokenizer

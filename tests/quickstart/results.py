@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spo_verl.quickstart.settings import Settings
+from spo_verl.small.launches import Settings
 
 
 def changed(before: float, after: float, prompts: int = 512) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from spo_verl.data.identity import dataset_keys
 from spo_verl.data.values import OfflineValues, provenance
 from spo_verl.quickstart.evaluate import agreement, change, tracked
 from spo_verl.quickstart.runs import RunFolder
-from spo_verl.quickstart.task import Problem, build_task, write_parquet
+from spo_verl.small.task import Problem, build_task, write_parquet
 from spo_verl.tracker import Tracker, TrackerSettings
 
 

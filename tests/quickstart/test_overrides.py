@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.composition import type_problems
+from spo_verl.launching.limits import RunError
 from spo_verl.quickstart import overrides as overrides_module
-from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.overrides import check_overrides
-from spo_verl.quickstart.settings import Settings
+from spo_verl.small.launches import Settings
 
 REFUSED = {
     "spo.sampling.gama=0.5": "did you mean spo.sampling.gamma?",
@@ -32,7 +32,7 @@ ACCEPTED = ("spo.sampling.mode=uniform", "+trainer.note=mine", "~trainer.esi_red
 PROBLEMS = """
 import json, sys
 from spo_verl.quickstart.overrides import problems_of
-from spo_verl.quickstart.settings import Settings
+from spo_verl.small.launches import Settings
 found = {}
 for override in json.loads(sys.argv[1]):
     found[override] = problems_of(Settings(overrides=(override,)))
@@ -113,5 +113,5 @@ def test_the_answer_of_the_child_is_what_is_refused(monkeypatch: pytest.MonkeyPa
     answering(monkeypatch, 0, "PROBLEMS []\n")
     check_overrides(settings)
     answering(monkeypatch, 1, "", "no such module")
-    with pytest.raises(QuickstartError, match="no such module"):
+    with pytest.raises(RunError, match="no such module"):
         check_overrides(settings)

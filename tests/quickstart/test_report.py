@@ -9,6 +9,7 @@ import pytest
 from spo_verl.quickstart.compare import by_variant, compare, group_means
 from spo_verl.quickstart.plots import curve, draw_summary
 from spo_verl.quickstart.report import panel, summary
+from spo_verl.quickstart.runs import RunFolder
 from tests.quickstart.results import result
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,6 +28,12 @@ def test_the_summary_answers_what_a_newcomer_asks() -> None:
     for place in ("/runs/spo-seed0", "summary.png", "--estimator grpo", "--compare"):
         assert place in text
     assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_a_result_read_from_its_file_is_shown_as_it_was_at_first(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_result(result())
+    assert summary(run.result() or {}) == summary(result())
 
 
 def test_a_change_within_the_noise_is_not_called_one() -> None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import math
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.deadline import STOPPED
-from spo_verl.launching.launch import Run
+from spo_verl.launching.launch import Run, failure
+from spo_verl.launching.limits import Limits, OutOfTime, RunError
+from spo_verl.launching.runs import spent
 from spo_verl.launching.supervise import Outcome
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
-from spo_verl.quickstart.accuracy import read_accuracy
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.progress import EstimateProgress, Progress
-from spo_verl.quickstart.run import failure, quickstart, spent
+from spo_verl.quickstart.evaluate import validated
+from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import RunFolder
-from spo_verl.quickstart.settings import Limits, Settings, estimate_overrides, training_overrides
-from spo_verl.quickstart.warmstart import WarmStartReport
+from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
+from spo_verl.small.warmstart import WarmStartReport
 from tests.quickstart.results import result
 
 WARM = WarmStartReport(steps=700, seconds=50.0, accuracy=0.37, accuracy_by_level=(0.37,) * 8, reached=True)
@@ -124,16 +125,16 @@ def test_accuracy_is_read_from_verls_validation_metrics() -> None:
     record = validation(5, 0.5)
     record["data"]["val-core/ladder1/acc/mean@1"] = 1.0
     record["data"]["val-aux/ladder1/score/mean@1"] = 0.1
-    accuracy = read_accuracy(record, prompts=64)
+    accuracy = validated(record, prompts=64)
     assert accuracy is not None
     # (1 + 7 * 0.5) / 8
-    assert accuracy.mean == pytest.approx(0.5625)
+    assert accuracy["accuracy"] == pytest.approx(0.5625)
     # Eight prompts per level: variance 0 in the first, 0.25 / 8 in each other; the mean of eight levels has
     # sqrt(7 * 0.25 / 8) / 8 = 0.05846.
-    assert accuracy.standard_error == pytest.approx(math.sqrt(7 * 0.25 / 8) / 8)
-    assert read_accuracy({"step": 1, "data": {"critic/score/mean": 0.4}}, prompts=64) is None
+    assert accuracy["standard_error"] == pytest.approx(math.sqrt(7 * 0.25 / 8) / 8)
+    assert validated({"step": 1, "data": {"critic/score/mean": 0.4}}, prompts=64) is None
     del record["data"]["val-core/ladder8/acc/mean@1"]
-    assert read_accuracy(record, prompts=64) is None
+    assert validated(record, prompts=64) is None
 
 
 def finished(records: list[dict], status: str = "finished", folder: Path = Path("/r")) -> Run:
@@ -181,44 +182,6 @@ def test_what_was_spent_counts_repeated_steps_and_no_validation(tmp_path: Path) 
     assert found["total"] == found["training"]
 
 
-def test_progress_shows_phases_once_and_each_step(tmp_path: Path) -> None:
-    said: list[str] = []
-    path = tmp_path / "metrics.jsonl"
-    progress = Progress(path, steps=2, prompts=64, say=said.append)
-    progress("(x) Started a local Ray inst")
-    assert said == []
-    progress("ance.\n")  # the marker may arrive in pieces
-    progress("more\n")
-    assert len(said) == 1
-    first = json.dumps(validation(0, 0.25))
-    path.write_text(first + "\n" + '{"step": 1')
-    progress("step:0\n")
-    assert "step    0/2" in said[-1]
-    assert "held-out accuracy 0.250" in said[-1]
-    step = {"step": 1, "data": {"critic/score/mean": 0.5, "timing_s/step": 4.2, "spo/value/mean": 0.4}}
-    path.write_text(first + "\n" + json.dumps(step) + "\n")
-    progress("step:1\n")
-    assert "reward 0.500   value 0.400" in said[-1]
-    assert "4.2 s" in said[-1]
-    assert len(said) == 3
-    progress.update()
-    assert len(said) == 3
-
-
-def test_progress_of_an_estimation(tmp_path: Path) -> None:
-    said: list[str] = []
-    progress = EstimateProgress(say=said.append)
-    for text in (
-        "Offline values:   0%|          | 0/1024 [00:00<?, ?prompt/s]\r",
-        "Offline values:  25%|##5       | 256/10",
-        "24 [00:30<01:30,  8.5prompt/s]\r",
-        "Offline values:  25%|##5       | 256/1024 [00:31<01:30,  8.5prompt/s]\r",
-        "Offline values:  50%|#####     | 512/1024 [01:00<01:00,  8.5prompt/s]\r",
-    ):
-        progress(text)
-    assert [line.split("s  ")[1] for line in said] == ["256 of 1024 prompts", "512 of 1024 prompts"]
-
-
 def test_the_command_line_becomes_settings() -> None:
     given = parser().parse_args(
         ["--estimator", "grpo", "--steps", "3", "--warm-start-accuracy", "0.2", "spo.x=1", "trainer.y=2"]
@@ -238,7 +201,7 @@ def test_exit_statuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: 
     assert "--steps must be at least 1" in capsys.readouterr().err
 
     def fail(*_args: object, **_kwargs: object) -> None:
-        raise QuickstartError("the training broke")
+        raise RunError("the training broke")
 
     monkeypatch.setattr("spo_verl.quickstart.__main__.quickstart", fail)
     assert main(["--folder", str(tmp_path)]) == 1
@@ -374,12 +337,12 @@ def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: P
 def test_a_training_that_fails_shows_what_was_kept_and_then_why(staged, tmp_path: Path) -> None:
     staged("finished", "silent")
     said: list[str] = []
-    with pytest.raises(QuickstartError, match="printed nothing for 300 s and was ended as hung"):
+    with pytest.raises(RunError, match="printed nothing for 300 s and was ended as hung"):
         quickstart(Settings(steps=4), tmp_path, say=said.append)
     assert "2 of 4 steps" in "\n".join(said)
     # Without a kept step there is nothing to show.
     staged("failed")
-    with pytest.raises(QuickstartError, match="exit status 1"):
+    with pytest.raises(RunError, match="exit status 1"):
         quickstart(Settings(steps=4, seed=1), tmp_path, say=said.append)
 
 
@@ -426,6 +389,20 @@ def test_without_offline_values_there_is_one_launch(staged, tmp_path: Path, sett
     quickstart(settings, tmp_path, say=lambda line: None)
     assert [name for name, _, _ in trainer.calls] == ["training-1"]
     assert not any("spo.initial.values" in override for override in trainer.calls[0][1])
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "names"),
+    [
+        ("model", "model", ("build_tokenizer", "build_model", "ModelShape", "save")),
+        ("settings", "launches", ("Settings", "training_overrides")),
+        ("task", "task", ("build_task", "write_parquet", "MAX_PROMPT_TOKENS")),
+    ],
+)
+def test_former_import_paths_hold(former: str, now: str, names: tuple[str, ...]) -> None:
+    modules = import_module(f"spo_verl.quickstart.{former}"), import_module(f"spo_verl.small.{now}")
+    for name in names:
+        assert getattr(modules[0], name) is getattr(modules[1], name)
 
 
 def test_comparing_nothing_is_an_error_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

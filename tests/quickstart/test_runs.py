@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from spo_verl.launching.launch import Run
+from spo_verl.launching.limits import RunError
 from spo_verl.launching.supervise import Outcome
-from spo_verl.quickstart.errors import QuickstartError
 from spo_verl.quickstart.runs import FORMAT, RunFolder, finished_runs, open_run
-from spo_verl.quickstart.settings import Settings
+from spo_verl.small.launches import Settings
 
 
 def opened(base: Path, settings: Settings, *, fresh: bool = False) -> Path:
@@ -41,13 +41,13 @@ def test_a_fresh_first_run_has_no_number(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused_and_free_when_its_owner_is_gone(tmp_path: Path) -> None:
     holder = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from spo_verl.quickstart.runs import open_run\nfrom spo_verl.quickstart.settings import Settings\n"
+        "from spo_verl.quickstart.runs import open_run\nfrom spo_verl.small.launches import Settings\n"
         "with open_run(Path(sys.argv[1]), Settings(), fresh=False):\n    print('in', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "in\n"
-    with pytest.raises(QuickstartError, match=r"another call .* at work in .*--fresh"):
+    with pytest.raises(RunError, match=r"another call .* at work in .*--fresh"):
         opened(tmp_path, Settings())
     opened(tmp_path, Settings(seed=1))
     other.kill()
@@ -91,7 +91,7 @@ def test_records_of_several_launches_are_joined(tmp_path: Path) -> None:
 
 
 def test_finished_runs_are_found_and_others_refused(tmp_path: Path) -> None:
-    with pytest.raises(QuickstartError, match="no finished run in"):
+    with pytest.raises(RunError, match="no finished run in"):
         finished_runs(tmp_path, ())
     for name in ("b", "a", "unfinished"):
         (tmp_path / name).mkdir()
@@ -107,14 +107,12 @@ def test_finished_runs_are_found_and_others_refused(tmp_path: Path) -> None:
     part.write_result({"format": FORMAT, "settings": {"steps": 50}, "steps_done": 50})
     assert len(finished_runs(tmp_path, ())) == 3
     (part.path / "result.json").unlink()
-    with pytest.raises(QuickstartError, match=r"no finished run in .*unfinished"):
+    with pytest.raises(RunError, match=r"no finished run in .*unfinished"):
         finished_runs(tmp_path, (str(tmp_path / "b"), str(tmp_path / "unfinished")))
 
 
 def test_a_result_of_another_version_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "result.json").write_text('{"trajectories": 12800}')
-    with pytest.raises(
-        QuickstartError, match=r"old/result.json was written by another version .* move .*/old elsewhere"
-    ):
+    with pytest.raises(RunError, match=r"old/result.json was written by another version .* move .*/old elsewhere"):
         finished_runs(tmp_path, ())

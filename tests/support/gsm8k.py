@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spo_verl.quickstart.model import ModelShape, build_model, save
 from spo_verl.recipes import stand_in
+from spo_verl.small.model import ModelShape, build_model, save
 
 FOLDER = Path(os.environ.get("SPO_GSM8K") or Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k")
 THERE = (FOLDER / "train.jsonl").is_file()

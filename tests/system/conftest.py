@@ -29,7 +29,7 @@ from pathlib import Path
 import pytest
 
 from spo_verl.data.values import OfflineValues, provenance
-from spo_verl.quickstart.model import ModelShape, build_model, build_tokenizer
+from spo_verl.small.model import ModelShape, build_model, build_tokenizer
 from tests.support.gsm8k import THERE
 from tests.system.gsm8k_run import train_on_gsm8k
 from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spo_verl.quickstart.model import build_tokenizer
-from spo_verl.quickstart.reward import compute_score, read_answer
-from spo_verl.quickstart.task import (
+from spo_verl.small.model import build_tokenizer
+from spo_verl.small.reward import compute_score, read_answer
+from spo_verl.small.task import (
     CHARACTERS,
     LEVELS,
     MAX_PROMPT_TOKENS,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spo_verl.quickstart import prepare, warmstart
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.model import SPECIAL, ModelShape, build_model, build_tokenizer, save
-from spo_verl.quickstart.prepare import prepare_model, read_report
-from spo_verl.quickstart.settings import Settings
-from spo_verl.quickstart.task import CHARACTERS, Problem, build_task
-from spo_verl.quickstart.warmstart import (
+from spo_verl.launching.limits import OutOfTime, RunError
+from spo_verl.small import prepare, warmstart
+from spo_verl.small.launches import Settings
+from spo_verl.small.model import SPECIAL, ModelShape, build_model, build_tokenizer, save
+from spo_verl.small.prepare import prepare_model, read_report
+from spo_verl.small.task import CHARACTERS, Problem, build_task
+from spo_verl.small.warmstart import (
     IGNORED,
     WarmStartSettings,
     answer_log_prob,
@@ -190,7 +190,7 @@ def test_a_warm_start_is_cached_by_its_inputs(tmp_path: Path) -> None:
 def test_a_warm_start_that_learned_nothing_is_an_error_and_not_cached(tmp_path: Path) -> None:
     task = build_task(train=8, held_out=8, seed=0, probe=8)
     settings = Settings(shape=TINY, warm_start=short(max_steps=2, floor=0.5))
-    with pytest.raises(QuickstartError, match=r"too low to learn from rewards \(at least 0.5\); take another --seed"):
+    with pytest.raises(RunError, match=r"too low to learn from rewards \(at least 0.5\); take another --seed"):
         prepare_model(settings, task, tmp_path, lambda line: None, partial=tmp_path / "partial")
     assert list(tmp_path.iterdir()) == []
 

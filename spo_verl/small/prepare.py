@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import pickle
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from spo_verl.errors import SpoError, SpoStateError
-from spo_verl.files import content_faults, read_json
-from spo_verl.quickstart.errors import OutOfTime, QuickstartError
-from spo_verl.quickstart.model import build_model, build_tokenizer, save
-from spo_verl.quickstart.settings import Settings, digest
-from spo_verl.quickstart.task import Task
-from spo_verl.quickstart.warmstart import WarmStartReport, WarmStartSettings, warm_start
+from spo_verl.files import content_faults, read_json, replacing
+from spo_verl.launching.limits import OutOfTime, RunError
+from spo_verl.launching.runs import write_json
+from spo_verl.small.launches import Settings, digest
+from spo_verl.small.model import build_model, build_tokenizer, save
+from spo_verl.small.task import Task
+from spo_verl.small.warmstart import WarmStartReport, warm_start
 
 FORMAT = 1
 """Part of the key of a kept model; raise it when the same settings would give another model."""
@@ -43,7 +43,7 @@ def prepare_model(
 
     Raises:
         OutOfTime: the seconds are over; ``partial`` holds the model so far, and its report.
-        QuickstartError: it has learned too little in ``max_steps``.
+        RunError: it has learned too little in ``max_steps``.
     """
     inputs = {
         "format": FORMAT,
@@ -59,43 +59,55 @@ def prepare_model(
         return entry, report
     import torch
 
-    state = partial / STATE
+    state, wanted = partial / STATE, settings.warm_start
     saved = _state(state) if state.exists() else None
     if saved is not None and saved["inputs"] != inputs:
-        saved = None  # of another version of the quickstart
+        saved = None  # of another version of this module
     # One thread: the model is too small for two, and on a busy machine a second one mostly waits for the first.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, settings.shape, seed=settings.seed)
-        watch = _Watch(
-            say, settings.warm_start, seconds, inputs, partial, lambda folder: save(model, tokenizer, folder)
-        )
+        started = kept = time.monotonic()
+
+        def watch(step: int, spent: float, accuracy: float, snapshot: Callable[[], dict[str, Any]]) -> None:
+            nonlocal kept
+            if step % SHOWN_EVERY == 0 or accuracy >= wanted.target:
+                say(f"  step {step:>5}   {spent:5.0f} s   accuracy {accuracy:.3f} (target {wanted.target})")
+            now = time.monotonic()
+            over = now - started > seconds and accuracy < wanted.target and step < wanted.max_steps
+            if over or now - kept > KEEP_EVERY_S:
+                _keep(model, tokenizer, {**snapshot(), "inputs": inputs}, partial)
+                kept = now
+            if over:
+                raise OutOfTime(
+                    f"in the warm start, after {step} steps at accuracy {accuracy:.3f} (target {wanted.target}). They "
+                    "are kept"
+                )
+
         say(f"  Qwen3 architecture, {sum(p.numel() for p in model.parameters()):,} parameters, one token per character")
         report = warm_start(
             model,
             tokenizer,
             probe=task.probe,
             reserved=task.reserved,
-            settings=settings.warm_start,
+            settings=wanted,
             seed=settings.seed,
             report=watch,
             resume=saved,
         )
     finally:
         torch.set_num_threads(threads)
-    if report.accuracy < settings.warm_start.floor:
-        raise QuickstartError(
+    if report.accuracy < wanted.floor:
+        raise RunError(
             f"the warm start ended at accuracy {report.accuracy:.3f} after {report.steps} steps in "
-            f"{report.seconds:.0f} s, too low to learn from rewards (at least {settings.warm_start.floor}); take "
-            "another --seed"
+            f"{report.seconds:.0f} s, too low to learn from rewards (at least {wanted.floor}); take another --seed"
         )
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
     save(model, tokenizer, scratch)
-    record = {"inputs": inputs, "report": dataclasses.asdict(report)}
-    (scratch / REPORT).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(scratch / REPORT, {"inputs": inputs, "report": dataclasses.asdict(report)})
     try:
         scratch.rename(entry)
     except OSError:
@@ -104,6 +116,17 @@ def prepare_model(
         shutil.rmtree(scratch)  # another run finished the same model first
     shutil.rmtree(partial, ignore_errors=True)
     return entry, report
+
+
+def _keep(model: Any, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
+    """Write an unfinished warm start, as a model that can be evaluated and as the state that it goes on from."""
+    import torch
+
+    save(model, tokenizer, folder)
+    report = WarmStartReport(state["step"], state["seconds"], state["accuracy"], state["by_level"], reached=False)
+    write_json(folder / REPORT, {"report": dataclasses.asdict(report)})
+    with replacing(folder / STATE, SpoStateError) as stage:
+        torch.save(state, stage())
 
 
 def _state(file: Path) -> dict[str, Any]:
@@ -140,46 +163,3 @@ def read_report(entry: Path) -> WarmStartReport:
         report = WarmStartReport(**{**saved, "accuracy_by_level": tuple(saved["accuracy_by_level"])})
         float(report.accuracy) + float(report.seconds)
     return report
-
-
-class _Watch:
-    """Shows how a warm start goes, keeps it every half minute, and ends it when its seconds are over."""
-
-    def __init__(
-        self,
-        say: Say,
-        settings: WarmStartSettings,
-        limit: float,
-        inputs: dict[str, Any],
-        partial: Path,
-        save_model: Callable[[Path], None],
-    ) -> None:
-        self._say, self._settings, self._inputs = say, settings, inputs
-        self._partial, self._save_model = partial, save_model
-        self._ends = time.monotonic() + limit
-        self._kept = time.monotonic()
-
-    def __call__(self, step: int, seconds: float, accuracy: float, snapshot: Callable[[], dict[str, Any]]) -> None:
-        target = self._settings.target
-        if step % SHOWN_EVERY == 0 or accuracy >= target:
-            self._say(f"  step {step:>5}   {seconds:5.0f} s   accuracy {accuracy:.3f} (target {target})")
-        now = time.monotonic()
-        over = now > self._ends and accuracy < target and step < self._settings.max_steps
-        if over or now - self._kept > KEEP_EVERY_S:
-            self._keep(snapshot())
-            self._kept = now
-        if over:
-            raise OutOfTime(
-                f"in the warm start, after {step} steps at accuracy {accuracy:.3f} (target {target}). They are kept"
-            )
-
-    def _keep(self, state: dict[str, Any]) -> None:
-        import torch
-
-        self._partial.mkdir(parents=True, exist_ok=True)
-        self._save_model(self._partial)
-        report = WarmStartReport(state["step"], state["seconds"], state["accuracy"], state["by_level"], reached=False)
-        (self._partial / REPORT).write_text(json.dumps({"report": dataclasses.asdict(report)}, indent=2) + "\n")
-        scratch = self._partial / f".{STATE}.writing"
-        torch.save({**state, "inputs": self._inputs}, scratch)
-        scratch.replace(self._partial / STATE)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spo_verl.quickstart.task import CHARACTERS, LEVELS, Problem, draw_problem
+from spo_verl.small.task import CHARACTERS, LEVELS, Problem, draw_problem
 
 IGNORED = -100
 
@@ -93,6 +94,23 @@ def sampled_accuracy(model: Any, tokenizer: Any, problems: Sequence[Problem], *,
     batches = (problems[start : start + batch_size] for start in range(0, len(problems), batch_size))
     with torch.inference_mode():
         return np.concatenate([answer_log_prob(model, *encode(batch, tokenizer)).exp().numpy() for batch in batches])
+
+
+def load_libraries() -> None:
+    """Import what :func:`saved_accuracies` needs, which takes longer than its work."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
+
+
+def saved_accuracies(folder: Path, sets: Sequence[Sequence[Problem]]) -> list[np.ndarray]:
+    """:func:`sampled_accuracy` of the model that lies in a folder, as float64 (B,) for each set of problems."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return [sampled_accuracy(model, tokenizer, problems).astype(np.float64) for problems in sets]
 
 
 def mean_by_level(accuracy_B: np.ndarray, problems: Sequence[Problem]) -> tuple[float, ...]:

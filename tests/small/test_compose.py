@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_verl.quickstart.settings import Settings, estimate_overrides, training_overrides
+from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
 from tests.cpu.composing import compose, composed_configs
 
 

@@ -1,0 +1,98 @@
+"""What is shown while verl runs: a line per phase of its start, then one per step, or per part of an estimation."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from spo_verl.launching.launch import read_metrics
+
+_START = (
+    ("Started a local Ray instance", "Ray is up; loading the model into the training engine"),
+    ("model engine initialized", "training engine ready; starting vLLM"),
+)
+_VLLM = "checkpoint engine manager initialized"
+TRAINING = (
+    *_START,
+    (_VLLM, "vLLM ready; answering the held-out prompts before training"),
+    ("Initial validation metrics", "training"),
+)
+"""Text in verl's log, and what it means."""
+ESTIMATION = (*_START, (_VLLM, "vLLM ready; sampling"))
+"""The same while offline values are estimated."""
+
+SHOWN = (("reward", "critic/score/mean"), ("value", "spo/value/mean"), ("seen", "spo/coverage"))
+"""Label and verl metric of what a step line shows, where the run reports it."""
+
+VALIDATED = re.compile(r"val-core/(?P<source>[^/]+)/acc/mean@\d+")
+"""verl's metric of the accuracy on the held-out prompts of one data source."""
+
+_ESTIMATED = re.compile(r"Offline values: .*?\| (\d+)/(\d+) ")
+
+
+class Phases:
+    """Callable for ``run_main_ppo(on_text=...)``: says each phase once, when its text has come, maybe in pieces."""
+
+    def __init__(self, phases: Sequence[tuple[str, str]], say: Callable[[str], None]) -> None:
+        self._phases, self._say = phases, say
+        self._next, self._recent = 0, ""
+        self._started = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        self._recent = (self._recent + text)[-10_000:]
+        for position in range(self._next, len(self._phases)):
+            marker, meaning = self._phases[position]
+            if marker in self._recent:
+                self._next = position + 1
+                self._timed(meaning)
+
+    def _timed(self, meaning: str) -> None:
+        self._say(f"  {time.monotonic() - self._started:5.0f} s  {meaning}")
+
+
+class EstimateProgress(Phases):
+    """An estimation of offline values: also a line per part that is finished."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        super().__init__(ESTIMATION, say)
+        self._done = 0
+
+    def __call__(self, text: str) -> None:
+        super().__call__(text)
+        for done, total in _ESTIMATED.findall(self._recent):
+            if int(done) > self._done:
+                self._done = int(done)
+                self._timed(f"{done} of {total} prompts")
+
+
+class Progress(Phases):
+    """A training: also a line per step. Holds only what is needed to print; a restart begins again."""
+
+    def __init__(self, metrics_path: Path, *, steps: int, say: Callable[[str], None] = print) -> None:
+        super().__init__(TRAINING, say)
+        self._path, self._steps, self._shown = metrics_path, steps, 0
+
+    def __call__(self, text: str) -> None:
+        super().__call__(text)
+        self.update()
+
+    def update(self) -> None:
+        """Show the metric records that have been written since the last call."""
+        records = read_metrics(self._path)
+        for record in records[self._shown :]:
+            self._say(self._line(record))
+        self._shown = len(records)
+
+    def _line(self, record: dict[str, Any]) -> str:
+        step, data = record["step"], record["data"]
+        parts = [f"  step {step:>4}/{self._steps}"]
+        parts += [f"{label} {data[key]:.3f}" for label, key in SHOWN if key in data]
+        if "timing_s/step" in data:
+            parts.append(f"{data['timing_s/step']:.1f} s")
+        if validated := [value for key, value in data.items() if VALIDATED.fullmatch(key)]:
+            parts.append(f"held-out accuracy {fmean(validated):.3f}")
+        return "   ".join(parts)

@@ -1,0 +1,187 @@
+"""What can be chosen in a run of the small model, and the hydra overrides of its launches that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from spo_verl.errors import SpoConfigError
+from spo_verl.launching.launch import hydra_value
+from spo_verl.small.model import ModelShape
+from spo_verl.small.task import LEVELS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
+from spo_verl.small.warmstart import WarmStartSettings
+
+GROUP_SIZE = 8
+MINI_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run. ``trajectories`` is per step, for either estimator.
+
+    ``offline_trials`` responses per training prompt are sampled before the training, 0 for none; the group baseline has
+    no use for them.
+    """
+
+    estimator: Literal["spo", "grpo"] = "spo"
+    seed: int = 0
+    steps: int = 50
+    trajectories: int = 256
+    learning_rate: float = 1e-4
+    train_prompts: int = 1024
+    held_out_prompts: int = 512
+    offline_trials: int = 8
+    validate_every: int = 25
+    save_every: int = 10
+    shape: ModelShape = field(default_factory=ModelShape)
+    warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
+    overrides: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise one :class:`SpoConfigError` that lists every problem."""
+        unit, levels = GROUP_SIZE * MINI_BATCHES, len(LEVELS)
+        of_units = f"a multiple of {unit} (groups times mini-batches)"
+        # Accuracies are stated with the standard error of a stratified sample, which needs two prompts per level.
+        of_levels = f"a multiple of the {levels} levels, from {2 * levels} on"
+        target, seconds = self.warm_start.target, self.warm_start.max_seconds
+        wanted: dict[str, tuple[float, Callable[[Any], bool], str]] = {
+            "trajectories": (self.trajectories, lambda n: n > 0 and n % unit == 0, of_units),
+            "train-prompts": (self.train_prompts, lambda n: n >= 2 * levels and n % levels == 0, of_levels),
+            "held-out-prompts": (self.held_out_prompts, lambda n: n >= 2 * levels and n % levels == 0, of_levels),
+            "steps": (self.steps, lambda n: n >= 1, "at least 1"),
+            "seed": (self.seed, lambda n: n >= 0, "at least 0"),
+            "offline-trials": (self.offline_trials, lambda n: n >= 0, "at least 0"),
+            "learning-rate": (self.learning_rate, lambda x: 0 < x < math.inf, "above 0"),
+            "warm-start-accuracy": (target, lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            "warm-start-seconds": (seconds, lambda x: x >= 0, "at least 0"),
+        }
+        problems = [f"--{option} must be {what}: {x}" for option, (x, fine, what) in wanted.items() if not fine(x)]
+        if self.train_prompts < self.trajectories:
+            problems.append(f"--train-prompts {self.train_prompts} is less than one batch of {self.trajectories}")
+        refuse(problems)
+
+    @property
+    def offline(self) -> bool:
+        """Whether offline values are estimated before the training."""
+        return self.estimator == "spo" and self.offline_trials > 0
+
+    @property
+    def variant(self) -> str:
+        """What a run is called beside others: everything that differs from the defaults but the seed."""
+        default = Settings(estimator=self.estimator)
+        parts: list[str] = [self.estimator]
+        if self.estimator == "spo" and not self.offline:
+            parts.append("no offline values")
+        for name in ("steps", "trajectories", "learning_rate", "train_prompts"):
+            if getattr(self, name) != getattr(default, name):
+                parts.append(f"{name.replace('_', ' ')} {getattr(self, name)}")
+        return ", ".join([*parts, *self.overrides])
+
+    def identity(self) -> str:
+        """Eight hexadecimal digits that tell runs with other settings apart."""
+        return digest(dataclasses.asdict(self))[:8]
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values; :meth:`from_json` reads them back."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Settings:
+        """Settings from what :meth:`as_json` gave."""
+        nested = {"shape": ModelShape(**saved["shape"]), "warm_start": WarmStartSettings(**saved["warm_start"])}
+        return cls(**{**saved, **nested, "overrides": tuple(saved["overrides"])})
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise one :class:`SpoConfigError` for all problems, if there are any; a single one stands on one line."""
+    if problems:
+        listed = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+        raise SpoConfigError(f"the quickstart cannot run with these settings: {listed}")
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of JSON values, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def training_overrides(
+    settings: Settings, *, model: Path, train: Path, held_out: Path, checkpoints: Path, values: Path | None
+) -> list[str]:
+    """The hydra overrides that a user would write by hand; what a CPU needs stands in ``+platform=cpu``.
+
+    Args:
+        values: file of offline values for spo, None without.
+    """
+    group = GROUP_SIZE if settings.estimator == "grpo" else 1
+    prompts = settings.trajectories // group
+    estimator = {
+        "spo": ["algorithm.adv_estimator=spo", "+spo=paper", f"spo.seed={settings.seed}"],
+        # The clipping of SPO's preset and its order of mini-batches, so that only estimator and grouping differ.
+        "grpo": [
+            "algorithm.adv_estimator=grpo",
+            f"+mini_batch_seed={settings.seed}",
+            f"actor_rollout_ref.rollout.n={GROUP_SIZE}",
+            "actor_rollout_ref.actor.clip_ratio_low=0.2",
+            "actor_rollout_ref.actor.clip_ratio_high=0.28",
+            "actor_rollout_ref.actor.clip_ratio_c=10.0",
+        ],
+    }[settings.estimator]
+    if values is not None:
+        estimator.append(f"spo.initial.values={hydra_value(values)}")
+    micro = settings.trajectories // MINI_BATCHES
+    return [
+        *estimator,
+        f"data.train_files={hydra_value(train)}",
+        f"data.val_files={hydra_value(held_out)}",
+        f"data.train_batch_size={prompts}",
+        f"data.max_prompt_length={MAX_PROMPT_TOKENS}",
+        f"data.max_response_length={MAX_RESPONSE_TOKENS}",
+        f"data.seed={settings.seed}",
+        f"actor_rollout_ref.model.path={hydra_value(model)}",
+        f"actor_rollout_ref.actor.optim.lr={settings.learning_rate}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts // MINI_BATCHES}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
+        # Each checkpoint also holds the weights as transformers reads them, for the accuracies at the end.
+        "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={settings.trajectories}",
+        f"actor_rollout_ref.rollout.seed={settings.seed}",
+        f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS}",
+        "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
+        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        "reward.custom_reward_function.path=pkg://spo_verl.small.reward",
+        f"trainer.total_training_steps={settings.steps}",
+        # verl's loop ends at the last epoch as well; steps are what counts here.
+        "trainer.total_epochs=1000000",
+        f"trainer.test_freq={settings.validate_every}",
+        f"trainer.save_freq={settings.save_every}",
+        f"trainer.default_local_dir={hydra_value(checkpoints)}",
+        "trainer.resume_mode=auto",
+        "trainer.project_name=quickstart",
+        f"trainer.experiment_name={settings.estimator}-{settings.seed}",
+        *settings.overrides,
+    ]
+
+
+def estimate_overrides(
+    settings: Settings, *, model: Path, train: Path, held_out: Path, output: Path, scratch: Path
+) -> list[str]:
+    """The same run, but it samples ``offline_trials`` responses per training prompt into ``output``."""
+    training = training_overrides(
+        settings, model=model, train=train, held_out=held_out, checkpoints=scratch, values=None
+    )
+    return [
+        *training,
+        f"spo.estimate.output={hydra_value(output)}",
+        f"spo.estimate.trials={settings.offline_trials}",
+        # Parts that are finished outlast a call that is not; eight of them cost nothing.
+        f"spo.estimate.chunk={max(1, settings.train_prompts // 8)}",
+        "trainer.resume_mode=disable",
+        "trainer.val_before_train=False",
+        "trainer.logger=[console]",
+    ]
