@@ -21,12 +21,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spo_verl.errors import SpoError, SpoServiceError, SpoStateError
 from spo_verl.tracker.arguments import checked_whole, shown
-from spo_verl.tracker.layout import target_of
+from spo_verl.tracker.checkpoint.layout import target_of
+from spo_verl.tracker.checkpoint.snapshot import Snapshot, check_extra
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport, WriteReport
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.tracker.settings import Ending, TrackerSettings
-from spo_verl.tracker.snapshot import Snapshot, check_extra
 from spo_verl.tracker.tracker import Tracker
 
 CALL_SECONDS = 600.0

@@ -18,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from spo_verl import core
 from spo_verl.errors import SpoStateError
-from spo_verl.tracker import checkpoint, endings, outcomes, reconcile, summary
+from spo_verl.tracker import checkpoint, endings, outcomes, summary
 from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, is_whole, shown
+from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
 from spo_verl.tracker.reading import Clock, read_evidence, weights, weights_age
@@ -27,7 +28,6 @@ from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveRepo
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.tracker.rollouts import Ledger, frozen_of
 from spo_verl.tracker.settings import COUNTERS, LATER_COUNTERS, Ending, TrackerSettings, make_generators
-from spo_verl.tracker.snapshot import Snapshot
 from spo_verl.tracker.table import PromptTable
 
 MOST_BINS = 100_000

@@ -9,7 +9,7 @@ from spo_verl import core
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker import PromptSources, Tracker, TrackerSettings
 from spo_verl.tracker import tracker as tracker_module
-from spo_verl.tracker.folder import MANIFEST
+from spo_verl.tracker.checkpoint.folder import MANIFEST
 
 from .helpers import keys, observe_one, rewrite_manifest, train_step
 

@@ -10,7 +10,7 @@ import pytest
 from spo_verl import core
 from spo_verl.errors import SpoCheckpointVersionError, SpoConfigError, SpoStateError
 from spo_verl.tracker import PromptSources, Tracker, TrackerSettings
-from spo_verl.tracker.folder import MANIFEST
+from spo_verl.tracker.checkpoint.folder import MANIFEST
 from spo_verl.tracker.quota import QuotaIndex, quota_problems
 from spo_verl.tracker.service import TrackerHost
 from tests.core.helpers import inclusion_probabilities

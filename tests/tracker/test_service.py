@@ -155,7 +155,7 @@ def test_a_save_under_way_does_not_hold_up_the_verbs(cluster, tmp_path):
         """Writes only when the gate is open."""
 
         def begin_save(self, *args, **kwargs):
-            from spo_verl.tracker import snapshot
+            from spo_verl.tracker.checkpoint import snapshot
 
             write = snapshot.write
 

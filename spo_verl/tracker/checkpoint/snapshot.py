@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 import spo_verl
 from spo_verl.errors import SpoCheckpointError, SpoStateError
-from spo_verl.tracker import folder as folders
 from spo_verl.tracker.arguments import checked_whole
-from spo_verl.tracker.layout import (
+from spo_verl.tracker.checkpoint import folder as folders
+from spo_verl.tracker.checkpoint.layout import (
     PROMPTS,
     RESPONSES,
     ROLLOUTS,

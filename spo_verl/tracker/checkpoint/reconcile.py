@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spo_verl.errors import SpoDatasetMismatchError
-from spo_verl.tracker.checkpoint import Saved
-from spo_verl.tracker.folder import REMEDY
+from spo_verl.tracker.checkpoint.folder import REMEDY
+from spo_verl.tracker.checkpoint.reading import Saved
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.reports import LoadReport
 from spo_verl.tracker.settings import TrackerSettings, make_generators
