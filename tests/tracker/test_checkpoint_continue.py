@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spo_verl.errors import SpoCheckpointError, SpoStateError
-from spo_verl.tracker import Tracker, TrackerSettings, memory, rollouts
+from spo_verl.tracker import Tracker, TrackerSettings, ledger, memory
 from spo_verl.tracker.checkpoint.folder import MANIFEST
 from spo_verl.tracker.checkpoint.layout import PROMPTS, RESPONSES, ROLLOUTS
 
@@ -55,7 +55,7 @@ def test_continues_as_if_it_had_never_stopped(tmp_path, monkeypatch, sampling_mo
 
 
 def test_late_repeat_is_recognised_after_a_restart(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollouts, "RECENT_LIMIT", 2)
+    monkeypatch.setattr(ledger, "RECENT_LIMIT", 2)
     tracker = Tracker.create(keys(3), CONSTANT)
     for number in range(3):
         observe_one(tracker, f"u{number}", 0, number, 1.0)

@@ -26,9 +26,9 @@ from spo_verl.tracker.checkpoint.layout import (
     target_of,
 )
 from spo_verl.tracker.checkpoint.snapshot import Snapshot
+from spo_verl.tracker.ledger import Ledger, Rollout
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.responses import PackedResponses
-from spo_verl.tracker.rollouts import Ledger, Rollout
 from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PURPOSES, TrackerSettings
 from spo_verl.tracker.table import KEY_BYTES, NO_VERSION, PromptTable, usable
 

@@ -29,9 +29,9 @@ from spo_verl.tracker.checkpoint.layout import (
     responses_schema,
     target_of,
 )
+from spo_verl.tracker.ledger import Ledger
 from spo_verl.tracker.memory import MemoryView
 from spo_verl.tracker.reports import WriteReport
-from spo_verl.tracker.rollouts import Ledger
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import KEY_BYTES, PromptTable, fingerprint
 
@@ -69,7 +69,7 @@ class Snapshot:
     random: dict[str, Any]
     """Purpose -> state of its generator."""
     clock: dict[str, float] = field(default_factory=dict)
-    """See :class:`spo_verl.tracker.reading.Clock`; empty where the forgetting mode counts nothing."""
+    """See :class:`spo_verl.tracker.forgetting.Clock`; empty where the forgetting mode counts nothing."""
 
     @cached_property
     def digest(self) -> str:
