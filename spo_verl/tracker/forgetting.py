@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from spo_verl import core
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker.arguments import shown
-from spo_verl.tracker.reports import ObserveReport, Outcomes
+from spo_verl.tracker.ledger import Outcomes
+from spo_verl.tracker.reports import ObserveReport
 from spo_verl.tracker.settings import ForgettingMode, TrackerSettings
 from spo_verl.tracker.table import PromptTable, TouchedRows
 

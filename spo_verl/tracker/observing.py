@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from spo_verl.errors import SpoRewardError, SpoStateError
 from spo_verl.tracker.arguments import as_array, as_floats, as_integers, checked_uids, shown
 from spo_verl.tracker.forgetting import Clock, Forgetting
-from spo_verl.tracker.ledger import Ledger, check_ending
-from spo_verl.tracker.reports import Late, ObserveReport, Outcomes
+from spo_verl.tracker.ledger import Ledger, Outcomes, check_ending
+from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.tracker.table import PromptTable, TouchedRows
 
 

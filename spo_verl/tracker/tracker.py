@@ -288,7 +288,7 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
         """
-        return self._finish(([], [], [], []), (), late).report
+        return self._observe_and_settle(([], [], [], []), (), late).report
 
     def advance(self, movement: float) -> None:
         """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
@@ -327,7 +327,7 @@ class Tracker:
         """
         moved = self._clock.movement if movement is None else self._rule.moved(self._clock, movement)
         slots = None if responses is None else self._slots_to_remember(remember_uids, responses)
-        done = self._finish((uids, session_B, reward_B, divergence_B), settle_uids, late)
+        done = self._observe_and_settle((uids, session_B, reward_B, divergence_B), settle_uids, late)
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
         self._clock.movement = moved
@@ -472,7 +472,7 @@ class Tracker:
         self._counters["first_visits"] += plan.report.first_visits
         return plan.report
 
-    def _finish(
+    def _observe_and_settle(
         self,
         trained: tuple[Sequence[str], ArrayLike, ArrayLike, ArrayLike],
         settle_uids: Sequence[str],
