@@ -3,6 +3,7 @@
 :class:`Tracker` is a plain class; :mod:`spo_verl.tracker.service` hosts one in a Ray actor.
 """
 
+from spo_verl.tracker.checkpoint import Snapshot
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import (
     Draw,
@@ -16,7 +17,6 @@ from spo_verl.tracker.reports import (
 )
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.tracker.settings import TrackerSettings
-from spo_verl.tracker.snapshot import Snapshot
 from spo_verl.tracker.tracker import Tracker
 
 __all__ = [

@@ -1,33 +1,32 @@
-"""One tracker for everyone: a thin Ray actor around :class:`~spo_verl.tracker.tracker.Tracker`, and its
-client.
+"""One tracker for everyone: a thin Ray actor around :class:`~spo_verl.tracker.tracker.Tracker`, and its client.
 
 A training step makes four calls whatever the batch: ``draw``, ``dispatch``, ``recall``, ``finish_step``. The
 actor does not restart: a tracker that came back empty would go unnoticed, so its death is an error that says
-so.
+so. Signatures are those of the tracker: the client only names the verbs that it passes on.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
-from numpy.typing import ArrayLike, NDArray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spo_verl.errors import SpoError, SpoServiceError, SpoStateError
 from spo_verl.tracker.arguments import checked_whole, shown
-from spo_verl.tracker.layout import target_of
-from spo_verl.tracker.quota import PromptSources
-from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport, WriteReport
-from spo_verl.tracker.responses import StoredResponses
-from spo_verl.tracker.settings import Ending, TrackerSettings
-from spo_verl.tracker.snapshot import Snapshot, check_extra
+from spo_verl.tracker.checkpoint.layout import target_of
+from spo_verl.tracker.checkpoint.snapshot import Snapshot, check_extra
+from spo_verl.tracker.reports import LoadReport, WriteReport
 from spo_verl.tracker.tracker import Tracker
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 
 CALL_SECONDS = 600.0
 """How long a client waits for an answer."""
@@ -61,6 +60,13 @@ class _Save(threading.Thread):
         return self.report
 
 
+def _takes_arguments_of(
+    verb: Callable[Arguments, Any],
+) -> Callable[[Callable[..., Answer]], Callable[Concatenate[Any, Arguments], Answer]]:
+    """Tell type checkers that a method with ``*args, **kwargs`` passes them to this verb; changes nothing else."""
+    return lambda method: method
+
+
 class TrackerHost:
     """Holds one tracker and at most one save under way; what the actor runs, usable without Ray."""
 
@@ -68,14 +74,16 @@ class TrackerHost:
         self._tracker: Tracker | None = None
         self._save: _Save | None = None
 
+    @_takes_arguments_of(Tracker.create)
     def create(self, *args: Any, **kwargs: Any) -> int:
-        """:meth:`Tracker.create`; returns the number of prompts."""
+        """Make the tracker, see :meth:`Tracker.create`; returns the number of prompts."""
         self._refuse_second()
         self._tracker = Tracker.create(*args, **kwargs)
         return self._tracker.size
 
+    @_takes_arguments_of(Tracker.load)
     def load(self, *args: Any, **kwargs: Any) -> LoadReport:
-        """:meth:`Tracker.load`; the files are read here."""
+        """Make the tracker from a checkpoint, see :meth:`Tracker.load`; the actor reads the files."""
         self._refuse_second()
         self._tracker, report = Tracker.load(*args, **kwargs)
         return report
@@ -91,7 +99,21 @@ class TrackerHost:
     def begin_save(
         self, folder: str | Path, step: int, extra: dict[str, Any] | None = None, *, digest: bool = True
     ) -> dict[str, Any]:
-        """Take a snapshot and write it in a thread; see :meth:`TrackerClient.begin_save`."""
+        """Take a snapshot now and let a thread of the actor write it to ``folder``.
+
+        Args:
+            folder: where the checkpoint will be; an existing one is replaced when the new one is whole.
+            step: training step, for the manifest.
+            extra: JSON values to be saved along; ``LoadReport.extra`` gives them back.
+            digest: work out the state's digest before returning. It reads all state once (about a second per
+                gigabyte); without it the writer does so, and :meth:`end_save` has it.
+
+        Returns:
+            ``seconds`` that this held up the caller, and ``digest`` where asked for.
+
+        Raises:
+            SpoStateError: a save is under way, or ``extra`` is not JSON.
+        """
         began = time.perf_counter()
         if self._save is not None:
             raise SpoStateError("a save of the tracker has been begun and not ended; call end_save first.")
@@ -105,7 +127,12 @@ class TrackerHost:
     # In a group of its own, so that waiting for the writer does not hold up the verbs.
     @ray.method(concurrency_group="save")
     def end_save(self) -> WriteReport:
-        """Wait for the writer; raises its error."""
+        """Wait until the checkpoint that was begun is whole and in place.
+
+        Raises:
+            SpoStateError: no save was begun.
+            SpoCheckpointError: it could not be written.
+        """
         save = self._save
         if save is None:
             raise SpoStateError("no save of the tracker has been begun; call begin_save first.")
@@ -128,10 +155,54 @@ TrackerActor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"save"
 """The actor class around :class:`TrackerHost`."""
 
 
-class TrackerClient:
-    """The verbs of a :class:`Tracker` that lives in an actor; can be sent to other processes of the cluster.
+class _OfHost(Generic[Arguments, Answer]):
+    """A method of the host that a client calls in the actor, with the same arguments and answer."""
 
-    Errors of the tracker arrive as they were raised.
+    def __init__(self, method: Callable[Concatenate[Any, Arguments], Answer], seconds: float = CALL_SECONDS) -> None:
+        self._seconds, self.__doc__ = seconds, method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, client: None, owner: type) -> _OfHost[Arguments, Answer]: ...
+    @overload
+    def __get__(self, client: TrackerReader, owner: type) -> Callable[Arguments, Answer]: ...
+    def __get__(self, client: TrackerReader | None, owner: type) -> Any:
+        return self if client is None else self._bound(client)
+
+    def _bound(self, client: TrackerReader) -> Any:
+        return partial(client._ask, self._name, self._seconds, getattr(client._actor, self._name))
+
+
+class _Verb(_OfHost[Arguments, Answer]):
+    """A verb of the tracker that the host holds."""
+
+    def _bound(self, client: TrackerReader) -> Any:
+        return partial(client._ask, self._name, self._seconds, client._actor.call, self._name)
+
+
+class _Property(Generic[Answer]):
+    """A property of the tracker that the host holds."""
+
+    def __init__(self, of: Callable[[Tracker], Answer]) -> None:
+        self.__doc__ = of.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, client: None, owner: type) -> _Property[Answer]: ...
+    @overload
+    def __get__(self, client: TrackerReader, owner: type) -> Answer: ...
+    def __get__(self, client: TrackerReader | None, owner: type) -> Any:
+        return self if client is None else client._ask(self._name, CALL_SECONDS, client._actor.call, self._name)
+
+
+class TrackerReader:
+    """What can be read of a :class:`Tracker` that lives in an actor; nothing here changes it.
+
+    Can be sent to other processes of the cluster. Errors of the tracker arrive as they were raised.
 
     Raises:
         SpoServiceError: (every method) the actor is gone or did not answer in time.
@@ -141,181 +212,63 @@ class TrackerClient:
         self._actor = actor
         self.name = name
 
-    def create(
-        self,
-        key_P: NDArray,
-        settings: TrackerSettings,
-        *,
-        alpha_P: NDArray | None = None,
-        beta_P: NDArray | None = None,
-        sources: PromptSources | None = None,
-        version: int = 0,
-    ) -> int:
-        """Make the tracker, see :meth:`Tracker.create`; returns the number of prompts."""
-        evidence = {"alpha_P": alpha_P, "beta_P": beta_P}
-        call = self._actor.create.remote(key_P, settings, **evidence, sources=sources, version=version)
-        return cast(int, self._get(call, SAVE_SECONDS))
+    size = _Property(Tracker.size)
+    open_count = _Property(Tracker.open_count)
+    counters = _Property(Tracker.counters)
+    version = _Property(Tracker.version)
+    movement = _Property(Tracker.movement)
+    open_uids = _Verb(Tracker.open_uids)
+    recall = _Verb(Tracker.recall)
+    evidence = _Verb(Tracker.evidence)
+    values = _Verb(Tracker.values)
+    value_histogram = _Verb(Tracker.value_histogram)
+    metrics = _Verb(Tracker.metrics)
+    digest = _Verb(Tracker.digest)
 
-    def load(
-        self,
-        folder: str | Path,
-        key_P: NDArray,
-        settings: TrackerSettings,
-        *,
-        alpha_P: NDArray | None = None,
-        beta_P: NDArray | None = None,
-        sources: PromptSources | None = None,
-        version: int | None = None,
-    ) -> LoadReport:
-        """Make the tracker from a checkpoint, see :meth:`Tracker.load`; the actor reads the files."""
-        evidence = {"alpha_P": alpha_P, "beta_P": beta_P}
-        call = self._actor.load.remote(str(folder), key_P, settings, **evidence, sources=sources, version=version)
-        return cast(LoadReport, self._get(call, SAVE_SECONDS))
+    def _ask(self, verb: str, seconds: float, method: Any, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            call = method.remote(*args, **kwargs)
+        except TypeError as error:  # a generator, an open file, ...
+            raise SpoStateError(
+                f"{verb}: an argument cannot be sent to the tracker service ({_first_line(error)}); pass lists, arrays "
+                "and plain values."
+            ) from error
+        return self._get(call, seconds)
 
-    def draw(self, size: int, version: int | None = None) -> Draw:
-        """See :meth:`Tracker.draw`."""
-        return cast(Draw, self._call("draw", size, version))
+    def _get(self, call: Any, seconds: float) -> Any:
+        try:
+            return ray.get(call, timeout=seconds)
+        except RayTaskError as error:
+            if isinstance(error.cause, SpoError):
+                raise error.cause from error
+            raise
+        except GetTimeoutError as error:
+            raise SpoServiceError(
+                f"the tracker service {self.name!r} did not answer within {seconds:.0f} s; look at its "
+                "node's load and disk, then resume the run from its last checkpoint "
+                "(trainer.resume_mode=auto)."
+            ) from error
+        except RayError as error:
+            raise SpoServiceError(
+                f"the tracker service {self.name!r} is gone ({type(error).__name__}: {_first_line(error)}); "
+                "its state since the last checkpoint is lost with it. Look for its end in the Ray logs "
+                "(often memory), then resume the run with trainer.resume_mode=auto."
+            ) from error
 
-    def dispatch(self, uids: list[str], slot_B: ArrayLike, version: int) -> Frozen:
-        """See :meth:`Tracker.dispatch`."""
-        return cast(Frozen, self._call("dispatch", uids, slot_B, version))
 
-    def redispatch(self, uids: list[str], version: int) -> Frozen:
-        """See :meth:`Tracker.redispatch`."""
-        return cast(Frozen, self._call("redispatch", uids, version))
+class TrackerClient(TrackerReader):
+    """The service as its trainer has it: it makes the tracker, changes it, saves it and ends it."""
 
-    def recall(self, uids: list[str]) -> Recall:
-        """See :meth:`Tracker.recall`."""
-        return cast(Recall, self._call("recall", uids))
-
-    def observe(
-        self, uids: list[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike
-    ) -> ObserveReport:
-        """See :meth:`Tracker.observe`."""
-        return cast(ObserveReport, self._call("observe", uids, session_B, reward_B, divergence_B))
-
-    def remember(self, uids: list[str], responses: StoredResponses) -> None:
-        """See :meth:`Tracker.remember`."""
-        self._call("remember", uids, responses)
-
-    def settle(self, uids: list[str], kind: Ending = "trained") -> None:
-        """See :meth:`Tracker.settle`."""
-        self._call("settle", uids, kind)
-
-    def absorb(self, late: Sequence[Late]) -> ObserveReport:
-        """See :meth:`Tracker.absorb`."""
-        return cast(ObserveReport, self._call("absorb", late))
-
-    def advance(self, movement: float) -> None:
-        """See :meth:`Tracker.advance`."""
-        self._call("advance", movement)
-
-    def finish_step(
-        self,
-        uids: list[str],
-        session_B: ArrayLike,
-        reward_B: ArrayLike,
-        divergence_B: ArrayLike,
-        *,
-        remember_uids: list[str] | tuple[()] = (),
-        responses: StoredResponses | None = None,
-        settle_uids: list[str] | tuple[()] = (),
-        late: Sequence[Late] = (),
-        movement: float | None = None,
-    ) -> StepReport:
-        """See :meth:`Tracker.finish_step`."""
-        answer = self._call(
-            "finish_step",
-            uids,
-            session_B,
-            reward_B,
-            divergence_B,
-            remember_uids=remember_uids,
-            responses=responses,
-            settle_uids=settle_uids,
-            late=late,
-            movement=movement,
-        )
-        return cast(StepReport, answer)
-
-    @property
-    def size(self) -> int:
-        """See :attr:`Tracker.size`."""
-        return cast(int, self._call("size"))
-
-    @property
-    def open_count(self) -> int:
-        """See :attr:`Tracker.open_count`."""
-        return cast(int, self._call("open_count"))
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """See :attr:`Tracker.counters`."""
-        return cast(dict[str, int], self._call("counters"))
-
-    @property
-    def version(self) -> int | None:
-        """See :attr:`Tracker.version`."""
-        return cast(int | None, self._call("version"))
-
-    @property
-    def movement(self) -> float | None:
-        """See :attr:`Tracker.movement`."""
-        return cast(float | None, self._call("movement"))
-
-    def open_uids(self) -> list[str]:
-        """See :meth:`Tracker.open_uids`."""
-        return cast(list[str], self._call("open_uids"))
-
-    def evidence(self, slot_B: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
-        """See :meth:`Tracker.evidence`."""
-        return cast(tuple[NDArray, NDArray], self._call("evidence", slot_B))
-
-    def values(self) -> NDArray:
-        """See :meth:`Tracker.values`."""
-        return cast(NDArray, self._call("values"))
-
-    def value_histogram(self, bins: int) -> NDArray:
-        """See :meth:`Tracker.value_histogram`."""
-        return cast(NDArray, self._call("value_histogram", bins))
-
-    def metrics(self) -> dict[str, float]:
-        """See :meth:`Tracker.metrics`."""
-        return cast(dict[str, float], self._call("metrics"))
-
-    def digest(self) -> str:
-        """See :meth:`Tracker.digest`."""
-        return cast(str, self._call("digest"))
-
-    def begin_save(
-        self, folder: str | Path, step: int, extra: dict[str, Any] | None = None, *, digest: bool = True
-    ) -> dict[str, Any]:
-        """Take a snapshot now and let a thread of the actor write it to ``folder``.
-
-        Args:
-            folder: where the checkpoint will stand; an existing one is replaced when the new one is whole.
-            step: training step, for the manifest.
-            extra: JSON values to be saved along; ``LoadReport.extra`` gives them back.
-            digest: work out the state's digest before returning. It reads all state once (about a second per
-                gigabyte); without it the writer does so, and :meth:`end_save` has it.
-
-        Returns:
-            ``seconds`` that this held up the caller, and ``digest`` where asked for.
-
-        Raises:
-            SpoStateError: a save is under way, or ``extra`` is not JSON.
-        """
-        call = self._actor.begin_save.remote(str(folder), step, extra, digest=digest)
-        return cast(dict[str, Any], self._get(call, CALL_SECONDS))
-
-    def end_save(self) -> WriteReport:
-        """Wait until the checkpoint that was begun is whole and in place.
-
-        Raises:
-            SpoStateError: no save was begun.
-            SpoCheckpointError: it could not be written.
-        """
-        return cast(WriteReport, self._get(self._actor.end_save.remote(), SAVE_SECONDS))
+    create = _OfHost(TrackerHost.create, SAVE_SECONDS)
+    load = _OfHost(TrackerHost.load, SAVE_SECONDS)
+    draw = _Verb(Tracker.draw)
+    dispatch = _Verb(Tracker.dispatch)
+    redispatch = _Verb(Tracker.redispatch)
+    settle = _Verb(Tracker.settle)
+    absorb = _Verb(Tracker.absorb)
+    finish_step = _Verb(Tracker.finish_step)
+    begin_save = _OfHost(TrackerHost.begin_save)
+    end_save: _OfHost[[], WriteReport] = _OfHost(TrackerHost.end_save, SAVE_SECONDS)  # Ray's decorator has no types
 
     def stop(self) -> None:
         """End the actor at once and wait until it has ended; what was not saved is lost.
@@ -338,36 +291,6 @@ class TrackerClient:
             f"the tracker service {self.name!r} did not end within {STOP_SECONDS:.0f} s of being told to; its process "
             "goes with the Ray cluster (`ray stop`)."
         )
-
-    def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            call = self._actor.call.remote(verb, *args, **kwargs)
-        except TypeError as error:  # a generator, an open file, ...
-            raise SpoStateError(
-                f"{verb}: an argument cannot be sent to the tracker service ({_first_line(error)}); pass lists, arrays "
-                "and plain values."
-            ) from error
-        return self._get(call, CALL_SECONDS)
-
-    def _get(self, call: Any, seconds: float) -> Any:
-        try:
-            return ray.get(call, timeout=seconds)
-        except RayTaskError as error:
-            if isinstance(error.cause, SpoError):
-                raise error.cause from error
-            raise
-        except GetTimeoutError as error:
-            raise SpoServiceError(
-                f"the tracker service {self.name!r} did not answer within {seconds:.0f} s; look at its "
-                "node's load and disk, then resume the run from its last checkpoint "
-                "(trainer.resume_mode=auto)."
-            ) from error
-        except RayError as error:
-            raise SpoServiceError(
-                f"the tracker service {self.name!r} is gone ({type(error).__name__}: {_first_line(error)}); "
-                "its state since the last checkpoint is lost with it. Look for its end in the Ray logs "
-                "(often memory), then resume the run with trainer.resume_mode=auto."
-            ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from spo_verl.config import SpoConfig
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker.arguments import LARGEST, is_whole, shown
 
@@ -140,6 +141,27 @@ class TrackerSettings:
             raise SpoConfigError(
                 f"tracker settings out of range: {', '.join(wrong)}; the ranges stand in TrackerSettings."
             )
+
+    @classmethod
+    def of(cls, spo: SpoConfig) -> TrackerSettings:
+        """The part of a run's configuration that its tracker works by."""
+        return cls(
+            sampling_mode=spo.sampling.mode,
+            gamma=spo.sampling.gamma,
+            epsilon=spo.sampling.epsilon,
+            forgetting_mode=spo.forgetting.mode,
+            half_life=spo.forgetting.half_life,
+            rho_min=spo.forgetting.rho_min,
+            rho_max=spo.forgetting.rho_max,
+            rho=spo.forgetting.rho,
+            references=spo.references,
+            max_tokens=spo.drift.max_tokens,
+            seed=spo.seed,
+            quota=spo.sampling.quota,
+            floor=spo.forgetting.floor,
+            drift_scale=spo.forgetting.drift_scale,
+            max_in_flight=spo.sampling.max_in_flight,
+        )
 
     @property
     def purposes(self) -> tuple[str, ...]:

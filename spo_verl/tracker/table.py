@@ -99,6 +99,28 @@ def fingerprint(key_P: NDArray[np.void]) -> str:
     return hashlib.sha256(key_P.view(np.uint8).data).hexdigest()
 
 
+@dataclass
+class TouchedRows:
+    """Rows of the table while outcomes are folded into them (suffix S: distinct slots, ascending).
+
+    ``position_B``: the row of each outcome; the other columns as in :class:`PromptTable`.
+    """
+
+    slot_S: NDArray[np.int64]
+    position_B: NDArray[np.int64]
+    alpha_S: NDArray[np.float64]
+    beta_S: NDArray[np.float64]
+    visits_S: NDArray[np.int32]
+    version_S: NDArray[np.int64]
+    moved_S: NDArray[np.float64] | None
+
+    def require_moved(self) -> NDArray[np.float64]:
+        """The column of movements; raises :class:`SpoStateError` where the table has none."""
+        if self.moved_S is None:
+            raise SpoStateError("the table has no moved_P; fit it to the forgetting mode first.")
+        return self.moved_S
+
+
 @dataclass(frozen=True)
 class PromptTable:
     """The columns, ``(R,)`` each with R = active prompts + prompts kept aside.
@@ -173,6 +195,24 @@ class PromptTable:
             column = getattr(self, name)
             if column is not None:
                 yield name, column
+
+    def evidence(self, rows: NDArray[np.int64] | slice) -> tuple[NDArray, NDArray, NDArray]:
+        """alpha, beta and version of these rows: what a reading needs."""
+        return self.alpha_P[rows], self.beta_P[rows], self.version_P[rows]
+
+    def touched(self, slot_B: NDArray[np.int64]) -> TouchedRows:
+        """Copies of the rows that outcomes of these slots change."""
+        slot_S, position_B = np.unique(slot_B, return_inverse=True)
+        moved_S = None if self.moved_P is None else self.moved_P[slot_S]
+        alpha_S, beta_S, version_S = self.evidence(slot_S)
+        return TouchedRows(slot_S, position_B, alpha_S, beta_S, self.visits_P[slot_S], version_S, moved_S)
+
+    def write(self, rows: TouchedRows) -> None:
+        """Put changed rows in their places."""
+        self.alpha_P[rows.slot_S], self.beta_P[rows.slot_S] = rows.alpha_S, rows.beta_S
+        self.visits_P[rows.slot_S], self.version_P[rows.slot_S] = rows.visits_S, rows.version_S
+        if self.moved_P is not None:
+            self.moved_P[rows.slot_S] = rows.require_moved()
 
     def copy(self) -> PromptTable:
         """A copy that later updates do not reach; the keys, which never change, are shared."""

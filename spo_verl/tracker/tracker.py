@@ -9,25 +9,26 @@ settings the tracker continues bit for bit as if it had never stopped.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spo_verl import core
 from spo_verl.errors import SpoStateError
-from spo_verl.tracker import checkpoint, endings, outcomes, reconcile, summary
-from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, is_whole, shown
+from spo_verl.tracker import checkpoint, observing
+from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, shown
+from spo_verl.tracker.checkpoint import Snapshot, reconcile
+from spo_verl.tracker.drawing import Drawing
+from spo_verl.tracker.forgetting import forgetting
+from spo_verl.tracker.ledger import Ledger, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
-from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
-from spo_verl.tracker.reading import Clock, read_evidence, weights, weights_age
+from spo_verl.tracker.metrics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
+from spo_verl.tracker.observing import Request, checked_late
+from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
 from spo_verl.tracker.responses import StoredResponses
-from spo_verl.tracker.rollouts import Ledger, frozen_of
 from spo_verl.tracker.settings import COUNTERS, LATER_COUNTERS, Ending, TrackerSettings, make_generators
-from spo_verl.tracker.snapshot import Snapshot
 from spo_verl.tracker.table import PromptTable
 
 MOST_BINS = 100_000
@@ -56,24 +57,15 @@ class Tracker:
         sources: PromptSources | None = None,
         clock: dict[str, float] | None = None,
     ) -> None:
-        table = table.with_moved(settings.forgetting_mode == "drift")
         self.settings = settings
-        self._table = table
+        self._rule = forgetting(settings)
+        self._table = self._rule.fit(table)
         self._memory = memory
         self._ledger = ledger
         self._counters = counters
-        self._generators = generators
         self._covered = int(np.count_nonzero(table.draws_P[: table.active]))
-        self._clock = Clock.resumed(clock or {}, settings, table)
-        self._weighed_at = self._version
-        weight_P = self._weights(slice(0, table.active))
-        self._index: core.WeightIndex | QuotaIndex
-        if settings.quota is None:
-            self._index = core.WeightIndex(weight_P)
-        elif not isinstance(sources, PromptSources):
-            raise SpoStateError("quotas need the data source of every prompt; pass sources=PromptSources.of(labels).")
-        else:
-            self._index = QuotaIndex(weight_P, sources, settings.quota)
+        self._clock = self._rule.clock(clock or {}, self._table)
+        self._drawing = Drawing(settings, self._rule, self._table, generators, sources, self._version)
 
     # -- making one
 
@@ -104,9 +96,7 @@ class Tracker:
         """
         _check_settings(settings)
         version = checked_version(version)
-        table = PromptTable.create(key_P, alpha_P, beta_P)
-        if settings.forgetting_mode == "version":
-            table = table.anchored(version)
+        table = forgetting(settings).enter(PromptTable.create(key_P, alpha_P, beta_P), version)
         memory = ResponseMemory(len(table), settings.references, settings.max_tokens)
         generators = make_generators(settings.seed, settings.purposes)
         return cls(settings, table, memory, Ledger(), dict.fromkeys(COUNTERS, 0), generators, sources)
@@ -168,28 +158,17 @@ class Tracker:
             SpoStateError: fewer than one or more than there are, in all or of a data source; or more than prompts in
                 flight leave; or a negative version.
         """
-        if not is_whole(size):
-            raise SpoStateError(f"a batch of {shown(size)} prompts was asked for; pass a whole number.")
-        if not 1 <= size <= self.size:
-            raise SpoStateError(
-                f"a batch of {shown(size)} different prompts was asked for, the dataset has {self.size}; lower "
-                f"data.train_batch_size to between 1 and {self.size}, or add prompts."
-            )
         version = None if version is None else checked_version(version)
         taken = self._taken()
-        self._refuse_what_is_in_flight(size, taken)
+        self._drawing.check(size, taken)
         if version is not None:
             self._clock.note_version(version)
-        index = self._weighed()
-        if isinstance(index, QuotaIndex):
-            slot_B, share_B = index.draw(int(size), self._generators["draw"], self._generators["quota"], taken)
-        else:
-            slot_B, share_B = index.draw(int(size), self._generators["draw"], taken)
-        draws_B = self._table.draws_P[slot_B]
+        drawn = self._drawing.draw(size, taken, self._version)
+        draws_B = self._table.draws_P[drawn.slot_B]
         self._covered += int((draws_B == 0).sum())
-        self._table.draws_P[slot_B] = draws_B + 1
-        self._counters["drawn"] += len(slot_B)
-        return Draw(slot_B, share_B)
+        self._table.draws_P[drawn.slot_B] = draws_B + 1
+        self._counters["drawn"] += len(drawn.slot_B)
+        return drawn
 
     def dispatch(self, uids: Sequence[str], slot_B: ArrayLike, version: int) -> Frozen:
         """Open rollouts, and freeze the value and effective sample size of their prompts.
@@ -264,7 +243,7 @@ class Tracker:
             SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
                 after its rollout was settled.
         """
-        return self._commit_observe(self._plan_observe(uids, session_B, reward_B, divergence_B))
+        return self._commit(self._plan(Request.of(uids, session_B, reward_B, divergence_B)))
 
     def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
         """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
@@ -276,7 +255,7 @@ class Tracker:
             SpoStateError: a uid is not open, a row points nowhere, or the log-prob columns are not the
                 tracker's.
         """
-        self._memory.remember(self._plan_remember(uids, responses), responses)
+        self._memory.remember(self._slots_to_remember(uids, responses), responses)
 
     def settle(self, uids: Sequence[str], kind: Ending = "trained") -> None:
         """These rollouts are over, and their prompts can be drawn again; settling again changes nothing.
@@ -298,8 +277,8 @@ class Tracker:
         Raises:
             SpoStateError: a uid was never dispatched, or there is no such kind.
         """
-        endings.check_kind(kind)
-        self._commit_settle(self._ledger.to_settle(checked_uids(uids, "settle")), kind)
+        check_ending(kind)
+        self._end(self._ledger.to_settle(checked_uids(uids, "settle")), kind)
 
     def absorb(self, late: Sequence[Late]) -> ObserveReport:
         """``observe`` and ``settle`` for rollouts that end without training, as one verb: all of it, or nothing.
@@ -309,7 +288,7 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
         """
-        return self._finish(([], [], [], []), late)[0]
+        return self._observe_and_settle(([], [], [], []), (), late).report
 
     def advance(self, movement: float) -> None:
         """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
@@ -317,7 +296,7 @@ class Tracker:
         Raises:
             SpoStateError: negative or not finite, or the forgetting mode is another.
         """
-        self._clock.movement = self._moved(movement)
+        self._clock.movement = self._rule.moved(self._clock, movement)
 
     def finish_step(
         self,
@@ -346,15 +325,13 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for the parts.
         """
-        moved = None if movement is None else self._moved(movement)
-        slots = None if responses is None else self._plan_remember(remember_uids, responses)
-        rows = (uids, session_B, reward_B, divergence_B)
-        report, untrained = self._finish(rows, late, settle_uids)
+        moved = self._clock.movement if movement is None else self._rule.moved(self._clock, movement)
+        slots = None if responses is None else self._slots_to_remember(remember_uids, responses)
+        done = self._observe_and_settle((uids, session_B, reward_B, divergence_B), settle_uids, late)
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
-        if moved is not None:
-            self._clock.movement = moved
-        return StepReport(report, self.metrics(), untrained)
+        self._clock.movement = moved
+        return StepReport(done.report, self.metrics(), done.untrained)
 
     # -- looking at it
 
@@ -402,7 +379,7 @@ class Tracker:
 
     def values(self) -> NDArray[np.float64]:
         """(P,) estimated success probabilities, in event time as read at the newest version."""
-        return np.concatenate([value_P for value_P, _ in self._parts()])
+        return np.concatenate([value_P for value_P, _ in self._readings()])
 
     def value_histogram(self, bins: int) -> NDArray[np.int64]:
         """(bins,) how many prompts have their value in each of ``bins`` equal parts of [0, 1].
@@ -410,7 +387,8 @@ class Tracker:
         Raises:
             SpoStateError: ``bins`` is not a whole number from 1 to ``MOST_BINS``.
         """
-        return summary.value_histogram(self._parts(), checked_whole("number of bins", bins, least=1, most=MOST_BINS))
+        bins = checked_whole("number of bins", bins, least=1, most=MOST_BINS)
+        return value_histogram(self._readings(), bins)
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log, by plain name; O(P), milliseconds below a million prompts.
@@ -427,16 +405,16 @@ class Tracker:
         | ``drawn`` ... ``trained`` | running totals, see ``counters`` |
         | ``source/<name>/value_mean`` | with quotas: mean value over the prompts of a data source |
         """
-        sources = self._index.sources if isinstance(self._index, QuotaIndex) else None
+        sources = self._drawing.sources
         return {
-            **summary.prompt_metrics(self._parts(), self._table),
+            **prompt_metrics(self._readings(), self._table),
             "coverage": self._covered / self.size,
-            "effective_prompts": self._weighed().effective_number(),
+            "effective_prompts": self._drawing.index(self._version).effective_number(),
             "open": float(self.open_count),
             "stored_responses": float(self._memory.entries),
             "memory_bytes": float(self._memory.nbytes),
             **{name: float(total) for name, total in self.counters.items()},
-            **(summary.source_metrics(self._parts(), sources) if sources is not None else {}),
+            **(source_metrics(self._readings(), sources) if sources is not None else {}),
         }
 
     def digest(self) -> str:
@@ -450,13 +428,14 @@ class Tracker:
     # -- how it is done
 
     def _state(self, table: PromptTable, ledger: Ledger) -> Snapshot:
+        generators = self._drawing.generators.items()
         return Snapshot(
             settings=self.settings,
             table=table,
             memory=self._memory.view(),
             ledger=ledger,
             counters=dict(self._counters),
-            random={name: dict(generator.bit_generator.state) for name, generator in self._generators.items()},
+            random={purpose: dict(generator.bit_generator.state) for purpose, generator in generators},
             clock=self._clock.as_json(),
         )
 
@@ -465,23 +444,8 @@ class Tracker:
         """The version at which evidence is read; without event time it plays no part."""
         return self._clock.version or 0
 
-    def _parts(self) -> summary.Evidence:
-        return summary.read_parts(self._table, self.settings, self._version)
-
-    def _weights(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:
-        table = self._table
-        return weights(self.settings, self._version, table.alpha_P[rows], table.beta_P[rows], table.version_P[rows])
-
-    def _weighed(self) -> core.WeightIndex | QuotaIndex:
-        """The index, with all weights worked out again if they have aged since; O(P) once per version."""
-        if weights_age(self.settings) and self._weighed_at != self._version:
-            weight_P = self._weights(slice(0, self.size))
-            if isinstance(self._index, QuotaIndex):
-                self._index.replace(weight_P)
-            else:
-                self._index = core.WeightIndex(weight_P)
-        self._weighed_at = self._version
-        return self._index
+    def _readings(self) -> Readings:
+        return read_parts(self._table, self._rule, self._version)
 
     def _taken(self) -> NDArray[np.int64]:
         """Slots of the dataset that are not to be drawn now, ascending."""
@@ -491,62 +455,41 @@ class Tracker:
         slot_T = self._ledger.slots_in_flight(limit)
         return slot_T[slot_T < self.size]  # a prompt that was kept aside may still have an open rollout
 
-    def _refuse_what_is_in_flight(self, size: int, taken: NDArray[np.int64]) -> None:
-        if size > self.size - len(taken):
-            raise SpoStateError(
-                f"a batch of {size} different prompts was asked for; of the dataset's {self.size} prompts {len(taken)} "
-                f"are in flight with spo.sampling.max_in_flight={self.settings.max_in_flight}, which leaves "
-                f"{self.size - len(taken)}; {IN_FLIGHT_REMEDY}."
-            )
-        if isinstance(self._index, QuotaIndex):
-            self._index.refuse(size, taken)
-
     def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
-        alpha_B, beta_B = self._table.alpha_P[slot_B], self._table.beta_P[slot_B]
-        value_B, n_eff_B = read_evidence(self.settings, version, alpha_B, beta_B, self._table.version_P[slot_B])
-        return Frozen(
-            slot_B=slot_B,
-            value_B=value_B,
-            n_eff_B=n_eff_B,
-            version_B=np.full(len(slot_B), version, dtype=np.int64),
-        )
+        value_B, n_eff_B = self._rule.read(version, *self._table.evidence(slot_B))
+        return Frozen(slot_B, value_B, n_eff_B, version_B=np.full(len(slot_B), version, dtype=np.int64))
 
-    def _plan_observe(
-        self, uids: Sequence[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike
-    ) -> outcomes.Plan:
-        uids = checked_uids(uids, "observe")
-        news = outcomes.read(self._ledger, uids, session_B, reward_B, divergence_B)
-        return outcomes.plan(self._table, self.settings, news, self._clock.movement or 0.0)
+    def _plan(self, request: Request) -> observing.Plan:
+        return observing.plan(request, self._ledger, self._table, self._rule, self._clock)
 
-    def _commit_observe(self, plan: outcomes.Plan) -> ObserveReport:
-        outcomes.commit(self._table, self._ledger, plan)
-        slot_S = plan.touched.slot_S
-        slot_S = slot_S[slot_S < self.size]  # a prompt that was kept aside may still have an open rollout
-        if self.settings.sampling_mode == "prioritized":
-            self._weighed().update(slot_S, self._weights(slot_S))
+    def _commit(self, plan: observing.Plan) -> ObserveReport:
+        observing.commit(plan, self._ledger, self._table)
+        slot_S = plan.rows.slot_S
+        # A prompt that was kept aside may still have an open rollout.
+        self._drawing.update(slot_S[slot_S < self.size], self._version)
         self._counters["observations"] += plan.report.new
         self._counters["duplicates"] += plan.report.duplicate
         self._counters["first_visits"] += plan.report.first_visits
         return plan.report
 
-    def _finish(
-        self, rows: endings.Rows, late: Sequence[Late], settle_uids: Sequence[str] = ()
-    ) -> tuple[ObserveReport, int]:
-        """Observe and settle; the report, and how many of the new outcomes were not trained on."""
-        late = endings.checked(late)
-        settle_uids, rows = checked_uids(settle_uids, "settle"), (checked_uids(rows[0], "observe"), *rows[1:])
-        ending: list[tuple[list[str], Ending]] = [
-            (self._ledger.to_settle(group.over), group.kind) for group in (*late, Late("trained", ended=settle_uids))
-        ]
-        plan = self._plan_observe(*endings.joined(rows, late))
-        report = self._commit_observe(plan)
-        for over, kind in ending:
-            self._commit_settle(over, kind)
-        untrained = endings.untrained(plan.outcomes.row_B, len(rows[0]), late)
-        self._count("untrained", untrained)
-        return report, untrained
+    def _observe_and_settle(
+        self,
+        trained: tuple[Sequence[str], ArrayLike, ArrayLike, ArrayLike],
+        settle_uids: Sequence[str],
+        late: Sequence[Late],
+    ) -> observing.Plan:
+        """Observe outcomes of rollouts that were trained on, and those of late ones; then settle all of them."""
+        late = checked_late(late)
+        groups = (*late, Late("trained", ended=checked_uids(settle_uids, "settle")))
+        ending = [(self._ledger.to_settle(group.over), group.kind) for group in groups]
+        plan = self._plan(Request.of(*trained).joined([Request.of_late(group) for group in late]))
+        self._commit(plan)
+        for uids, kind in ending:
+            self._end(uids, kind)
+        self._count("untrained", plan.untrained)
+        return plan
 
-    def _plan_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
+    def _slots_to_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
         self._memory.check(responses)
         slot_B = frozen_of(self._ledger.require_open(checked_uids(uids, "remember"), "remember")).slot_B
         wrong = responses.row_B[(responses.row_B < 0) | (responses.row_B >= len(slot_B))]
@@ -554,7 +497,7 @@ class Tracker:
             raise SpoStateError(f"remember: row {wrong[0]} of the responses points outside the {len(slot_B)} uids.")
         return slot_B[responses.row_B]
 
-    def _commit_settle(self, uids: Sequence[str], kind: Ending) -> None:
+    def _end(self, uids: Sequence[str], kind: Ending) -> None:
         uids = [uid for uid in uids if uid in self._ledger.open]  # not those that another kind has just ended
         without_outcome = self._ledger.settle(uids)
         self._counters["settled"] += len(uids)
@@ -567,23 +510,6 @@ class Tracker:
         """Add to a counter that is there only where it is not 0."""
         if more:
             self._counters[name] = self._counters.get(name, 0) + more
-
-    def _moved(self, movement: float) -> float:
-        """The summed movement after one more; raises :class:`SpoStateError` where there is no such movement."""
-        if self._clock.movement is None:
-            raise SpoStateError(
-                f"the movement of the policy plays no part in forgetting_mode={self.settings.forgetting_mode}; pass "
-                "none, or set spo.forgetting.mode=drift."
-            )
-        number = isinstance(movement, (int, float, np.integer, np.floating)) and not isinstance(movement, bool)
-        if not number or not 0 <= (movement if isinstance(movement, int) else float(movement)) <= sys.float_info.max:
-            raise SpoStateError(
-                f"movement {shown(movement)} is not a finite number >= 0; pass a mean absolute difference."
-            )
-        moved = self._clock.movement + float(movement)
-        if not np.isfinite(moved):
-            raise SpoStateError(f"movement {shown(movement)} takes the sum beyond all floats; pass nats per token.")
-        return moved
 
 
 def _check_settings(settings: TrackerSettings) -> None:

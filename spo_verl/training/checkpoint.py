@@ -18,7 +18,7 @@ from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_file
 
 from spo_verl.data.identity import IDENTITY_VERSION
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
-from spo_verl.tracker.folder import is_folder, remove
+from spo_verl.tracker.checkpoint.folder import is_folder, remove
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.service import TrackerClient
 from spo_verl.tracker.settings import TrackerSettings

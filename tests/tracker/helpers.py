@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spo_verl.tracker import StoredResponses, Tracker, TrackerSettings
-from spo_verl.tracker.folder import MANIFEST, checksum
+from spo_verl.tracker.checkpoint.folder import MANIFEST, checksum
 
 CONSTANT = TrackerSettings(forgetting_mode="constant", rho=0.5)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from spo_verl.errors import SpoCheckpointError, SpoStateError
-from spo_verl.tracker import Tracker, TrackerSettings, memory, rollouts
-from spo_verl.tracker.folder import MANIFEST
-from spo_verl.tracker.layout import PROMPTS, RESPONSES, ROLLOUTS
+from spo_verl.tracker import Tracker, TrackerSettings, ledger, memory
+from spo_verl.tracker.checkpoint.folder import MANIFEST
+from spo_verl.tracker.checkpoint.layout import PROMPTS, RESPONSES, ROLLOUTS
 
 from .helpers import CONSTANT, folder_bytes, keys, observe_one, responses, train_step
 
@@ -55,7 +55,7 @@ def test_continues_as_if_it_had_never_stopped(tmp_path, monkeypatch, sampling_mo
 
 
 def test_late_repeat_is_recognised_after_a_restart(tmp_path, monkeypatch):
-    monkeypatch.setattr(rollouts, "RECENT_LIMIT", 2)
+    monkeypatch.setattr(ledger, "RECENT_LIMIT", 2)
     tracker = Tracker.create(keys(3), CONSTANT)
     for number in range(3):
         observe_one(tracker, f"u{number}", 0, number, 1.0)
@@ -80,7 +80,7 @@ def test_a_version_discounted_before_the_save_is_not_discounted_again(tmp_path):
 
 
 def test_every_prompt_column_comes_back_over_several_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("spo_verl.tracker.snapshot.BATCH_ROWS", 7)
+    monkeypatch.setattr("spo_verl.tracker.checkpoint.snapshot.BATCH_ROWS", 7)
     tracker = Tracker.create(keys(30), TrackerSettings())
     for version in range(12):
         train_step(tracker, version, 6)
@@ -159,7 +159,7 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spo_verl.tracker.folder.HashingFile.write", full)
+    monkeypatch.setattr("spo_verl.tracker.checkpoint.folder.HashingFile.write", full)
     with pytest.raises(SpoCheckpointError, match="No space left on device"):
         Tracker.create(keys(5), CONSTANT).snapshot().write(tmp_path / "spo")
     assert list(tmp_path.iterdir()) == []

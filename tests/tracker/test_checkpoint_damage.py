@@ -16,8 +16,8 @@ from spo_verl.errors import (
     SpoDatasetMismatchError,
 )
 from spo_verl.tracker import Tracker, TrackerSettings
-from spo_verl.tracker.folder import MANIFEST, checksum
-from spo_verl.tracker.layout import PROMPTS, RESPONSES, ROLLOUTS
+from spo_verl.tracker.checkpoint.folder import MANIFEST, checksum
+from spo_verl.tracker.checkpoint.layout import PROMPTS, RESPONSES, ROLLOUTS
 
 from .helpers import folder_bytes, keys, rewrite_manifest, train_step
 

@@ -37,8 +37,9 @@ def assert_kept(before: Tracker, after: Tracker, prompts_before: list[int], prom
     for slot, prompt in enumerate(prompts_after):
         if prompt in prompts_before:
             assert known_about(before, prompts_before.index(prompt))[1:] == known_about(after, slot)[1:], prompt
-    fresh = Tracker(after.settings, after._table, after._memory, after._ledger, after.counters, after._generators)
-    np.testing.assert_array_equal(after._index.weight_P, fresh._index.weight_P)
+    parts = (after._table, after._memory, after._ledger, after.counters, after._drawing.generators)
+    fresh = Tracker(after.settings, *parts)
+    np.testing.assert_array_equal(after._drawing.index(0).weight_P, fresh._drawing.index(0).weight_P)
 
 
 def load(folder, prompts: list[int], **evidence) -> tuple[Tracker, tuple[int, ...]]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
-from spo_verl.tracker import Tracker, checkpoint
-from spo_verl.tracker import folder as folders
-from spo_verl.tracker.folder import MANIFEST
-from spo_verl.tracker.layout import PROMPTS
+from spo_verl.tracker import Tracker
+from spo_verl.tracker.checkpoint import folder as folders
+from spo_verl.tracker.checkpoint import reading
+from spo_verl.tracker.checkpoint.folder import MANIFEST
+from spo_verl.tracker.checkpoint.layout import PROMPTS
 
 from .helpers import CONSTANT, folder_bytes, keys, train_step
 
@@ -170,7 +171,7 @@ def test_a_folder_that_is_replaced_at_any_moment_of_reading(tmp_path, tracker, m
     old, new = Tracker.create(keys(5), CONSTANT), tracker
     train_step(new, 0, 3)
     old.snapshot().write(tmp_path / "spo", step=1)
-    owner = folders if hasattr(folders, at) else checkpoint
+    owner = folders if hasattr(folders, at) else reading
     step, writes = getattr(owner, at), []
 
     def interrupted(*args):
@@ -214,7 +215,7 @@ def test_the_instant_between_the_two_renames_is_waited_for(tmp_path, tracker):
 
 
 def test_a_writer_that_was_killed_there_is_told_of(tmp_path, tracker, monkeypatch):
-    monkeypatch.setattr(checkpoint, "READ_ATTEMPTS", 5)
+    monkeypatch.setattr(reading, "READ_ATTEMPTS", 5)
     tracker.snapshot().write(tmp_path / "spo")
     (tmp_path / "spo").rename(tmp_path / ".spo.replaced-0")
     with pytest.raises(

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from spo_verl.tracker import Tracker
-from spo_verl.tracker.folder import MANIFEST
+from spo_verl.tracker.checkpoint.folder import MANIFEST
 
 from .helpers import CONSTANT, keys
 
@@ -21,7 +21,8 @@ SCRIPT = """
     from pathlib import Path
     import numpy as np
     from spo_verl.errors import SpoCheckpointError
-    from spo_verl.tracker import Tracker, folder
+    from spo_verl.tracker import Tracker
+    from spo_verl.tracker.checkpoint import folder
     from tests.tracker.helpers import CONSTANT, keys, observe_one
 
     target, overwrite, after = Path(sys.argv[1]) / "spo", sys.argv[2] == "overwrite", sys.argv[3] == "after"

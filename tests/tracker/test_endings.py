@@ -7,7 +7,7 @@ import pytest
 
 from spo_verl.errors import SpoCheckpointVersionError, SpoRewardError, SpoStateError
 from spo_verl.tracker import Late, Tracker, TrackerSettings
-from spo_verl.tracker.folder import MANIFEST
+from spo_verl.tracker.checkpoint.folder import MANIFEST
 from spo_verl.tracker.settings import COUNTERS, LATER_COUNTERS
 
 from .helpers import CONSTANT, keys, observe_one, responses, rewrite_manifest, train_step

@@ -8,8 +8,7 @@ import pytest
 from spo_verl import core
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker import PromptSources, Tracker, TrackerSettings
-from spo_verl.tracker import tracker as tracker_module
-from spo_verl.tracker.folder import MANIFEST
+from spo_verl.tracker.checkpoint.folder import MANIFEST
 
 from .helpers import keys, observe_one, rewrite_manifest, train_step
 
@@ -177,13 +176,13 @@ def test_without_a_version_the_newest_that_was_told_holds():
 def test_weights_are_worked_out_again_once_per_version_and_only_where_they_age(monkeypatch, settings, rebuilds):
     tracker = Tracker.create(keys(30), TrackerSettings(forgetting_mode="version", **settings))
     full = []
-    weights = tracker_module.weights
+    value_weights = core.value_weights
 
-    def counting(settings, version, alpha_B, beta_B, version_B):
-        full.append(version) if len(alpha_B) == 30 else None
-        return weights(settings, version, alpha_B, beta_B, version_B)
+    def counting(value_P, n_eff_P, **settings):
+        full.append(tracker.version) if len(value_P) == 30 else None
+        return value_weights(value_P, n_eff_P, **settings)
 
-    monkeypatch.setattr(tracker_module, "weights", counting)
+    monkeypatch.setattr(core, "value_weights", counting)
     for version in range(5):
         train_step(tracker, version, 4)
         tracker.metrics()
@@ -200,7 +199,7 @@ def test_an_index_that_went_along_equals_one_that_was_built_anew(tmp_path):
     resumed, _ = Tracker.load(tmp_path / "spo", keys(50), settings)
     assert resumed.version == steady.version == 57
     assert resumed.metrics()["effective_prompts"] == steady.metrics()["effective_prompts"]
-    np.testing.assert_array_equal(resumed._weighed().weight_P, steady._weighed().weight_P)
+    np.testing.assert_array_equal(resumed._drawing.index(57).weight_P, steady._drawing.index(57).weight_P)
 
 
 def test_a_refused_draw_does_not_turn_the_clock():

@@ -10,8 +10,8 @@ import pytest
 
 from spo_verl.errors import SpoConfigError, SpoError, SpoStateError
 from spo_verl.tracker import Late, PromptSources, StoredResponses, Tracker, TrackerSettings
+from spo_verl.tracker.ledger import Frozen, Ledger
 from spo_verl.tracker.quota import QuotaIndex
-from spo_verl.tracker.rollouts import Frozen, Ledger
 from spo_verl.tracker.service import TrackerHost
 
 from .helpers import keys, responses
@@ -286,7 +286,7 @@ def test_the_service_refuses_what_the_tracker_has_not(tmp_path):
     host = TrackerHost()
     host.create(keys(3), TrackerSettings())
     before = host.call("digest")
-    for verb in ("_commit_settle", "nothing", "", 3, None):
+    for verb in ("_commit", "nothing", "", 3, None):
         with pytest.raises(SpoStateError, match="has no verb"):
             host.call(verb)
     deep: list = []

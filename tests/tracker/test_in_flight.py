@@ -65,7 +65,7 @@ def test_what_was_in_flight_leaves_no_trace_in_the_weights(quota):
     trackers[0].dispatch(["a", "b"], [3, 8], 0)
     trackers[0].draw(6)
     trackers[0].settle(["a", "b"])
-    trackers[1]._generators = copy.deepcopy(trackers[0]._generators)
+    trackers[1]._drawing.generators = copy.deepcopy(trackers[0]._drawing.generators)
     draws = [tracker.draw(6) for tracker in trackers]
     assert draws[0].slot_B.tolist() == draws[1].slot_B.tolist()
     assert draws[0].share_B.tolist() == draws[1].share_B.tolist()

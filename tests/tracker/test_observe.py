@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spo_verl.errors import SpoRewardError, SpoStateError
-from spo_verl.tracker import Tracker, TrackerSettings, rollouts
+from spo_verl.tracker import Tracker, TrackerSettings, ledger
 
 from .helpers import CONSTANT, keys, observe_one, responses
 
@@ -153,7 +153,7 @@ def test_session_after_settling_is_refused():
 
 
 def test_ended_rollouts_are_remembered_up_to_a_bound(monkeypatch):
-    monkeypatch.setattr(rollouts, "RECENT_LIMIT", 3)
+    monkeypatch.setattr(ledger, "RECENT_LIMIT", 3)
     tracker = Tracker.create(keys(2), CONSTANT)
     for number in range(5):
         observe_one(tracker, f"u{number}", 0, number, 1.0)

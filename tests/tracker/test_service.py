@@ -10,7 +10,7 @@ import pytest
 
 from spo_verl.errors import SpoCheckpointError, SpoDatasetMismatchError, SpoRewardError, SpoServiceError, SpoStateError
 from spo_verl.tracker import Late, PromptSources, Tracker, TrackerSettings
-from spo_verl.tracker.service import TrackerClient, TrackerHost, connect, start_service
+from spo_verl.tracker.service import TrackerClient, TrackerHost, TrackerReader, connect, start_service
 
 from .helpers import CONSTANT, folder_bytes, keys, observe_one, responses, train_step
 
@@ -53,6 +53,9 @@ def test_same_state_through_the_client_and_another_one(client):
         assert train_step(plain, version, 7).tolist() == train_step(service, version, 7).tolist()
     assert client.digest() == plain.digest() == pickle.loads(pickle.dumps(other)).digest()
     assert client.metrics() == plain.metrics()
+    reader = TrackerReader(client._actor, client.name)  # what a process has that only looks
+    assert (reader.digest(), reader.metrics()) == (plain.digest(), plain.metrics())
+    assert not hasattr(reader, "draw")
     assert (client.size, client.open_count, client.counters) == (30, 0, plain.counters)
     np.testing.assert_array_equal(client.values(), plain.values())
     np.testing.assert_array_equal(client.evidence([3])[0], plain.evidence([3])[0])
@@ -64,9 +67,9 @@ def test_single_verbs(client):
     frozen = client.dispatch(["a", "b"], [0, 1], 4)
     assert frozen.version_B.tolist() == [4, 4]
     assert client.redispatch(["b"], 5).version_B.tolist() == [5]
-    client.remember(["a"], responses([6]))
+    step = client.finish_step(["a"], [0], [1.0], [np.nan], remember_uids=["a"], responses=responses([6]))
+    assert step.observe.new == 1
     assert client.recall(["b", "a"]).stored.row_B.tolist() == [1]
-    assert client.observe(["a"], [0], [1.0], [np.nan]).new == 1
     assert client.open_uids() == ["a", "b"]
     client.settle(["a", "b"])
     assert client.counters["failed"] == 1
@@ -90,7 +93,7 @@ def test_event_time_and_late_rollouts_through_the_client(client):
     assert client.digest() == plain.digest()
     assert (client.version, client.movement, client.counters) == (3, None, plain.counters)
     with pytest.raises(SpoStateError, match="plays no part in forgetting_mode=version"):
-        client.advance(0.1)
+        client.finish_step([], [], [], [], movement=0.1)
 
 
 def test_strange_arguments_through_the_client(client):
@@ -101,7 +104,7 @@ def test_strange_arguments_through_the_client(client):
     for action in (
         lambda: client.dispatch((uid for uid in ["a"]), [0], 42),
         lambda: client.dispatch(["a"], [0], 42.0),
-        lambda: client.observe(["held"], [0], [None], [0.0]),
+        lambda: client.finish_step(["held"], [0], [None], [0.0]),
         lambda: client.settle(["held"], threading.Lock()),
     ):
         with pytest.raises(SpoStateError):
@@ -155,7 +158,7 @@ def test_a_save_under_way_does_not_hold_up_the_verbs(cluster, tmp_path):
         """Writes only when the gate is open."""
 
         def begin_save(self, *args, **kwargs):
-            from spo_verl.tracker import snapshot
+            from spo_verl.tracker.checkpoint import snapshot
 
             write = snapshot.write
 
@@ -203,7 +206,7 @@ def test_errors_keep_their_class(client, tmp_path):
     client.dispatch(["a"], [0], 0)
     for action, error in (
         (lambda: client.draw(4), SpoStateError),
-        (lambda: client.observe(["a"], [0], [2.0], [0.0]), SpoRewardError),
+        (lambda: client.finish_step(["a"], [0], [2.0], [0.0]), SpoRewardError),
         (lambda: client.recall(["ghost"]), SpoStateError),
         (lambda: client.begin_save(tmp_path / "x", 0, {"bad": {1, 2}}), SpoStateError),
     ):

@@ -62,7 +62,7 @@ def test_a_save_is_loaded_again(tmp_path):
 def test_the_dataloader_waits_for_the_tracker_before_verl_writes_its_marker(tmp_path, monkeypatch):
     tracker = trained()
     release = threading.Event()
-    from spo_verl.tracker.snapshot import Snapshot
+    from spo_verl.tracker.checkpoint.snapshot import Snapshot
 
     write = Snapshot.write
 
@@ -83,7 +83,7 @@ def test_the_dataloader_waits_for_the_tracker_before_verl_writes_its_marker(tmp_
 
 
 def test_a_failed_write_stops_verl_before_its_marker(tmp_path, monkeypatch):
-    from spo_verl.tracker.snapshot import Snapshot
+    from spo_verl.tracker.checkpoint.snapshot import Snapshot
 
     def fail(self, *args, **kwargs):
         raise SpoCheckpointError("disk full; free some space")

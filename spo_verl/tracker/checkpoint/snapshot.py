@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 import spo_verl
 from spo_verl.errors import SpoCheckpointError, SpoStateError
-from spo_verl.tracker import folder as folders
 from spo_verl.tracker.arguments import checked_whole
-from spo_verl.tracker.layout import (
+from spo_verl.tracker.checkpoint import folder as folders
+from spo_verl.tracker.checkpoint.layout import (
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
@@ -29,9 +29,9 @@ from spo_verl.tracker.layout import (
     responses_schema,
     target_of,
 )
+from spo_verl.tracker.ledger import Ledger
 from spo_verl.tracker.memory import MemoryView
 from spo_verl.tracker.reports import WriteReport
-from spo_verl.tracker.rollouts import Ledger
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import KEY_BYTES, PromptTable, fingerprint
 
@@ -69,7 +69,7 @@ class Snapshot:
     random: dict[str, Any]
     """Purpose -> state of its generator."""
     clock: dict[str, float] = field(default_factory=dict)
-    """See :class:`spo_verl.tracker.reading.Clock`; empty where the forgetting mode counts nothing."""
+    """See :class:`spo_verl.tracker.forgetting.Clock`; empty where the forgetting mode counts nothing."""
 
     @cached_property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.layout`."""
+"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.checkpoint.layout`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoConfigError, SpoError
-from spo_verl.tracker import folder as folders
 from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
-from spo_verl.tracker.layout import (
+from spo_verl.tracker.checkpoint import folder as folders
+from spo_verl.tracker.checkpoint.layout import (
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
@@ -25,11 +25,11 @@ from spo_verl.tracker.layout import (
     responses_schema,
     target_of,
 )
+from spo_verl.tracker.checkpoint.snapshot import Snapshot
+from spo_verl.tracker.ledger import Ledger, Rollout
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.responses import PackedResponses
-from spo_verl.tracker.rollouts import Ledger, Rollout
 from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PURPOSES, TrackerSettings
-from spo_verl.tracker.snapshot import Snapshot
 from spo_verl.tracker.table import KEY_BYTES, NO_VERSION, PromptTable, usable
 
 READ_ATTEMPTS, READ_POLL_SECONDS = 400, 0.005

@@ -1,4 +1,4 @@
-"""Rollouts by uid: the open ones with their frozen baseline, and those that ended lately.
+"""The ledger of rollouts, by uid: the open ones with their frozen baseline, and those that ended lately.
 
 A restart restores both, so that a rollout dispatched before it keeps its baseline and a repeat after it is
 seen.
@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spo_verl.errors import SpoStateError
+from spo_verl.tracker.arguments import shown
 from spo_verl.tracker.reports import Frozen
+from spo_verl.tracker.settings import Ending
 
 RECENT_LIMIT = 16_384
 """Ended rollouts that are remembered; older ones are forgotten first."""
@@ -30,6 +32,28 @@ class Rollout(NamedTuple):
     n_eff: float
     version: int
     sessions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Outcomes that had not been observed before, one row each.
+
+    Attributes:
+        slot_B, version_B: prompt slot, and policy version of the dispatch, int64.
+        reward_B: in [0, 1].
+        divergence_B: at least 0, or NaN.
+        trained_B: whether the rollout was trained on, bool.
+        source_B: the rollout and the session that they come from.
+        duplicate: how many of the request had been observed before.
+    """
+
+    slot_B: NDArray[np.int64]
+    version_B: NDArray[np.int64]
+    reward_B: NDArray[np.float64]
+    divergence_B: NDArray[np.float64]
+    trained_B: NDArray[np.bool_]
+    source_B: list[tuple[str, int]]
+    duplicate: int
 
 
 def opened(uids: Sequence[str], frozen: Frozen) -> dict[str, Rollout]:
@@ -53,10 +77,16 @@ def frozen_of(rollouts: Sequence[Rollout]) -> Frozen:
     )
 
 
+def check_ending(kind: str) -> None:
+    """Raise :class:`SpoStateError` where a rollout cannot end so."""
+    if not isinstance(kind, str) or kind not in get_args(Ending):
+        raise SpoStateError(f"a rollout ends as one of {', '.join(get_args(Ending))}, not as {shown(kind)}.")
+
+
 def _some(uids: Iterable[str]) -> str:
     listed = list(uids)
-    shown = ", ".join(repr(uid) for uid in listed[:3])
-    return shown if len(listed) <= 3 else f"{shown} and {len(listed) - 3} more"
+    first = ", ".join(repr(uid) for uid in listed[:3])
+    return first if len(listed) <= 3 else f"{first} and {len(listed) - 3} more"
 
 
 @dataclass

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spo_verl.errors import SpoDatasetMismatchError
-from spo_verl.tracker.checkpoint import Saved
-from spo_verl.tracker.folder import REMEDY
+from spo_verl.tracker.checkpoint.folder import REMEDY
+from spo_verl.tracker.checkpoint.reading import Saved
+from spo_verl.tracker.forgetting import forgetting
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.reports import LoadReport
 from spo_verl.tracker.settings import TrackerSettings, make_generators
@@ -108,27 +109,15 @@ def newest_version(saved: Saved) -> int:
     return max(saved.manifest.step, clock, int(saved.table.version_P.max(initial=0)), *dispatched)
 
 
-def anchor(saved: PromptTable, fresh: PromptTable, was: str, now: str, version: int) -> tuple[PromptTable, PromptTable]:
-    """Known and new prompts with the versions that their evidence stands at under the present forgetting mode.
-
-    In event time evidence decays from there. New prompts enter now. Where the mode was another one, all evidence does:
-    no version has been discounted from it, so it says at the switch what it said before. On the way back evidence goes
-    on as it stands, and a prompt that was never observed has no version again.
-    """
-    if now == "version":
-        return saved if was == now else saved.anchored(version), fresh.anchored(version)
-    return saved.anchored(0, saved.visits_P == 0) if was == "version" else saved, fresh
-
-
 def resume(
     saved: Saved, fresh: PromptTable, settings: TrackerSettings, version: int | None = None
 ) -> tuple[Saved, dict[str, np.random.Generator], LoadReport]:
     """Fit ``saved`` to the dataset of ``fresh`` and the present settings, in place, and return it."""
     version = newest_version(saved) if version is None else version
-    modes = saved.settings.forgetting_mode, settings.forgetting_mode
-    saved.table, fresh = anchor(saved.table, fresh, *modes, version)
-    meeting = meet(saved, fresh.with_moved(saved.table.moved_P is not None))
-    saved.table = saved.table.with_moved(settings.forgetting_mode == "drift")
+    before, rule = forgetting(saved.settings), forgetting(settings)
+    saved.table = rule.take_over(saved.table, before, version)
+    meeting = meet(saved, before.fit(rule.enter(fresh, version)))
+    saved.table = rule.fit(saved.table)
     saved.memory, dropped = refit(saved.memory, settings.references, settings.max_tokens)
     was, now = saved.settings.as_json(), settings.as_json()
     report = LoadReport(

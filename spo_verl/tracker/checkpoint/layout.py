@@ -9,8 +9,8 @@
 Prompts of the dataset come before those kept aside. ``mask`` holds eight tokens per byte. Open rollouts come by uid
 before the ended ones by age, which have only uid and sessions.
 
-How the folder is made and verified is in :mod:`spo_verl.tracker.folder`, what writes it in
-:mod:`spo_verl.tracker.snapshot`, what reads it in :mod:`spo_verl.tracker.checkpoint`.
+How the folder is made and verified is in :mod:`spo_verl.tracker.checkpoint.folder`, what writes it in
+:mod:`spo_verl.tracker.checkpoint.snapshot`, what reads it in :mod:`spo_verl.tracker.checkpoint.reading`.
 """
 
 from __future__ import annotations

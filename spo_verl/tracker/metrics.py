@@ -7,26 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from spo_verl.tracker.forgetting import Forgetting
 from spo_verl.tracker.quota import PromptSources
-from spo_verl.tracker.reading import read_evidence
-from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import PromptTable
 
 SCAN_ROWS = 1_000_000
 """Rows looked at at once; bounds the temporary arrays."""
 
+Readings = Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
-Evidence = Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
-
-def read_parts(table: PromptTable, settings: TrackerSettings, version: int) -> Evidence:
+def read_parts(table: PromptTable, rule: Forgetting, version: int) -> Readings:
     """(value, effective sample size) of the prompts of the dataset as read at a policy version, part by part."""
     for first in range(0, table.active, SCAN_ROWS):
         rows = slice(first, min(first + SCAN_ROWS, table.active))
-        yield read_evidence(settings, version, table.alpha_P[rows], table.beta_P[rows], table.version_P[rows])
+        yield rule.read(version, *table.evidence(rows))
 
 
-def value_histogram(parts: Evidence, bins: int) -> NDArray[np.int64]:
+def value_histogram(parts: Readings, bins: int) -> NDArray[np.int64]:
     """(bins,) how many prompts have their value in each of ``bins`` equal parts of [0, 1]."""
     counts = np.zeros(bins, dtype=np.int64)
     for value_P, _ in parts:
@@ -34,7 +32,7 @@ def value_histogram(parts: Evidence, bins: int) -> NDArray[np.int64]:
     return counts
 
 
-def prompt_metrics(parts: Evidence, table: PromptTable) -> dict[str, float]:
+def prompt_metrics(parts: Readings, table: PromptTable) -> dict[str, float]:
     """``prompts``, ``prompts_aside``, ``value_mean``, ``n_eff_mean``, ``table_bytes``."""
     values = mass = 0.0
     for value_P, n_eff_P in parts:
@@ -49,7 +47,7 @@ def prompt_metrics(parts: Evidence, table: PromptTable) -> dict[str, float]:
     }
 
 
-def source_metrics(parts: Evidence, sources: PromptSources) -> dict[str, float]:
+def source_metrics(parts: Readings, sources: PromptSources) -> dict[str, float]:
     """``source/<name>/value_mean`` of every data source."""
     total_Q = np.zeros(len(sources.names))
     first = 0

@@ -1,0 +1,109 @@
+"""Which prompts come next: the weights of all prompts, the index over them, and the random generators of the draws."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spo_verl import core
+from spo_verl.errors import SpoStateError
+from spo_verl.tracker.arguments import is_whole, shown
+from spo_verl.tracker.forgetting import Forgetting
+from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
+from spo_verl.tracker.reports import Draw
+from spo_verl.tracker.settings import TrackerSettings
+from spo_verl.tracker.table import PromptTable
+
+
+class Drawing:
+    """Draws prompts of the dataset by the weights of equation (11), or uniformly, with quotas or without.
+
+    A restart saves the states of the generators only: weights follow from table and version, and are rebuilt.
+
+    Args:
+        settings, rule: how prompts are weighed.
+        table: the prompts; it is read whenever weights are.
+        generators: purpose -> generator, see ``settings.PURPOSES``.
+        sources: data source of each prompt; needed with quotas.
+        version: policy version at which evidence is read.
+    """
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        rule: Forgetting,
+        table: PromptTable,
+        generators: dict[str, np.random.Generator],
+        sources: PromptSources | None,
+        version: int,
+    ) -> None:
+        self._settings, self._rule, self._table = settings, rule, table
+        self.generators = generators
+        prioritized = settings.sampling_mode == "prioritized"
+        self._prioritized = prioritized
+        # Values do not fade without a floor: then only mass makes weights change with the version alone.
+        self._ages = rule.fades and prioritized and (settings.gamma > 0 or settings.floor > 0)
+        self._version = version
+        weight_P = self._weights(slice(0, table.active), version)
+        self._index: core.WeightIndex | QuotaIndex
+        if settings.quota is None:
+            self._index = core.WeightIndex(weight_P)
+        elif not isinstance(sources, PromptSources):
+            raise SpoStateError("quotas need the data source of every prompt; pass sources=PromptSources.of(labels).")
+        else:
+            self._index = QuotaIndex(weight_P, sources, settings.quota)
+
+    @property
+    def sources(self) -> PromptSources | None:
+        """With quotas: the data source of each prompt."""
+        return self._index.sources if isinstance(self._index, QuotaIndex) else None
+
+    def check(self, size: int, taken: NDArray[np.int64]) -> None:
+        """Raise :class:`SpoStateError` where there is no such batch, without prompts that are taken."""
+        prompts = self._table.active
+        if not is_whole(size):
+            raise SpoStateError(f"a batch of {shown(size)} prompts was asked for; pass a whole number.")
+        if not 1 <= size <= prompts:
+            raise SpoStateError(
+                f"a batch of {shown(size)} different prompts was asked for, the dataset has {prompts}; lower "
+                f"data.train_batch_size to between 1 and {prompts}, or add prompts."
+            )
+        if size > prompts - len(taken):
+            raise SpoStateError(
+                f"a batch of {size} different prompts was asked for; of the dataset's {prompts} prompts {len(taken)} "
+                f"are in flight with spo.sampling.max_in_flight={self._settings.max_in_flight}, which leaves "
+                f"{prompts - len(taken)}; {IN_FLIGHT_REMEDY}."
+            )
+        if isinstance(self._index, QuotaIndex):
+            self._index.refuse(size, taken)
+
+    def draw(self, size: int, taken: NDArray[np.int64], version: int) -> Draw:
+        """Distinct slots at this version, none of those taken; ``check`` first."""
+        index = self.index(version)
+        if isinstance(index, QuotaIndex):
+            return Draw(*index.draw(int(size), self.generators["draw"], self.generators["quota"], taken))
+        return Draw(*index.draw(int(size), self.generators["draw"], taken))
+
+    def update(self, slot_B: NDArray[np.int64], version: int) -> None:
+        """The evidence of these slots has changed."""
+        if self._prioritized:
+            self.index(version).update(slot_B, self._weights(slot_B, version))
+
+    def index(self, version: int) -> core.WeightIndex | QuotaIndex:
+        """The index, with all weights worked out again if they have aged since; O(P) once per version."""
+        if self._ages and self._version != version:
+            weight_P = self._weights(slice(0, self._table.active), version)
+            if isinstance(self._index, QuotaIndex):
+                self._index.replace(weight_P)
+            else:
+                self._index = core.WeightIndex(weight_P)
+        self._version = version
+        return self._index
+
+    def _weights(self, rows: NDArray[np.int64] | slice, version: int) -> NDArray[np.float64]:
+        """What rows of the table are drawn by, at a policy version."""
+        alpha_B, beta_B, version_B = self._table.evidence(rows)
+        if not self._prioritized:
+            return np.ones(len(alpha_B))
+        value_B, n_eff_B = self._rule.read(version, alpha_B, beta_B, version_B)
+        return core.value_weights(value_B, n_eff_B, gamma=self._settings.gamma, epsilon=self._settings.epsilon)
