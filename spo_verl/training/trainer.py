@@ -48,6 +48,7 @@ from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import seams
 from spo_verl.training.abort import stoppable_rollouts
 from spo_verl.training.asynchronous import OpenRollouts
@@ -74,7 +75,6 @@ from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
 from spo_verl.training.sessions import read_sessions
-from spo_verl.training.settings import tracker_settings
 from spo_verl.training.step import Recalled, Rewarded
 from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
 
@@ -148,7 +148,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             self.config.trainer,
             self.tracker,
             keys.key_P,
-            tracker_settings(self.spo),
+            TrackerSettings.of(self.spo),
             initial_evidence=evidence,
             sources=sources,
         )

@@ -13,7 +13,7 @@ from spo_verl.data.data_files import Columns, DataFiles
 from spo_verl.data.values import OfflineValues
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import Tracker
-from spo_verl.training.settings import tracker_settings
+from spo_verl.tracker.settings import TrackerSettings
 from tests.cli.helpers import row, run, run_json, write_rows
 
 
@@ -86,7 +86,7 @@ def test_a_column_of_accuracies(tmp_path, data):
 def test_the_tracker_of_another_run(tmp_path, data):
     keys = dataset_keys(DataFiles([data]))
     tracker = Tracker.create(
-        keys.key_P, tracker_settings(SpoConfig()), alpha_P=np.array([6.0, 0.5, 0.5]), beta_P=np.array([2.0, 0.5, 0.5])
+        keys.key_P, TrackerSettings.of(SpoConfig()), alpha_P=np.array([6.0, 0.5, 0.5]), beta_P=np.array([2.0, 0.5, 0.5])
     )
     folder = tmp_path / "global_step_3" / "spo"
     tracker.snapshot().write(folder, step=3)

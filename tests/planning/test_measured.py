@@ -10,7 +10,7 @@ from spo_verl.planning.compute import step_compute
 from spo_verl.planning.memory import layer_activations, plugin_memory, prompt_bytes, rollout_memory
 from spo_verl.planning.settings import Assumptions
 from spo_verl.tracker import StoredResponses, Tracker
-from spo_verl.training.settings import tracker_settings
+from spo_verl.tracker.settings import TrackerSettings
 from tests.planning.models import SMALL, build, plan_with, run_with
 
 TOKENS = 64
@@ -86,7 +86,7 @@ def test_bytes_of_a_filled_tracker_are_those_of_the_plan(mode, both, max_tokens)
     spo = SpoConfig(forgetting={"mode": mode}, drift={"measure_both": both, "max_tokens": max_tokens})
     prompts, tokens = 40, 29
     keys = np.random.default_rng(0).integers(0, 256, (prompts, 16), dtype=np.uint8)
-    tracker = Tracker.create(keys, tracker_settings(spo))
+    tracker = Tracker.create(keys, TrackerSettings.of(spo))
     visit_all(tracker, prompts, tokens, spo.references)
     metrics = tracker.metrics()
     run = replace(run_with(), spo=spo, max_response=tokens)

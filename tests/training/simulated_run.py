@@ -27,11 +27,11 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from spo_verl.config import SpoConfig
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.tracker import PromptSources, Tracker
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import asynchronous, in_flight, rewards, trainer
 from spo_verl.training.estimator import spo_advantage
 from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.quotas import SourceRecord
-from spo_verl.training.settings import tracker_settings
 
 POLLS = 400
 """More than any simulated step needs; then it waits for ever."""
@@ -324,7 +324,7 @@ def build(setting: Setting, world: World) -> Any:
     # Without an exploration bonus a value of almost 0 is almost never drawn.
     value_P = np.where(np.arange(setting.prompts) < (setting.favourites or setting.prompts), 0.5, 1e-12)
     tracker = Tracker.create(
-        keys(setting.prompts), tracker_settings(setting.spo), alpha_P=value_P, beta_P=1 - value_P, sources=sources
+        keys(setting.prompts), TrackerSettings.of(setting.spo), alpha_P=value_P, beta_P=1 - value_P, sources=sources
     )
     made._keys, made._sources = SimpleNamespace(key_P=keys(setting.prompts)), sources
     made.tracker = Client(tracker, world)

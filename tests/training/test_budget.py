@@ -7,8 +7,8 @@ from spo_verl.config import DriftConfig, ForgettingConfig, SpoConfig
 from spo_verl.core import retention
 from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.reports import ObserveReport
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training.metrics import observation_metrics
-from spo_verl.training.settings import tracker_settings
 from spo_verl.training.stored_divergence import DivergenceProbe, fill_unmeasured, within_budget
 from tests.training.test_log_probs import output
 from tests.training.test_stored_divergence import stored
@@ -94,7 +94,7 @@ def test_a_step_scores_the_budget_and_reports_what_it_left_out():
 def test_the_tracker_discounts_the_others_with_the_mean_retention():
     spo = SpoConfig(drift=DriftConfig(max_prompts=2))
     keys = np.arange(48, dtype=np.uint8).reshape(3, 16)
-    tracker = Tracker.create(keys, tracker_settings(spo))
+    tracker = Tracker.create(keys, TrackerSettings.of(spo))
     for version in (0, 1):
         uids = [f"{version}{slot}" for slot in range(3)]
         tracker.dispatch(uids, [0, 1, 2], version)

@@ -10,8 +10,8 @@ from verl.utils.config import omega_conf_to_dataclass
 from spo_verl.conf import PRESETS, groups
 from spo_verl.config import SpoConfig, known_keys, parse, refuse
 from spo_verl.errors import SpoConfigError
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training.checks import aborts, check, contradictions, differences_to_paper, paper_keys, unusual
-from spo_verl.training.settings import tracker_settings
 from tests.support.verl_config import compose_verl
 
 STOCK = ["algorithm.adv_estimator=spo"]
@@ -158,7 +158,7 @@ def test_plus_plus_is_event_time_token_measure_and_truncated_weights(engine):
         asynchronous = compose_verl(["+spo=plus_plus", f"model_engine={engine}", f"trainer.v1.trainer_mode={mode}"])
         assert aborts(asynchronous, check(asynchronous))
     assert settings.references == ()  # no stored responses, and no forward over them
-    assert tracker_settings(settings).forgetting_mode == "version"
+    assert TrackerSettings.of(settings).forgetting_mode == "version"
     correction = omega_conf_to_dataclass(config.algorithm.rollout_correction, RolloutCorrectionConfig)
     assert correction == RolloutCorrectionConfig.decoupled_token_is(2.0)
     assert config.actor_rollout_ref.rollout.calculate_log_probs is True
@@ -179,10 +179,10 @@ def test_the_tracker_gets_what_it_works_by():
             ["+spo=plus_plus", "spo.forgetting.floor=0.5", "spo.forgetting.rho=0.9", "spo.sampling.max_in_flight=null"]
         )
     )
-    settings = tracker_settings(config)
+    settings = TrackerSettings.of(config)
     assert (settings.floor, settings.rho, settings.max_in_flight) == (0.5, 0.9, None)
     config = check(compose_verl(["+spo=paper", "spo.forgetting.mode=drift", "spo.forgetting.drift_scale=3"]))
-    settings = tracker_settings(config)
+    settings = TrackerSettings.of(config)
     assert (settings.forgetting_mode, settings.drift_scale, settings.references) == ("drift", 3.0, ())
 
 

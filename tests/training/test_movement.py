@@ -287,10 +287,10 @@ def test_the_tracker_discounts_by_what_the_trainer_reports():
     import numpy as np
 
     from spo_verl.tracker import Tracker
-    from spo_verl.training.settings import tracker_settings
+    from spo_verl.tracker.settings import TrackerSettings
 
     spo = SpoConfig(forgetting={"mode": "drift", "drift_scale": 0.5})
-    tracker = Tracker.create(np.arange(16, dtype=np.uint8).reshape(1, 16), tracker_settings(spo))
+    tracker = Tracker.create(np.arange(16, dtype=np.uint8).reshape(1, 16), TrackerSettings.of(spo))
     meter = MovementMeter(mini_batch_rows=8, epochs=1, updates=1)
     moved = [meter.note(mean, rows=32) for mean in (0.00375, 0.0015, 0.00075)]  # 0.01, 0.004, 0.002
     assert moved == pytest.approx([0.01, 0.004, 0.002])

@@ -15,7 +15,6 @@ from spo_verl.tracker.service import TrackerHost
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.metrics import METRICS, pattern_of, prefixed
 from spo_verl.training.quotas import SourceRecord, read_sources
-from spo_verl.training.settings import tracker_settings
 from spo_verl.training.trainer import SpoTrainer
 from tests.data.rows import row
 
@@ -32,7 +31,7 @@ def read(quota, batch_size=4, rows=ROWS):
 
 def test_without_quotas_no_column_is_read():
     assert read(None, rows=[row("1 + 1", data_source=None)]) is None
-    assert tracker_settings(SpoConfig()) == TrackerSettings()
+    assert TrackerSettings.of(SpoConfig()) == TrackerSettings()
 
 
 def test_the_parts_of_a_batch_are_logged(caplog):
@@ -44,13 +43,13 @@ def test_the_parts_of_a_batch_are_logged(caplog):
 
 
 def test_the_tracker_gets_the_quota():
-    assert tracker_settings(with_quota({"a": 3, "b": 1})).quota == {"a": 3.0, "b": 1.0}
+    assert TrackerSettings.of(with_quota({"a": 3, "b": 1})).quota == {"a": 3.0, "b": 1.0}
 
 
 def test_a_run_without_and_with_a_checkpoint_gets_them(tmp_path):
     sources = read({"openai/gsm8k": 3, "minerva": 1})
     config = OmegaConf.create({"default_local_dir": str(tmp_path), "resume_mode": "auto"})
-    settings = tracker_settings(with_quota({"openai/gsm8k": 3, "minerva": 1}))
+    settings = TrackerSettings.of(with_quota({"openai/gsm8k": 3, "minerva": 1}))
     first, second = TrackerHost(), TrackerHost()
     CheckpointFollower(config, first, dataset_keys(ROWS).key_P, settings, sources=sources).load(0)
     first.begin_save(tmp_path / "global_step_5" / "spo", 5)

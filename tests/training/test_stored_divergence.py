@@ -10,8 +10,8 @@ from verl.utils.torch_functional import masked_mean
 from spo_verl.config import DriftConfig, ForgettingConfig, SpoConfig
 from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.responses import StoredResponses
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training.log_probs import Output
-from spo_verl.training.settings import tracker_settings
 from spo_verl.training.stored_divergence import (
     DivergenceProbe,
     comparable,
@@ -93,7 +93,7 @@ def test_a_checkpoint_made_under_either_setting_serves_the_other(tmp_path, befor
     """Stored are all tokens, all log-probs and the mask, whatever is counted."""
     outs = [output([1], [7, 8, 9], [1, 0, 1])]
     key_P = np.frombuffer(bytes(16), dtype="V16")
-    settings = tracker_settings(SpoConfig(drift=DriftConfig(tokens=before)))
+    settings = TrackerSettings.of(SpoConfig(drift=DriftConfig(tokens=before)))
     tracker = Tracker.create(key_P, settings)
     tracker.dispatch(["a"], [0], 0)
     tracker.remember(["a"], new_responses(outs, {"acting": [np.array([-1.0, -9.0, -0.5])]}, None))
