@@ -125,6 +125,8 @@ def test_a_defect_is_one_line_and_its_traceback_a_file(capsys, monkeypatch):
 
 def test_no_colours_where_they_are_not_wanted(monkeypatch):
     """Nor cursor movements: rich asks the terminal, NO_COLOR and TERM."""
+    # A map of datasets with several processes, in another test, leaves a copy of os.environ in its place.
+    monkeypatch.setattr("rich.console.Console._environ", os.environ)
     for wanted in (True, False):
         stream = io.StringIO()
         stream.isatty = lambda: True

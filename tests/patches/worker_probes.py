@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from tests.patches.applying import VERL
 from tests.patches.overlay import outcome, source
+from tests.support.local_ray import start_ray
 
 
 def old_policy(folder: Path) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def sockets() -> dict[str, Any]:
     )
     clusters = []
     for _ in range(2):
-        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+        start_ray(num_cpus=1, logging_level="ERROR")
         try:
             adapter = object.__new__(type("Sender", (vllm_rollout.ServerAdapter,), {"__abstractmethods__": set()}))
             vllm_rollout.ServerAdapter.__init__(adapter, sizes, None, None)

@@ -11,6 +11,7 @@ import pytest
 from spo_verl.errors import SpoCheckpointError, SpoDatasetMismatchError, SpoRewardError, SpoServiceError, SpoStateError
 from spo_verl.tracker import Late, PromptSources, Tracker, TrackerSettings
 from spo_verl.tracker.service import TrackerClient, TrackerHost, TrackerReader, connect, start_service
+from tests.support.local_ray import start_ray
 
 from .helpers import CONSTANT, folder_bytes, keys, observe_one, responses, train_step
 
@@ -25,14 +26,7 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            object_store_memory=100_000_000,
-            namespace=f"tracker-{uuid.uuid4().hex[:8]}",
-            log_to_driver=False,
-        )
+        start_ray(num_cpus=1, object_store_memory=100_000_000, namespace=f"tracker-{uuid.uuid4().hex[:8]}")
         yield ray
         ray.shutdown()
 

@@ -20,6 +20,7 @@ from spo_verl.training.abort import (
     cancellable_client,
     stoppable_rollouts,
 )
+from tests.support.local_ray import start_ray
 
 
 class Plain:
@@ -56,7 +57,7 @@ class Worker(StoppableRollouts, Plain):
 
 @pytest.fixture(scope="module")
 def worker_class():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray(num_cpus=2)
     yield ray.remote(Worker)
     ray.shutdown()
 
