@@ -1,6 +1,7 @@
 """The package keeps to the floor plan in CONTRIBUTING.md, and what finds violations finds each kind of them."""
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,28 @@ def test_the_plan_says_which_large_libraries_a_floor_imports(package, plan):
             imported[next(number for number, floor in enumerate(plan) if room in floor)].add(name)
     said = [set(filter(None, cell.split(", "))) for *_, cell in plan_rows(CONTRIBUTING)]
     assert dict(zip(map(tuple, plan), said, strict=True)) == dict(zip(map(tuple, plan), imported, strict=True))
+
+
+def beyond(arrows):
+    """Who is reached from whom by one arrow or several."""
+    reached = set(arrows)
+    while longer := {(a, d) for a, b in reached for c, d in reached if b == c} - reached:
+        reached |= longer
+    return reached
+
+
+def test_the_drawn_plan_is_that_of_the_imports(package):
+    drawing = (REPOSITORY / "docs" / "architecture.md").read_text().split("```mermaid\n")[1].split("```")[0]
+    rooms = set(re.findall(r'^ +(\w+)\["\1: ', drawing, re.MULTILINE))
+    folders = {name.split("/")[1] for name in package.files if name.count("/") > 1} - {"conf"}
+    assert rooms == folders
+    arrows = {(one.importer.split("/")[1], one.imported.split("/")[1]) for one in package.inner}
+    imports = {
+        (importer, imported)
+        for importer, imported in arrows
+        if importer != imported and {importer, imported} <= folders
+    }
+    assert beyond(re.findall(r"(\w+) --> (\w+)", drawing)) == beyond(imports)
 
 
 @pytest.mark.parametrize(
