@@ -9,7 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 spo_make_env "$root" dev
 cd "$root"
 step() { printf '\n== %s\n' "$1"; shift; "$@"; }
-parallel() { step "pytest -m '$1'" "$SPO_ENV_PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$1"; }
+parallel() { step "pytest -m '$1'" "$SPO_ENV_PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "$1"; }
 step "ruff check" "$SPO_ENV_PYTHON" -m ruff check .
 step "ruff format --check" "$SPO_ENV_PYTHON" -m ruff format --check .
 step "mypy" "$SPO_ENV_PYTHON" -m mypy

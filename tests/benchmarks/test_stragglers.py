@@ -12,6 +12,8 @@ from scipy import stats
 from benchmarks import stragglers
 from benchmarks.stragglers import LIKELIEST, LogNormal, Pareto, TwoSpeeds, Weibull
 
+pytestmark = pytest.mark.long
+
 FAMILIES = [LogNormal(1.1, 113.0), Weibull(0.8, 176.0), Pareto(2.5, 60.0), LIKELIEST]
 EXPONENTIAL = Weibull(1.0, 50.0)
 

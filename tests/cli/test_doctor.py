@@ -17,6 +17,8 @@ from spo_verl.cli.health.findings import Finding
 from spo_verl.cli.health.processes import Answers
 from tests.cli.helpers import run
 
+pytestmark = pytest.mark.long
+
 VERL = {"version": "0.9.1", "path": "/site/verl", "device": "cuda", "available": True, "plugin": True}
 GOOD = Answers(
     {

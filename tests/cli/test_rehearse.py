@@ -10,6 +10,8 @@ from spo_verl.recipes.verdict import Check
 from tests.cli.helpers import run, run_json
 from tests.recipes.helpers import ROOT, sums, write
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch):

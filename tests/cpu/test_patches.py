@@ -18,6 +18,8 @@ import pytest
 
 from spo_verl.cpu import workarounds
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "patches"
 FIELDS = ("Target", "Code", "Why", "How", "Upstream", "Versions", "Remove when")

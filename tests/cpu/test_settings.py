@@ -10,6 +10,8 @@ from spo_verl.conf import chosen_platform
 from spo_verl.cpu.weight_transfer import ENGINE_MODULE
 from tests.cpu.composing import compose, composed_configs
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def composed() -> list[dict[str, object]]:

@@ -16,6 +16,8 @@ from spo_verl.cpu.weight_transfer import WeightTransferError
 from spo_verl.errors import SpoStateError
 from tests.cpu.weight_peers import Peer, describe, peers, stream_of
 
+pytestmark = pytest.mark.long
+
 PATIENT = 60.0
 
 

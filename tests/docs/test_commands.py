@@ -24,6 +24,8 @@ from tests.docs.commands import (
 )
 from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, inline_code, name_of, scripts, table_rows
 
+pytestmark = pytest.mark.long
+
 RECIPE_PAGE, OWN_RECIPE_PAGE = DOCS / "howto-reference-recipe.md", DOCS / "howto-your-recipe.md"
 MAPPINGS = ("spo.sampling.quota",)  # settings below which the names are the reader's own
 STATUSES = ("exercised", "composes", "refused")

@@ -7,6 +7,8 @@ import pytest
 from tests.docs.commands import commands, examine_all, keys_in, main_ppo_arguments, request, spo_verl_lines, wrong_with
 from tests.docs.pages import anchors, blocks, broken_links, inline_code, links, scripts, table_rows
 
+pytestmark = pytest.mark.long
+
 PAGE = """# One page: `with` code!
 
 See [there](#what-is-it) and [elsewhere](other.md#part-two) and `[not](a-link)`.

@@ -15,6 +15,8 @@ from tests.cli.helpers import row, run, write_rows
 from tests.docs.commands import spo_verl_lines
 from tests.docs.pages import DOCS, PAGES, blocks, name_of
 
+pytestmark = pytest.mark.long
+
 WITH_PYTHON = [page for page in PAGES if blocks(page.read_text(), "python")]
 # What a page takes for granted: names that its reader has.
 BEFORE = {

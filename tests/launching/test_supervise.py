@@ -16,6 +16,8 @@ import pytest
 
 from spo_verl.launching.supervise import Outcome, Segments, end_session, session_members, supervise
 
+pytestmark = pytest.mark.long
+
 
 def run(script: str, tmp_path: Path, **limits: float) -> Outcome:
     return supervise(

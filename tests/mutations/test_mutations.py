@@ -7,6 +7,8 @@ import pytest
 from .__main__ import ROOT, inapplicable
 from .catalogue import MUTATIONS, TESTS_OF_FILE, Mutation
 
+pytestmark = pytest.mark.long
+
 THREE = """
 import sys
 from tests.mutations import __main__ as runner

@@ -16,6 +16,8 @@ import pytest
 
 from tests.patches.applying import FOLDER, SERIES, VERL, apply, contents, copy_touched, touched
 
+pytestmark = pytest.mark.long
+
 HEADINGS = ["Problem", "How to reproduce", "What the change does", "Compatibility", "How it was tested", "Related"]
 PAGES = {patch: (FOLDER / patch).with_suffix(".md") for patch in SERIES}
 

@@ -18,6 +18,8 @@ from spo_verl.quickstart import overrides as overrides_module
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.small.launches import Settings
 
+pytestmark = pytest.mark.long
+
 REFUSED = {
     "spo.sampling.gama=0.5": "did you mean spo.sampling.gamma?",
     "typo=": "typo",

@@ -11,6 +11,8 @@ from spo_verl.launching.composition import problems_of
 from spo_verl.recipes.locate import find_recipe, recipes_in
 from tests.recipes.helpers import ENGINES, RECIPES, ROOT, composed, values
 
+pytestmark = pytest.mark.long
+
 STRATEGY = "actor_rollout_ref.actor.strategy"
 PLACES = ("trainer.experiment_name", "trainer.project_name", "trainer.default_local_dir")
 

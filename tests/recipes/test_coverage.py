@@ -2,8 +2,12 @@
 
 import re
 
+import pytest
+
 from tests.docs.pages import DOCS, table_rows
 from tests.recipes.helpers import RECIPES, values
+
+pytestmark = pytest.mark.long
 
 COLUMNS = ("recipe", "mode", "rehearsed with dp")
 

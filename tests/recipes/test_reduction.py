@@ -7,6 +7,8 @@ from spo_verl.recipes import reduction
 from spo_verl.recipes.reduction import Files, changes, kind_of, overrides
 from tests.recipes.helpers import RECIPES, composed, values
 
+pytestmark = pytest.mark.long
+
 KEPT = (
     "algorithm.",
     "reward.",

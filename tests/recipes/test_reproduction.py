@@ -10,6 +10,8 @@ from spo_verl.launching.composition import problems_of
 from tests.docs.pages import DOCS, links, table_rows
 from tests.recipes.helpers import RECIPES, REPOSITORY, ROOT, composed, values
 
+pytestmark = pytest.mark.long
+
 PAGE = DOCS / "reproduction.md"
 COLUMNS = ("what", "paper", "script", "recipe", "key", "value", "file")
 SPO = "qwen3_8b_math_tir/spo"

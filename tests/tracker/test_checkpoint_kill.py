@@ -13,6 +13,8 @@ from spo_verl.tracker.checkpoint.folder import MANIFEST
 
 from .helpers import CONSTANT, keys
 
+pytestmark = pytest.mark.long
+
 # One process imports everything once and forks a writer per kill point. A writer counts the system calls that change
 # the disk (every fourth write, fsyncs, renames, removals) and kills itself with SIGKILL before or after the one it was
 # told.

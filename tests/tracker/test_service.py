@@ -15,6 +15,8 @@ from tests.support.local_ray import start_ray
 
 from .helpers import CONSTANT, folder_bytes, keys, observe_one, responses, train_step
 
+pytestmark = pytest.mark.long
+
 SETTINGS = TrackerSettings()
 
 

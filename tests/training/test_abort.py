@@ -22,6 +22,8 @@ from spo_verl.training.abort import (
 )
 from tests.support.local_ray import start_ray
 
+pytestmark = pytest.mark.long
+
 
 class Plain:
     """What verl's agent-loop worker is, as far as stopping goes: a task per prompt that runs ``_run_prompt``."""

@@ -33,6 +33,8 @@ from spo_verl.training.movement import (
 from spo_verl.training.trainer import SpoTrainer
 from tests.support.verl_config import compose_verl
 
+pytestmark = pytest.mark.long
+
 # one setting of each loss that verl needs beyond the defaults
 SETTINGS = {"dro": {"dro_beta": 0.5}, "bypass_mode": {"rollout_correction": RolloutCorrectionConfig(bypass_mode=True)}}
 STOCK_LOSSES = sorted(set(core_algos.POLICY_LOSS_REGISTRY) - {LOSS_MODE})

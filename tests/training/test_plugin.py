@@ -8,6 +8,8 @@ from importlib.metadata import entry_points
 import pytest
 from omegaconf import OmegaConf
 
+pytestmark = pytest.mark.long
+
 HEAVY = (
     "ray",
     "pydantic",

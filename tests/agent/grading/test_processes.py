@@ -15,6 +15,7 @@ pytest.importorskip("math_verify")
 from spo_verl.agent.grading import processes
 from spo_verl.agent.grading.processes import Grader, GradingError, Limits
 
+pytestmark = pytest.mark.long
 QUICK = Limits(seconds=3.0, processes=1)
 TOWER = "9^{9^{9^{9^9}}}"
 

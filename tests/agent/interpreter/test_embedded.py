@@ -32,7 +32,7 @@ SMALL = EmbeddedConfig(
     packages=("numpy",), cpu_seconds=2, wall_seconds=4.0, memory_mb=256, disk_mb=8, output_bytes=100_000, max_running=3
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the backend is of Linux")
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the backend is of Linux"), pytest.mark.long]
 
 
 class Sandbox:

@@ -10,6 +10,8 @@ from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter.embedded import EmbeddedInterpreter
 from tests.agent.interpreter import corpus
 
+pytestmark = pytest.mark.long
+
 
 def contained(programs, packages=("numpy", "sympy")):
     """name -> what the embedded interpreter says."""
