@@ -13,8 +13,6 @@ DEFAULTS: dict[str, str] = {
     # Ray starts as many idle workers as it was told there are CPUs; here that number is a count of slots.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # Ray gives its workers the lowest priority but four; next to any other program a launch then hardly moves.
-    "RAY_worker_niceness": "0",
     # Threads per TransferQueue client; its default is meant for large hosts.
     "TQ_NUM_THREADS": "2",
 }
