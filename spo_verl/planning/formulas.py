@@ -168,7 +168,14 @@ def names_of(expression: str) -> set[str]:
 
 def evaluate(expression: str, inputs: Mapping[str, float]) -> float:
     """The value of an expression; exact for integers as long as it divides nothing."""
-    return _value(_parsed(expression), inputs)
+    try:
+        return _value(_parsed(expression), inputs)
+    except ZeroDivisionError:
+        zero = sorted(name for name in names_of(expression) if inputs[name] == 0)
+        raise SpoArgumentError(
+            f"{expression} divides by 0, as {', '.join(zero)} is 0: set sizes of at least 1 (--explain says which key "
+            "a symbol is)."
+        ) from None
 
 
 def _value(node: ast.expr, inputs: Mapping[str, float]) -> float:

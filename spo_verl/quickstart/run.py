@@ -54,12 +54,13 @@ def quickstart(
     refuse(limits.problems())
     with writing(base, SpoStateError):
         base = base.resolve()
+    task = build_task(train=settings.train_prompts, held_out=settings.held_out_prompts, seed=settings.seed)
     if fresh or not has_run(base, settings):
         check_overrides(settings)
     with open_run(base, settings, fresh=fresh) as folder:
         finished = folder.result()
         if finished is None:
-            return _Call(settings, base, folder, limits, say).run()
+            return _Call(settings, task, base, folder, limits, say).run()
         say(f"this run is finished; --fresh starts a new one. What came of {folder.path}:\n")
         with folder.result_faults():
             text = summary(finished)
@@ -72,13 +73,11 @@ def quickstart(
 class _Call:
     """One call at work in one run's folder. What a restart needs is on disk; this holds only what is passed around."""
 
-    def __init__(self, settings: Settings, base: Path, folder: RunFolder, limits: Limits, say: Say) -> None:
-        self.settings, self.base, self.folder, self.limits, self.say = settings, base, folder, limits, say
+    def __init__(self, settings: Settings, task: Task, base: Path, folder: RunFolder, limits: Limits, say: Say) -> None:
+        self.settings, self.task, self.base, self.folder = settings, task, base, folder
+        self.limits, self.say = limits, say
         self.started = time.monotonic()
         self.reserve = RESERVE_S
-        self.task: Task = build_task(
-            train=settings.train_prompts, held_out=settings.held_out_prompts, seed=settings.seed
-        )
 
     def run(self) -> dict[str, Any]:
         settings, say = self.settings, self.say

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,14 +78,17 @@ class Settings:
         parts: list[str] = [self.estimator]
         if self.estimator == "spo" and not self.offline:
             parts.append("no offline values")
-        for name in ("steps", "trajectories", "learning_rate", "train_prompts"):
-            if getattr(self, name) != getattr(default, name):
-                parts.append(f"{name.replace('_', ' ')} {getattr(self, name)}")
+        unused = set() if self.offline else {"offline_trials"}
+        for name, value in _leaves(self):
+            if name not in {"estimator", "seed", "overrides"} | unused and value != dict(_leaves(default))[name]:
+                parts.append(f"{name.replace('_', ' ')} {value}")
         return ", ".join([*parts, *self.overrides])
 
     def identity(self) -> str:
         """Eight hexadecimal digits that tell runs with other settings apart."""
-        return digest(dataclasses.asdict(self))[:8]
+        # Without offline values in any case, the group baseline has one run whatever is asked for.
+        same = self if self.estimator == "spo" else dataclasses.replace(self, offline_trials=Settings().offline_trials)
+        return digest(dataclasses.asdict(same))[:8]
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values; :meth:`from_json` reads them back."""
@@ -96,6 +99,16 @@ class Settings:
         """Settings from what :meth:`as_json` gave."""
         nested = {"shape": ModelShape(**saved["shape"]), "warm_start": WarmStartSettings(**saved["warm_start"])}
         return cls(**{**saved, **nested, "overrides": tuple(saved["overrides"])})
+
+
+def _leaves(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of each setting, those of nested settings too."""
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from ((f"{one.name} {name}", nested) for name, nested in _leaves(value))
+        else:
+            yield one.name, value
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from spo_verl.errors import SpoConfigError
+
 MAX_PROMPT_TOKENS = 16
 MAX_RESPONSE_TOKENS = 8
 """Longest question is ``9999+9999=`` with two role tokens, longest answer five digits with the end token."""
@@ -102,7 +104,7 @@ def draw_distinct(
     """``count`` problems with different questions, none of them in ``exclude``, the levels taking turns.
 
     Raises:
-        ValueError: a level has too few different problems left (``attempts`` draws per problem were not enough).
+        SpoConfigError: a level has too few different problems left (``attempts`` draws per problem were not enough).
     """
     taken, problems = set(exclude), []
     for position in range(count):
@@ -112,9 +114,9 @@ def draw_distinct(
             if problem.question not in taken:
                 break
         else:
-            raise ValueError(
+            raise SpoConfigError(
                 f"level {level} ({LEVELS[level - 1][0]}) has no {count // len(LEVELS)} different problems left; ask "
-                "for fewer prompts"
+                "for fewer prompts (--train-prompts, --held-out-prompts)"
             )
         taken.add(problem.question)
         problems.append(problem)

@@ -2,9 +2,9 @@
 
 | mode | rule | stores per prompt | reads | folds outcomes in |
 |---|---|---|---|---|
-| ``kl`` | :class:`KlForgetting` | version of its last discount | divergence | discount, then add |
-| ``constant`` | :class:`ConstantForgetting` | version of its last discount | version | discount, then add |
-| ``drift`` | :class:`DriftForgetting` | version and movement at its last discount | movement | discount, then add |
+| ``kl`` | :class:`KlForgetting` | newest version observed | divergence | discount, then add |
+| ``constant`` | :class:`ConstantForgetting` | newest version observed | version | discount, then add |
+| ``drift`` | :class:`DriftForgetting` | newest version, movement at last discount | movement | discount, then add |
 | ``version`` | :class:`VersionForgetting` | version of its newest event | version | each by the age of its version |
 
 How often evidence is discounted depends on what the discount follows from. Under ``constant`` that is the version: one

@@ -25,11 +25,13 @@ def load_chooser(name: str) -> Chooser:
     """The function that ``module:function`` names.
 
     Raises:
-        SpoConfigError: there is no such module or function.
+        SpoConfigError: there is no such module or function, or it cannot be called.
     """
     module, _, function = name.partition(":")
     try:
         chooser: Chooser = getattr(importlib.import_module(module), function)
+        if not callable(chooser):
+            raise ValueError("it is no function")
     except (ImportError, AttributeError, ValueError) as error:
         raise SpoConfigError(
             f"spo.rollout_n={name!r} cannot be loaded ({error}): name a function as module:function, of a module that "

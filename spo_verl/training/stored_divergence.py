@@ -158,7 +158,7 @@ def within_budget(entry_E: np.ndarray, slot_E: np.ndarray, budget: int | None, *
 
     Args:
         entry_E: rows of the stored responses.
-        slot_E: their prompts. A prompt that occurs several times in a batch has one stored response, scored once.
+        slot_E: their prompts. A prompt that occurs several times in a batch counts once against the budget.
         budget: prompts at most; None: no limit.
         seed: of the choice.
     """

@@ -21,6 +21,11 @@ def test_whole_numbers_stay_exact():
     assert answer == 4 * 2**40 + 3 * 2**40 * (2**40 + 1) + 2 * 2**40 + 2
 
 
+def test_a_division_by_zero_names_what_is_zero():
+    with pytest.raises(SpoArgumentError, match=r"h // a divides by 0, as a is 0"):
+        evaluate("h // a", {"h": 1, "a": 0})
+
+
 def test_nothing_but_arithmetic_is_evaluated():
     with pytest.raises(SpoArgumentError, match="no part of a formula"):
         evaluate("__import__('os').getpid()", {})

@@ -7,6 +7,7 @@ import math
 import signal
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ from spo_verl.quickstart.evaluate import validated
 from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import RunFolder
 from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
-from spo_verl.small.warmstart import WarmStartReport
+from spo_verl.small.model import ModelShape
+from spo_verl.small.warmstart import WarmStartReport, WarmStartSettings
 from tests.quickstart.results import result
 
 WARM = WarmStartReport(steps=700, seconds=50.0, accuracy=0.37, accuracy_by_level=(0.37,) * 8, reached=True)
@@ -101,6 +103,8 @@ def test_wrong_settings_are_listed_together() -> None:
         (["--time-limit", "0"], "--time-limit must be above 0: 0.0"),
         (["--time-limit", "nan"], "--time-limit must be above 0: nan"),
         (["--memory-limit", "-1"], "--memory-limit must be above 0"),
+        (["--train-prompts", "80000"], "different problems left; ask for fewer prompts"),
+        (["--held-out-prompts", "8000"], "different problems left; ask for fewer prompts"),
         (["--estimator", "ppo"], "invalid choice: 'ppo'"),
     ],
 )
@@ -180,6 +184,30 @@ def test_what_was_spent_counts_repeated_steps_and_no_validation(tmp_path: Path) 
         "prompt_tokens": 576 * 2 + 608,
     }
     assert found["total"] == found["training"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"offline_trials": 2},
+        {"held_out_prompts": 64},
+        {"validate_every": 1},
+        {"save_every": 1},
+        {"warm_start": WarmStartSettings(target=0.2)},
+        {"shape": ModelShape(layers=1)},
+        {"overrides": ("spo.sampling.mode=uniform",)},
+    ],
+)
+def test_whatever_differs_but_the_seed_is_another_variant(other: dict[str, Any]) -> None:
+    """--compare averages runs of one variant."""
+    assert Settings(**other).variant != Settings().variant == "spo" == Settings(seed=1).variant
+    assert Settings(**other).identity() != Settings().identity()
+
+
+def test_the_group_baseline_has_one_folder_with_and_without_offline_values() -> None:
+    without = Settings(estimator="grpo", offline_trials=0)
+    assert without.identity() == Settings(estimator="grpo").identity()
+    assert without.variant == Settings(estimator="grpo").variant == "grpo"
 
 
 def test_the_command_line_becomes_settings() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spo_verl.errors import SpoConfigError
 from spo_verl.small.model import build_tokenizer
 from spo_verl.small.reward import compute_score, read_answer
 from spo_verl.small.task import (
@@ -94,7 +95,7 @@ def test_a_seed_determines_the_task_and_the_held_out_set_not_the_training_size()
 
 def test_more_problems_than_a_level_has_are_refused() -> None:
     # Level 6 has 90 * 8 = 720 different products.
-    with pytest.raises(ValueError, match="level"):
+    with pytest.raises(SpoConfigError, match="level"):
         draw_distinct(8 * 800, np.random.default_rng(0))
 
 

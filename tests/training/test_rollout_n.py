@@ -17,7 +17,7 @@ def test_the_example_asks_for_more_where_the_value_is_uncertain():
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere:f", "spo_verl.training.rollout_n:nothing", "spo_verl.training.rollout_n", ":"]
+    "name", ["nowhere:f", "spo_verl.training.rollout_n:nothing", "spo_verl.training.rollout_n", "os:sep", ":"]
 )
 def test_what_cannot_be_loaded_is_said_with_an_example(name):
     with pytest.raises(SpoConfigError, match=r"cannot be loaded .*module:function"):
