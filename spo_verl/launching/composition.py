@@ -292,8 +292,10 @@ def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:
     try:
         with hydra.initialize_config_dir(config_dir=str(folder), version_base=None):
             return hydra.compose(config_name=config_name, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, AssertionError) as error:
-        return error  # the last: an override without a key
+    except AssertionError:
+        return ValueError("an override needs a key: key=value")
+    except (HydraException, OmegaConfBaseException) as error:
+        return error
     except (YAMLError, OSError, ValueError, RecursionError) as error:
         return error  # a configuration file that cannot be read
 
