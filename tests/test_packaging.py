@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
     shutil.copytree(REPOSITORY / "spo_verl", source / "spo_verl", ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(out), "."]
-    subprocess.run(command, cwd=source, check=True, timeout=300)
+    subprocess.run(command, cwd=source, check=True, timeout=900)
     [built] = out.glob("spo_verl-*.whl")
     return built
 
@@ -53,7 +53,7 @@ def test_the_installed_wheel_registers_with_verl(wheel, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel)],
         check=True,
-        timeout=300,
+        timeout=900,
     )
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SHOW],
@@ -61,7 +61,7 @@ def test_the_installed_wheel_registers_with_verl(wheel, tmp_path):
         env={**os.environ, "PYTHONPATH": str(target)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     lines = run.stdout.split("\n")
     assert lines[0].startswith(str(target)), run.stderr

@@ -54,7 +54,7 @@ def report():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     return SimpleNamespace(status=done.returncode, **json.loads(done.stdout))
 

@@ -31,7 +31,7 @@ def compose(requests: list[list[str]], **environment: str) -> subprocess.Complet
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 

@@ -125,7 +125,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "TQ_NUM_THREADS": "3"}
     environment.pop("TORCHDYNAMO_DISABLE", None)
     done = subprocess.run(
-        [sys.executable, "-c", REPORT, str(out)], env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, "-c", REPORT, str(out)], env=environment, capture_output=True, text=True, timeout=1100
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())

@@ -151,7 +151,7 @@ def examine_all(requests: Sequence[Request], **environment: str) -> list[dict[st
         env={**inherited, **environment},
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=1100,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
     assert lines, done.stderr[-3000:]

@@ -59,7 +59,7 @@ def run_python(page: Path, text: str, folder: Path) -> subprocess.CompletedProce
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -34,7 +34,7 @@ from .catalogue import MUTATIONS, TESTS_OF_FILE, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "spo_verl" / "core"
-LIMIT_S = 120
+LIMIT_S = 240
 """Seconds until a process is taken to hang, as a mutated loop may; a hang is a mistake that was noticed."""
 
 CRASHES = (NameError, AttributeError, TypeError, ImportError)

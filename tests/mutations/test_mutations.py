@@ -25,7 +25,7 @@ sys.exit(runner.main([]))
 
 def run_python(*arguments):
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=1100, check=False
     )
 
 

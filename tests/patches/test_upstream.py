@@ -138,7 +138,7 @@ def reports(together: Path, tmp_path_factory: pytest.TempPathFactory) -> Reports
             subprocess.Popen(command, cwd=FOLDER.parents[1], env={**environment, **overlay}, stdout=log, stderr=log)
         )
     try:
-        codes = [process.wait(timeout=500) for process in running]
+        codes = [process.wait(timeout=1100) for process in running]
     finally:
         for process in running:
             process.kill()

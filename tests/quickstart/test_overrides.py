@@ -52,7 +52,7 @@ def found() -> dict[str, list[str]]:
         env={**os.environ, "VERL_PLATFORM": "cpu"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))

@@ -140,7 +140,7 @@ def shown_by_launcher(*arguments):
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 

@@ -18,7 +18,7 @@ from tests.system.harness import REPOSITORY
 
 ARGUMENTS = [
     "--steps", "4", "--trajectories", "64", "--train-prompts", "128", "--held-out-prompts", "64",
-    "--offline-trials", "2", "--warm-start-accuracy", "0.16", "--time-limit", "1500", "--silence-limit", "600",
+    "--offline-trials", "2", "--warm-start-accuracy", "0.16", "--time-limit", "2700", "--silence-limit", "600",
     "trainer.save_freq=1",
 ]  # fmt: skip
 

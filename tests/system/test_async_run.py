@@ -12,7 +12,7 @@ from tests.support.slow_agent import delay
 from tests.system import mini_batches
 from tests.system.harness import PROMPTS, Run, toy_keys
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(5400)]
 
 
 def trained(run: Run, steps: range) -> list[tuple[int, float]]:

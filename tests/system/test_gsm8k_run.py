@@ -17,7 +17,7 @@ from spo_verl.tracker import Tracker, TrackerSettings
 from tests.support import gsm8k as problems
 from tests.system.gsm8k_run import BATCH, RESPONSE_TOKENS, STEPS
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(3000), problems.needs_gsm8k]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(5400), problems.needs_gsm8k]
 
 ROWS = 7473
 MASS = 8.0  # 1 / (1 - rho_min)

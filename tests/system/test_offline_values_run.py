@@ -12,7 +12,7 @@ from tests.cli.helpers import run as spo_verl
 from tests.support.scripted_agent import several_outputs
 from tests.system.harness import PROMPTS, question, scripted_values, toy_keys
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(5400)]
 
 
 def test_the_interrupted_estimation_left_its_finished_part(estimating, workdir):

@@ -9,7 +9,7 @@ from spo_verl.launching.launch import read_metrics
 from spo_verl.quickstart.__main__ import main
 from spo_verl.quickstart.runs import RunFolder
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(5400)]
 
 
 @pytest.fixture(scope="module")

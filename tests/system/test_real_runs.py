@@ -14,7 +14,7 @@ from tests.support.scripted_agent import fails, outcome, several_outputs
 from tests.system import mini_batches
 from tests.system.harness import PROMPTS, Run, toy_keys
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(5400)]
 
 RHO = 0.9
 

@@ -279,7 +279,7 @@ def test_a_worker_finds_the_loss_and_loads_nothing_for_it_before():
         env={**os.environ, "VERL_PLATFORM": ""},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == ["spo_verl.plugin", False], done.stderr
 

@@ -28,7 +28,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess:
         env={**os.environ, "VERL_PLATFORM": "", **env},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 

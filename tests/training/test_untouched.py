@@ -21,7 +21,7 @@ def fingerprint(workdir: Path, estimator: str, plugins: str) -> dict:
         env=env,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     [line] = [line for line in run.stdout.splitlines() if line.startswith("FINGERPRINT ")] or [run.stderr[-3000:]]
     return json.loads(line.removeprefix("FINGERPRINT "))
