@@ -1,16 +1,15 @@
-"""The real runs behind the system tests: sixteen launches, two at a time, each made once per session.
+"""The real runs of the system tests: thirteen launches, two at a time, each made once per session.
 
 | run | estimator | what it is |
 |---|---|---|
-| whole | spo=bspo | constant retention, scripted outcomes, 10 steps without a stop |
-| killed | as whole | SIGKILLed after its save at step 4 |
-| resumed | as whole | goes on from what the killed run left |
+| killed | spo=bspo | constant retention, scripted outcomes, 10 steps without a stop, SIGKILLed in the next one |
+| resumed | as killed | continues after step 5 with what the killed run had then, so that six steps were made twice |
 | grpo | grpo | two steps, checkpoint at 2 |
-| spo | spo=paper | goes on from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
+| spo | spo=paper | continues from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
 | estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
 | estimated | spo | the same command again |
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
-| orphaned, adopted | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed; resume |
+| orphaned | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
@@ -22,6 +21,7 @@ runs a collected test asks for.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,8 +46,8 @@ SCRIPTED = [
     "spo.forgetting.mode=constant",
     "spo.forgetting.rho=0.9",
     "actor_rollout_ref.rollout.agent.default_agent_loop=scripted",
-    "trainer.total_training_steps=10",
-    "trainer.save_freq=4",
+    "trainer.total_training_steps=11",
+    "trainer.save_freq=5",
     "trainer.test_freq=-1",
 ]
 ASYNC = [
@@ -80,8 +80,8 @@ ORPHANED = [
     "trainer.v1.trainer_mode=colocate_async",
     "trainer.v1.sampler.max_off_policy_threshold=null",
     "actor_rollout_ref.rollout.agent.default_agent_loop=half_stuck",
-    "trainer.total_training_steps=5",
-    "trainer.save_freq=3",
+    "trainer.total_training_steps=6",
+    "trainer.save_freq=5",
     "trainer.test_freq=-1",
 ]
 SEPARATE = [
@@ -123,13 +123,13 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             workdir,
             "killed",
             scripted,
-            checkpoints="interrupted",
-            kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
+            kill_when=lambda log: re.search(r"spo: step=11 .*draw_digest", log) is not None,
         )
-        return killed, train(workdir, "resumed", scripted, checkpoints="interrupted")
-
-    def whole() -> tuple[Run, ...]:
-        return (train(workdir, "whole", scripted),)
+        # What it had left if it had been killed five steps earlier.
+        shutil.copytree(killed.checkpoints, workdir / "resumed")
+        shutil.rmtree(workdir / "resumed" / "global_step_10")
+        (workdir / "resumed" / "latest_checkpointed_iteration.txt").write_text("5")
+        return killed, train(workdir, "resumed", scripted)
 
     def grpo_then_spo() -> tuple[Run, ...]:
         stock = ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
@@ -160,17 +160,16 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         )
         return killed, train(workdir, "async_resumed", slow, checkpoints="async")
 
-    def orphaned_then_adopted() -> tuple[Run, ...]:
+    def orphaned() -> tuple[Run, ...]:
         half_stuck = [*ORPHANED, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
-        orphaned = train(
+        found = train(
             workdir,
             "orphaned",
             half_stuck,
-            checkpoints="orphaned",
-            kill_when=lambda log: re.search(r"spo: step=4 .*draw_digest", log) is not None,
+            kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
             victim="ray::TrackerHost",
         )
-        return orphaned, train(workdir, "adopted", half_stuck, checkpoints="orphaned")
+        return (found,)
 
     def gsm8k() -> tuple[Run, ...]:
         return (train_on_gsm8k(tmp_path_factory.mktemp("gsm8k")),)
@@ -181,17 +180,16 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
     def separate() -> tuple[Run, ...]:
         return (train(workdir, "separate", SEPARATE),)
 
-    # Two workers take these in order, the longest first, the killed run beside a neighbour: five or six launches each.
+    # Two workers take these in order, the longest first.
     every = [
         quickstart,
         async_killed_then_async_resumed,
         killed_then_resumed,
-        whole,
         grpo_then_spo,
         estimating_then_estimated,
-        orphaned_then_adopted,
+        orphaned,
+        separate,
     ]
-    every += [separate]
     every += [gsm8k] if THERE else []
     wanted = {name for item in request.session.items for name in item.fixturenames}
     tasks = [task for task in every if wanted & set(task.__name__.split("_then_"))]
@@ -227,11 +225,6 @@ def grpo(launches) -> Run:
 @pytest.fixture(scope="session")
 def spo(launches) -> Run:
     return launches["grpo_then_spo"].result()[1]
-
-
-@pytest.fixture(scope="session")
-def whole(launches) -> Run:
-    return launches["whole"].result()[0]
 
 
 @pytest.fixture(scope="session")
@@ -281,9 +274,4 @@ def gsm8k(launches) -> Run:
 
 @pytest.fixture(scope="session")
 def orphaned(launches) -> Run:
-    return launches["orphaned_then_adopted"].result()[0]
-
-
-@pytest.fixture(scope="session")
-def adopted(launches) -> Run:
-    return launches["orphaned_then_adopted"].result()[1]
+    return launches["orphaned"].result()[0]
