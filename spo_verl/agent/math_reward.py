@@ -19,10 +19,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spo_verl.agent.grading.canonical import canonical, quick_verdict
 from spo_verl.agent.grading.conditions import REFERENCE, all_met, chosen
 from spo_verl.agent.grading.processes import GradingError, Limits, Verdict, close_all, grader
 from spo_verl.agent.grading.response import MAX_CHARACTERS, after_hashes, final_text, last_boxed
+from spo_verl.agent.grading.short_forms import canonical, quick_verdict
 from spo_verl.agent.grading.tokens import MAX_EXPRESSION
 from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.errors import SpoConfigError, SpoRewardError

@@ -166,7 +166,7 @@ def overlap_data(
 
 
 def _show_check(console: Console, report: CheckReport) -> None:
-    from spo_verl.data.prepare.report import counted
+    from spo_verl.data.prepare.prepare_report import counted
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -186,7 +186,7 @@ def _show_check(console: Console, report: CheckReport) -> None:
 
 
 def _show_overlap(console: Console, report: OverlapReport) -> None:
-    from spo_verl.data.prepare.report import counted
+    from spo_verl.data.prepare.prepare_report import counted
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

@@ -47,10 +47,10 @@ def evaluate(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.evaluation import tables
+    from spo_verl.evaluation import result_tables
     from spo_verl.evaluation.generations import DataSources, EvaluationError, read_generations
-    from spo_verl.evaluation.metrics import Settings
-    from spo_verl.evaluation.metrics import evaluate as compute
+    from spo_verl.evaluation.scores import Settings
+    from spo_verl.evaluation.scores import evaluate as compute
     from spo_verl.files import check_output, replacing
 
     read_files = [path for _, path in map(named, runs)] + (data or [])
@@ -71,17 +71,17 @@ def evaluate(
     written: dict[str, str] = {}
     if markdown is not None:
         with replacing(markdown, EvaluationError) as stage:
-            stage().write_text(tables.markdown(found), encoding="utf-8", errors="backslashreplace")
+            stage().write_text(result_tables.markdown(found), encoding="utf-8", errors="backslashreplace")
         written["markdown"] = str(markdown)
     if plot is not None:
-        from spo_verl.evaluation.plots import plot as draw
+        from spo_verl.evaluation.figures import plot as draw
 
         with replacing(plot, EvaluationError) as stage:
             draw(found, stage())
         written["plot"] = str(plot)
 
     def show(console: Console) -> None:
-        tables.show(found, console)
+        result_tables.show(found, console)
         for kind, path in written.items():
             console.print(f"{kind}: {path}", markup=False, soft_wrap=True)
 

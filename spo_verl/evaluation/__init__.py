@@ -3,9 +3,9 @@
 | module | what |
 |---|---|
 | ``generations`` | reads verl's validation dumps and plain files, line by line |
-| ``metrics`` | avg@k, pass@k and maj@k of each benchmark, intervals, differences between runs, what is incomplete |
+| ``scores`` | avg@k, pass@k and maj@k of each benchmark, intervals, differences between runs, what is incomplete |
 | ``benchmarks`` | names and sizes of the five benchmarks, and Table 1 of the paper (``table1.json``) |
-| ``tables``, ``plots`` | the same for readers |
+| ``result_tables``, ``figures`` | the same for readers |
 
 The maths is in `spo_verl.core.evaluation`.
 """

@@ -29,7 +29,7 @@ from typing import Any
 from spo_verl.core.evaluation import MISSING
 from spo_verl.data.canonical import NotCanonicalError, canonical_json
 from spo_verl.data.values.dumps import by_ground_truth, dump_lines, is_dump_line, matching_slots, trajectory_of
-from spo_verl.data.values.texts import PromptText, squeeze
+from spo_verl.data.values.prompt_texts import PromptText, squeeze
 from spo_verl.errors import SpoError, SpoValuesError
 from spo_verl.files import parquet_rows
 
@@ -205,7 +205,7 @@ class DataSources:
 
     def __init__(self, dataset: Any) -> None:
         from spo_verl.data.identity import dataset_keys
-        from spo_verl.data.values.texts import first_rows, prompt_texts
+        from spo_verl.data.values.prompt_texts import first_rows, prompt_texts
 
         keys = dataset_keys(dataset)
         self._texts: list[PromptText] = prompt_texts(dataset, keys)

@@ -33,7 +33,7 @@ from spo_verl.agent.grading import field
 from spo_verl.agent.grading.field import TooHard as TooHard
 from spo_verl.agent.grading.field import Undefined as Undefined
 from spo_verl.agent.grading.field import factorial, has_branches, prime_factors, with_number_for_i
-from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
+from spo_verl.agent.grading.parsing import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 QUICK_BITS = 4_096
 MAX_BITS = 120_000

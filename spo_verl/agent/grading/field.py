@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
+from spo_verl.agent.grading.parsing import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 POINTS = 32
 """Points at which both sides must have a value."""

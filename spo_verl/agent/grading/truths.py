@@ -11,7 +11,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from spo_verl.agent.grading.reading import read
+from spo_verl.agent.grading.parsing import read
 from spo_verl.agent.grading.response import after_hashes, last_boxed
 from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Unbalanced, tokens
 

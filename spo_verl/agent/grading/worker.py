@@ -74,7 +74,7 @@ def verdict(truth: str, answer: str) -> str:
     from spo_verl.agent.grading.comparing import same, with_algebra
     from spo_verl.agent.grading.exact import TooHard
     from spo_verl.agent.grading.foreign import is_foreign, same_value
-    from spo_verl.agent.grading.reading import read
+    from spo_verl.agent.grading.parsing import read
 
     try:
         mine, theirs = read(answer), read(truth)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.config import LIMITS, EmbeddedConfig
-from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import Outcome, ProgramResult
 from spo_verl.agent.interpreter.attempts import Bait
 from spo_verl.agent.interpreter.gate import Gate

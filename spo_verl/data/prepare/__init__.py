@@ -2,22 +2,22 @@
 
 | module | what it holds |
 |---|---|
-| ``sources`` | the sources and their releases: hub ids, columns, rules |
-| ``reading`` | rows from the hub, a folder or files, streamed |
-| ``problems``, ``answers``, ``texts`` | a row as problem and answer; when two problems are the same |
+| ``published`` | the sources and their releases: hub ids, columns, rules |
+| ``streams`` | rows from the hub, a folder or files, streamed |
+| ``problems``, ``answers``, ``problem_texts`` | a row as problem and answer; when two problems are the same |
 | ``templates`` | the instructions behind a problem |
 | ``pipeline`` | all of it together: `prepare` |
-| ``writing``, ``report`` | the Parquet file and what it says about itself |
+| ``writing``, ``prepare_report`` | the Parquet file and what it says about itself |
 | ``checking`` | is a file what it should be: `check_file`, `check_source` |
 | ``overlap`` | problems that stand in training and evaluation files: `overlap` |
 """
 
 from spo_verl.data.prepare.checking import CheckReport, check_file, check_source
-from spo_verl.data.prepare.errors import RowError, SpoDataError
+from spo_verl.data.prepare.data_errors import RowError, SpoDataError
 from spo_verl.data.prepare.overlap import FileOverlap, OverlapReport, overlap
 from spo_verl.data.prepare.pipeline import prepare
-from spo_verl.data.prepare.report import PrepareReport, stored_report
-from spo_verl.data.prepare.sources import SOURCES, Release, Source, find_source
+from spo_verl.data.prepare.prepare_report import PrepareReport, stored_report
+from spo_verl.data.prepare.published import SOURCES, Release, Source, find_source
 from spo_verl.data.prepare.templates import TEMPLATES, Template, find_template
 
 __all__ = [

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spo_verl.agent.grading.truths import right_answers
-from spo_verl.data.prepare.sources import AnswerRule
+from spo_verl.data.prepare.published import AnswerRule
 
 _WHOLE = re.compile(r"([+-]?)0*(\d+)(?:\.0*)?")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)\s*\Z")

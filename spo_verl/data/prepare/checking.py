@@ -11,11 +11,11 @@ import pyarrow as pa
 from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.data.canonical import NotCanonicalError
 from spo_verl.data.identity import prompt_key
-from spo_verl.data.prepare.errors import RowError, SpoDataError, row_error
+from spo_verl.data.prepare.data_errors import RowError, SpoDataError, row_error
+from spo_verl.data.prepare.prepare_report import LISTED, stored_report
 from spo_verl.data.prepare.problems import raw_rows, read_problem
-from spo_verl.data.prepare.reading import Stream, find_release, open_files, open_source, values_of
-from spo_verl.data.prepare.report import LISTED, stored_report
-from spo_verl.data.prepare.sources import Source
+from spo_verl.data.prepare.published import Source
+from spo_verl.data.prepare.streams import Stream, find_release, open_files, open_source, values_of
 from spo_verl.errors import SpoConfigError
 
 REQUIRED = ("data_source", "prompt", "reward_model")

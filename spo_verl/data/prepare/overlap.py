@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spo_verl.data.prepare.errors import SpoDataError, row_error
-from spo_verl.data.prepare.reading import open_files, values_of
+from spo_verl.data.prepare.data_errors import SpoDataError, row_error
+from spo_verl.data.prepare.problem_texts import excerpt, overlap_hash, squeezed, without_instruction
+from spo_verl.data.prepare.streams import open_files, values_of
 from spo_verl.data.prepare.templates import without_template
-from spo_verl.data.prepare.texts import excerpt, overlap_hash, squeezed, without_instruction
 
 
 @dataclass

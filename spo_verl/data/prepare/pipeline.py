@@ -12,13 +12,13 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 
 from spo_verl.data.prepare.answers import is_whole
-from spo_verl.data.prepare.errors import RowError, SpoDataError
+from spo_verl.data.prepare.data_errors import RowError, SpoDataError
+from spo_verl.data.prepare.prepare_report import CONFLICT, DUPLICATE, INVALID, LISTED, NOT_ENGLISH, PrepareReport
+from spo_verl.data.prepare.problem_texts import excerpt, is_english, problem_hash, text_hash
 from spo_verl.data.prepare.problems import Problem, RawRow, raw_rows, read_problem
-from spo_verl.data.prepare.reading import Stream, find_release, open_source
-from spo_verl.data.prepare.report import CONFLICT, DUPLICATE, INVALID, LISTED, NOT_ENGLISH, PrepareReport
-from spo_verl.data.prepare.sources import Release, Source, find_source
+from spo_verl.data.prepare.published import Release, Source, find_source
+from spo_verl.data.prepare.streams import Stream, find_release, open_source
 from spo_verl.data.prepare.templates import Template, find_template
-from spo_verl.data.prepare.texts import excerpt, is_english, problem_hash, text_hash
 from spo_verl.data.prepare.writing import GroupWriter, check_target
 from spo_verl.files import replacing
 
@@ -43,9 +43,9 @@ def prepare(
     """Bring a source into verl's columns and write them as Parquet.
 
     Args:
-        name: of the source, see `spo_verl.data.prepare.sources`.
+        name: of the source, see `spo_verl.data.prepare.published`.
         output: the Parquet file.
-        origin, config, split: where the source lies, see `spo_verl.data.prepare.reading.open_source`.
+        origin, config, split: where the source lies, see `spo_verl.data.prepare.streams.open_source`.
         template: name of the instruction behind each problem.
         conflicts: what becomes of a problem with several answers: all of its rows are dropped, the first answer
             is kept, or each answer is kept as a row of its own.

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from spo_verl.data.prepare.answers import read_answer
-from spo_verl.data.prepare.errors import row_error
-from spo_verl.data.prepare.reading import values_of
-from spo_verl.data.prepare.sources import Release, Source
-from spo_verl.data.prepare.texts import without_instruction
+from spo_verl.data.prepare.data_errors import row_error
+from spo_verl.data.prepare.problem_texts import without_instruction
+from spo_verl.data.prepare.published import Release, Source
+from spo_verl.data.prepare.streams import values_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A template is part of a prompt and so of its identity: another wording makes oth
 
 from dataclasses import dataclass
 
-from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.data.prepare.data_errors import SpoDataError
 
 # The sentence that the Qwen models' cards recommend for mathematics.
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -8,10 +8,10 @@ from typing import Any
 from spo_verl.config import RewardConfig
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys
-from spo_verl.data.rewards import number, unit_reward
-from spo_verl.data.values.report import MatchReport
-from spo_verl.data.values.table import OfflineValues, provenance
-from spo_verl.data.values.texts import counted, identified, rows_without
+from spo_verl.data.unit_reward import number, unit_reward
+from spo_verl.data.values.match_report import MatchReport
+from spo_verl.data.values.prompt_texts import counted, identified, rows_without
+from spo_verl.data.values.values_table import OfflineValues, provenance
 from spo_verl.errors import SpoConfigError, SpoRewardError
 
 logger = logging.getLogger(__name__)

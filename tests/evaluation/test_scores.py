@@ -4,7 +4,7 @@ import pytest
 
 from spo_verl.evaluation.benchmarks import in_order, paper_table
 from spo_verl.evaluation.generations import EvaluationError, read_generations
-from spo_verl.evaluation.metrics import Settings, evaluate, powers_up_to
+from spo_verl.evaluation.scores import Settings, evaluate, powers_up_to
 from tests.evaluation.files import FIVE, answers, five, write_lines
 
 FAST = Settings(resamples=200)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spo_verl.data.prepare import SOURCES, SpoDataError, check_source, find_source, prepare
-from spo_verl.data.prepare.reading import find_release
+from spo_verl.data.prepare.streams import find_release
 from spo_verl.data.prepare.templates import BOXED
 from spo_verl.data.prepare.writing import SCHEMA
 from tests.data.prepare.releases import CASES, MATH_ARENA, write_jsonl, write_parquet

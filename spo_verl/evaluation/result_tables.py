@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from spo_verl.core.evaluation import Interval
 from spo_verl.evaluation.benchmarks import AVERAGE, paper_table, title
-from spo_verl.evaluation.metrics import METRICS, Evaluation, Run
+from spo_verl.evaluation.scores import METRICS, Evaluation, Run
 from spo_verl.visible import visible
 
 if TYPE_CHECKING:

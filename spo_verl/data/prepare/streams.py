@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from spo_verl.data.libraries import library_faults, literally, python_values, told
-from spo_verl.data.prepare.errors import SpoDataError
-from spo_verl.data.prepare.sources import Release, Source
+from spo_verl.data.prepare.data_errors import SpoDataError
+from spo_verl.data.prepare.published import Release, Source
 from spo_verl.errors import SpoError
 from spo_verl.files import parquet_file, require_file, require_rows
 

@@ -1,13 +1,13 @@
 """The sources that can be prepared: one entry each, with the column names of every release that is known.
 
-Nothing here is code that reads rows: `spo_verl.data.prepare.reading` finds the columns, `answers` and `texts` hold the
+Nothing here is code that reads rows: `spo_verl.data.prepare.streams` finds the columns, `answers` and `problem_texts` hold the
 rules that an entry names. Where the schemas were looked up, and what could not be verified: docs/data.md.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.data.prepare.data_errors import SpoDataError
 
 AnswerRule = Literal["integer", "number_or_text", "after_hashes", "latex"]
 Use = Literal["train", "evaluation"]
@@ -52,7 +52,7 @@ class Source:
         use: what it is for; rows of an evaluation source get the split "test", whatever the hub calls it.
         answer_rule: how its answers are read, see `spo_verl.data.prepare.answers`.
         releases: the first one is the default.
-        english_only: rows in other scripts are dropped, see `spo_verl.data.prepare.texts.is_english`.
+        english_only: rows in other scripts are dropped, see `spo_verl.data.prepare.problem_texts.is_english`.
     """
 
     name: str

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from spo_verl.evaluation.benchmarks import in_order, title
 from spo_verl.evaluation.generations import EvaluationError
-from spo_verl.evaluation.metrics import Evaluation
+from spo_verl.evaluation.scores import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

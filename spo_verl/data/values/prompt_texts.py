@@ -11,7 +11,7 @@ import numpy as np
 from spo_verl.data.canonical import canonical_json
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys, RowFields, dataset_keys
-from spo_verl.data.values.table import OfflineValues
+from spo_verl.data.values.values_table import OfflineValues
 from spo_verl.errors import SpoConfigError
 
 # verl replaces these in a message's text by the media, and rendering them leaves special tokens only.
