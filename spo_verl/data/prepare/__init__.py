@@ -2,9 +2,12 @@
 
 | module | what it holds |
 |---|---|
-| ``published`` | the sources and their releases: hub ids, columns, rules |
+| ``published`` | the public sources and their releases: hub ids, columns, rules |
+| ``own_source`` | a source of the user's own, by the names of its columns |
 | ``streams`` | rows from the hub, a folder or files, streamed |
+| ``local_files`` | JSON and CSV files, with the values as they are written |
 | ``problems``, ``answers``, ``problem_texts`` | a row as problem and answer; when two problems are the same |
+| ``prompt_lengths`` | prompts in tokens |
 | ``templates`` | the instructions behind a problem |
 | ``pipeline`` | all of it together: `prepare` |
 | ``writing``, ``prepare_report`` | the Parquet file and what it says about itself |
@@ -15,8 +18,10 @@
 from spo_verl.data.prepare.checking import CheckReport, check_file, check_source
 from spo_verl.data.prepare.data_errors import RowError, SpoDataError
 from spo_verl.data.prepare.overlap import FileOverlap, OverlapReport, overlap
+from spo_verl.data.prepare.own_source import named_source
 from spo_verl.data.prepare.pipeline import prepare
 from spo_verl.data.prepare.prepare_report import PrepareReport, stored_report
+from spo_verl.data.prepare.prompt_lengths import PromptLimit
 from spo_verl.data.prepare.published import SOURCES, Release, Source, find_source
 from spo_verl.data.prepare.templates import TEMPLATES, Template, find_template
 
@@ -27,6 +32,7 @@ __all__ = [
     "FileOverlap",
     "OverlapReport",
     "PrepareReport",
+    "PromptLimit",
     "Release",
     "RowError",
     "Source",
@@ -36,6 +42,7 @@ __all__ = [
     "check_source",
     "find_source",
     "find_template",
+    "named_source",
     "overlap",
     "prepare",
     "stored_report",

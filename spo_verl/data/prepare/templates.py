@@ -56,6 +56,17 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+def own_template(instruction: str) -> Template:
+    """The template with an instruction of the user's own.
+
+    Raises:
+        SpoDataError: it is empty.
+    """
+    if not instruction.strip():
+        raise SpoDataError("the instruction is empty: for the problem alone take --template none.")
+    return Template("own", instruction.strip(), "an instruction of the user's own")
+
+
 def find_template(name: str) -> Template:
     """The template of that name.
 
