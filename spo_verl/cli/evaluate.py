@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,10 +45,15 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of resamples and subsets.")] = 0,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k.")] = None,
+    lm_eval: Annotated[
+        Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write the files of lm-evaluation-harness.")
+    ] = None,
+    lighteval: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the files of lighteval.")] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
     from spo_verl.evaluation import result_tables
+    from spo_verl.evaluation.exports import Format, check_folder, export
     from spo_verl.evaluation.generations import DataSources, EvaluationError, read_generations
     from spo_verl.evaluation.scores import Settings
     from spo_verl.evaluation.scores import evaluate as compute
@@ -57,6 +63,11 @@ def evaluate(
     for target in (markdown, plot):
         if target is not None:
             check_output(target, EvaluationError, inputs=read_files, makes_folders=False)
+    exports: dict[Format, Path] = {}
+    exports |= {"lm-eval": lm_eval} if lm_eval is not None else {}
+    exports |= {"lighteval": lighteval} if lighteval is not None else {}
+    for folder in exports.values():
+        check_folder(folder)
     sources = None
     if data:
         from spo_verl.data.data_files import DataFiles
@@ -64,7 +75,16 @@ def evaluate(
         sources = DataSources(DataFiles(data))
     grade = _regrading(verifier) if regrade else None
     read = [
-        read_generations(path, name, step=step, source=source, data=sources, grade_key=grade_key, regrade=grade)
+        read_generations(
+            path,
+            name,
+            step=step,
+            source=source,
+            data=sources,
+            grade_key=grade_key,
+            regrade=grade,
+            keep_texts=bool(exports),
+        )
         for name, path in map(named, runs)
     ]
     found = compute(read, Settings(k, level, resamples, seed, subsets))
@@ -79,6 +99,10 @@ def evaluate(
         with replacing(plot, EvaluationError) as stage:
             draw(found, stage())
         written["plot"] = str(plot)
+
+    for form, folder in exports.items():
+        export(form, read, found, folder, datetime.now())
+        written[form] = str(folder)
 
     def show(console: Console) -> None:
         result_tables.show(found, console)

@@ -11,7 +11,7 @@ happen to have these names in other files mean nothing here. Rows are counted: e
 
 In both, the grade is ``acc``, else ``score``, and the answer ``pred``; the ground truth is ``gts`` or ``ground_truth``.
 The benchmark is the line's ``data_source``; the reward `spo_verl.agent.math_reward` puts it into verl's dumps. Files
-are read line by line, and no response is kept.
+are read line by line, and responses are kept for exports only.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from spo_verl.errors import SpoError, SpoValuesError
 from spo_verl.files import parquet_rows
 
 GRADED_AT_A_TIME = 256
-COLUMNS = ("prompt_id", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred", "uid",
-           "data_source")  # fmt: skip
-"""What is read of a Parquet file, beside the grade that is named."""
+COLUMNS = ("prompt_id", "prompt", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred",
+           "uid", "data_source")  # fmt: skip
+"""What is read of a Parquet file, next to the grade that is named."""
 EARLIER = "earlier outputs of a session, of which the last counts"
 REPEATED = "repeating a session that was read before"
 GRADE_KEYS = ("acc", "score")
@@ -50,10 +50,19 @@ class EvaluationError(SpoError, ValueError):
 
 @dataclass
 class Prompt:
-    """The graded responses of one prompt, in the order of the file."""
+    """The graded responses of one prompt, in the order of the file.
+
+    Attributes:
+        correct: Grades in [0, 1].
+        answers: What was graded; "" for none, None where the file does not say.
+        asked, truth, responses: The prompt, its ground truth and the responses, where texts are kept.
+    """
 
     correct: list[float] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
+    asked: str = ""
+    truth: Any = None
+    responses: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -103,6 +112,7 @@ class _Line:
     where: str
     source: str
     key: str
+    asked: str
     response: str
     truth: Any
     grade: float | None
@@ -119,6 +129,7 @@ def read_generations(
     grade_key: str | None = None,
     regrade: Regrade | None = None,
     threads: int = 4,
+    keep_texts: bool = False,
 ) -> Generations:
     """Read the generations of one run.
 
@@ -132,6 +143,7 @@ def read_generations(
         grade_key: Field of the grade, in [0, 1]; None takes ``acc`` where there is one, else ``score``.
         regrade: Grades every response again; grades and answers of the file are then not used.
         threads: How many responses are graded at a time.
+        keep_texts: Keep prompts and responses too, which then are all in memory.
 
     Raises:
         EvaluationError: There is nothing to read, or a line is incomplete. Names file, line and remedy.
@@ -144,6 +156,9 @@ def read_generations(
         prompt = found.prompts.setdefault(line.source, {}).setdefault(line.key, Prompt())
         prompt.correct.append(grade)
         prompt.answers.append(answer)
+        if keep_texts:
+            prompt.asked, prompt.truth = line.asked, line.truth
+            prompt.responses.append(line.response)
     if not found.prompts:
         raise EvaluationError(f"{path}: there is no generation in it; was verl stopped before its validation ended?")
     if found.rows != found.used + sum(found.set_aside.values()):
@@ -327,9 +342,11 @@ def _line(
         raise EvaluationError(f"{where}, gts: {error}") from error
     key = hashlib.blake2b(identity, digest_size=16).hexdigest()
     response = row["output"] if is_dump else row["response"]
+    asked = row["input"] if is_dump else row.get("prompt")
     answer = row.get("pred")
     grade = _grade(where, row, grade_key) if graded else _grade_or_none(where, row, grade_key)
-    return _Line(where, benchmark, key, response, truth, grade, None if answer is None else str(answer))
+    asked = asked if isinstance(asked, str) else str(prompt)
+    return _Line(where, benchmark, key, asked, response, truth, grade, None if answer is None else str(answer))
 
 
 def _named(where: str, row: Mapping[str, Any], column: str, *, absent_is_fine: bool) -> str | None:

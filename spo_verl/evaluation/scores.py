@@ -52,7 +52,7 @@ class Benchmark:
         k: Responses that the metrics look at.
         values: Metric -> key of the prompt -> value in [0, 1]. ``maj`` is absent where answers are.
         intervals: Metric -> mean over prompts and interval.
-        pass_curve: k -> pass@k, mean over prompts, k = 1, 2, 4, ... and ``k``.
+        pass_curve: k -> pass@k, mean over prompts and interval, k = 1, 2, 4, ... and ``k``.
         missing_answers: Share of the responses without an answer; None where the file has none at all.
     """
 
@@ -62,7 +62,7 @@ class Benchmark:
     k: int
     values: dict[str, dict[str, float]] = field(repr=False)
     intervals: dict[str, Interval]
-    pass_curve: dict[int, float]
+    pass_curve: dict[int, Interval]
     missing_answers: float | None
 
 
@@ -192,7 +192,7 @@ def _benchmark(source: str, prompts: dict[str, Prompt], settings: Settings) -> B
         missing = sum(not answer for one in prompts.values() for answer in one.answers) / int(n_P.sum())
     intervals = {metric: _interval(list(found.values()), None, settings) for metric, found in values.items()}
     right_P = _right(prompts)
-    curve = {one: float(pass_at_k(n_P, right_P, one).mean()) for one in powers_up_to(k)}
+    curve = {one: _interval(pass_at_k(n_P, right_P, one).tolist(), None, settings) for one in powers_up_to(k)}
     return Benchmark(source, len(prompts), (fewest, most), k, values, intervals, curve, missing)
 
 
@@ -313,7 +313,10 @@ def _run_as_json(run: Run) -> dict[str, Any]:
                 "responses": {"fewest": one.responses[0], "most": one.responses[1]},
                 "k": one.k,
                 **{metric: asdict(interval) for metric, interval in one.intervals.items()},
-                "pass_curve": {str(k): value for k, value in one.pass_curve.items()},
+                "pass_curve": {str(k): interval.mean for k, interval in one.pass_curve.items()},
+                "pass_curve_intervals": {
+                    str(k): [interval.low, interval.high] for k, interval in one.pass_curve.items()
+                },
                 "missing_answers": one.missing_answers,
             }
             for source, one in run.benchmarks.items()
