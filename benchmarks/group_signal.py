@@ -86,7 +86,7 @@ def reward_of(content: Mapping[str, Any], key: str, where: str) -> float:
     """A finite number out of an object of a file.
 
     Raises:
-        SystemExit: It is none; says where.
+        SystemExit: It is not one; says where.
     """
     value = content.get(key)
     try:

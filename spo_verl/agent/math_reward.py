@@ -64,7 +64,7 @@ def compute_score(
             for verl's own string comparison.
         conditions: Names of conditions on the form of a response (`spo_verl.agent.grading.conditions`), or
             ``reference`` for those of the reference recipe. A response that does not meet all of them is wrong.
-        strict_box: With ``math_dapo``: the box must stand in the last 100 characters and equal the ground truth
+        strict_box: With ``math_dapo``: the box must be in the last 100 characters and equal the ground truth
             character by character.
         seconds: Time limit of one symbolic comparison, > 0. Waiting for a free process does not count.
         memory_mb: Address space of a grading process in MiB.
@@ -223,5 +223,5 @@ def _truths(ground_truth: Any, data_source: str, extra_info: Mapping[str, Any] |
         where = "" if index is None else f" (extra_info.index {index})"
         raise SpoRewardError(
             f"a row of {data_source}{where} has a ground truth that nothing can equal: {error}. "
-            "Mend reward_model.ground_truth in the data; `spo-verl data check FILE` lists all such rows"
+            "Correct reward_model.ground_truth in the data; `spo-verl data check FILE` lists all such rows"
         ) from None

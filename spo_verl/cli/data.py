@@ -32,7 +32,7 @@ CHECK_HELP = """Check the rows of FILE: each problem names the row and the field
 FILE has verl's columns (data_source, prompt, reward_model, ...). With --source NAME it is a file, a folder or a hub id
 with rows as that source publishes them (or with columns named by --question and --answer), and is checked as
 `prepare` would."""
-OVERLAP_HELP = """Which problems of the EVAL files stand in TRAIN, typesetting aside.
+OVERLAP_HELP = """Which problems of the EVAL files are in TRAIN, typesetting aside.
 
 Exit status 1 if there are any."""
 
@@ -200,7 +200,7 @@ def check_data(
     )
 
 
-@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that stand in training and evaluation data.")
+@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that are in both training and evaluation data.")
 @verb
 def overlap_data(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training file in verl's columns.")],

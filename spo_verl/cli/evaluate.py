@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from spo_verl.evaluation.generations import Regrade
 
-SHORT_HELP = "avg@k, pass@k and maj@k of generations, beside the paper's."
+SHORT_HELP = "avg@k, pass@k and maj@k of generations, next to the paper's."
 HELP = """Compute avg@k, unbiased pass@k and maj@k of each benchmark from generations, with bootstrap intervals, and
-show them beside Table 1 of the paper.
+show them next to Table 1 of the paper.
 
 RUN is a folder of verl's validation dumps (trainer.validation_data_dir) or a file, with a name before it where there
 are several: spo=FOLDER grpo=FOLDER. The first run is compared with each of the others, prompt by prompt.
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def named(text: str) -> tuple[str, Path]:
-    """Name and path of ``NAME=PATH``; a path that exists is none with a name, and is called after its last part."""
+    """Name and path of ``NAME=PATH``; a path that exists has no name before it, and is called after its last part."""
     name, sign, path = text.partition("=")
     if sign and name and "/" not in name and not os.path.lexists(text):
         return name, Path(path)

@@ -1,4 +1,4 @@
-"""Columns of the table behind a dataset, in batches of plain Python values, without decoding any media."""
+"""Columns of a dataset's table, in batches of plain Python values, without decoding any media."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Evaluation of generations: reading them, metrics of each benchmark, tables and plots, the paper's numbers beside.
+"""Evaluation of generations: reading them, metrics of each benchmark, tables and plots, next to the paper's numbers.
 
 | module | what |
 |---|---|

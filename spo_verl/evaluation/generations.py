@@ -1,6 +1,6 @@
 """Reading graded responses: verl's validation dumps and plain files.
 
-| format | told by | prompt | response |
+| format | recognised by | prompt | response |
 |---|---|---|---|
 | plain ``.jsonl`` or ``.parquet`` | ``prompt_id`` and ``response`` | ``prompt_id`` | ``response`` |
 | verl's dump, ``<step>.jsonl`` | ``input`` and ``output`` | ``input`` with ``gts`` | ``output`` |
@@ -202,12 +202,12 @@ def _step_of(file: Path) -> int | None:
     """The training step whose dump a file is, as its name says; None for other files, whatever they are called."""
     if file.suffix != ".jsonl" or not _NUMBER.fullmatch(file.stem):
         return None
-    first = next((line for _, line in dump_lines_told(file)), None)
+    first = next((line for _, line in dump_lines_of(file)), None)
     # A dump that verl has just begun to write is empty.
     return int(file.stem) if first is None or (is_dump_line(first) and not _is_plain(first)) else None
 
 
-def dump_lines_told(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def dump_lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`dump_lines` of any file of generations, with the errors of this module."""
     try:
         yield from dump_lines(file, only_dumps=False)
@@ -233,7 +233,7 @@ class DataSources:
         self.expected = {one: self._source.count(one) for one in dict.fromkeys(self._source)}
 
     def source_of(self, rendered: str, truth: Any) -> str | None:
-        """The data source of the prompt that stands in a rendered prompt; None where there is none."""
+        """The data source of the prompt that is in a rendered prompt; None where there is none."""
         slots = matching_slots(squeeze(rendered), self._candidates.get(canonical_json(truth), ()), self._texts)
         return self._source[slots[0]] if slots else None
 
@@ -250,7 +250,7 @@ def _rows(files: Iterable[Path], grade_key: str | None) -> Iterator[tuple[str, d
         if file.suffix == ".parquet":
             yield from ((f"{file}, row {number}", row) for number, row in parquet_rows(file, wanted, EvaluationError))
         else:
-            yield from ((f"{file}, line {number}", line) for number, line in dump_lines_told(file))
+            yield from ((f"{file}, line {number}", line) for number, line in dump_lines_of(file))
 
 
 def _lines(
@@ -300,9 +300,7 @@ def _lines(
         found.problems.append(f"{repeated} lines repeat a session and were left out: is a file there twice?")
     if len(steps) > 1:
         listed = ", ".join(map(str, sorted(steps)))
-        found.problems.append(
-            f"lines of several training steps stand together ({listed}): the figures are of no one policy"
-        )
+        found.problems.append(f"lines of several training steps are mixed ({listed}): the figures are of no one policy")
     if strange:
         found.notes.append(f"{strange} lines have a uid that is not verl's; each counts as a response of its own")
 
@@ -352,13 +350,13 @@ def _line(
 def _named(where: str, row: Mapping[str, Any], column: str, *, absent_is_fine: bool) -> str | None:
     """A name: a text or a whole number. Anything else would put rows together that do not belong together."""
     value = row.get(column)
-    if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers beside empty fields
+    if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers next to empty fields
         value = int(value)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
     if value is None and absent_is_fine:
         return None
-    raise EvaluationError(f"{where}: {column} is {value!r:.60} instead of a text or a whole number: mend the row")
+    raise EvaluationError(f"{where}: {column} is {value!r:.60} instead of a text or a whole number: correct the row")
 
 
 def _grade(where: str, row: dict[str, Any], grade_key: str | None) -> float:

@@ -25,15 +25,15 @@ class Table:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """All tables: each run, all runs beside the paper's, differences."""
+    """All tables: each run, all runs next to the paper's, differences."""
     found = [_of_run(run) for run in evaluation.runs]
-    beside = _beside_the_paper(evaluation.runs)
-    found += [beside] if beside else []
+    compared = _next_to_the_paper(evaluation.runs)
+    found += [compared] if compared else []
     return found + list(_differences(evaluation))
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
-    """What stands below the tables: what they show, notes, problems."""
+    """The sentences below the tables: what they show, notes, problems."""
     settings = evaluation.settings
     found = [
         f"Percent, with {settings.level:.0%} bootstrap intervals over prompts ({settings.resamples} resamples, "
@@ -102,7 +102,7 @@ def _of_run(run: Run) -> Table:
     return Table(heading, columns, rows)
 
 
-def _beside_the_paper(runs: list[Run]) -> Table | None:
+def _next_to_the_paper(runs: list[Run]) -> Table | None:
     """The layout of the paper's Table 1, its rows below those of the runs; None without one of its benchmarks."""
     paper = paper_table()
     shown = [name for name in paper.title_of if any(name in run.benchmarks for run in runs)]
@@ -120,7 +120,7 @@ def _beside_the_paper(runs: list[Run]) -> Table | None:
     for name, row in paper.rows.items():
         cells = [f"{row['maj'][column]:.1f} / {row['avg'][column]:.1f}" for column in columns]
         rows.append([f"paper, {name} (k = {paper.k})", *cells])
-    return Table("maj@k / avg@k beside Table 1 of arXiv 2509.13232", ["", *map(title, columns)], rows)
+    return Table("maj@k / avg@k next to Table 1 of arXiv 2509.13232", ["", *map(title, columns)], rows)
 
 
 def _intervals(run: Run, source: str) -> dict[str, Interval]:

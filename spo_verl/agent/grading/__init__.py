@@ -1,4 +1,4 @@
-"""Grading of final answers: where the answer stands, what it says, and whether it equals the ground truth.
+"""Grading of final answers: where the answer is, what it says, and whether it equals the ground truth.
 
 | module | what |
 |---|---|
@@ -6,7 +6,7 @@
 | ``truths`` | which ground truths are usable |
 | ``tokens`` | an answer as tokens, without layout |
 | ``parsing`` | what an answer says: expressions, lists, intervals, equations, words |
-| ``units`` | words behind numbers |
+| ``units`` | words after numbers |
 | ``comparing`` | whether two answers say the same |
 | ``exact`` | whether two expressions are equal, exactly and with bounded work |
 | ``field`` | whether expressions with variables are equal on all branches |

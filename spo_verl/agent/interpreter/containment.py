@@ -96,7 +96,7 @@ _ABSENT: dict[int, int] = {
     # getxattr, lgetxattr, fgetxattr, listxattr, llistxattr, flistxattr: as on a file system without attributes
     191: _EOPNOTSUPP, 192: _EOPNOTSUPP, 193: _EOPNOTSUPP, 194: _EOPNOTSUPP, 195: _EOPNOTSUPP, 196: _EOPNOTSUPP,
 }  # fmt: skip
-"""Refused with another error than ``EPERM``, one that libraries know how to go on after."""
+"""Refused with another error than ``EPERM``, one after which libraries know how to continue."""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _RET_KILL, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000

@@ -250,8 +250,8 @@ class _Server:
         if "error" in report or not report["contained"]:
             raise _ServerGoneError(str(report.get("error") or f"a program could not be contained: {stderr.strip()}"))
         outcome, note = _ending(report, program.size > program.limit, self.config)
-        told = outcome == "failed" and stderr.strip()
-        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if told else note, report["status"])
+        said = outcome == "failed" and stderr.strip()
+        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if said else note, report["status"])
 
 
 class EmbeddedInterpreter:

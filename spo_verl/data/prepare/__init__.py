@@ -8,11 +8,11 @@
 | ``local_files`` | JSON and CSV files, with the values as they are written |
 | ``problems``, ``answers``, ``problem_texts`` | a row as problem and answer; when two problems are the same |
 | ``prompt_lengths`` | prompts in tokens |
-| ``templates`` | the instructions behind a problem |
+| ``templates`` | the instructions after a problem |
 | ``pipeline`` | all of it together: `prepare` |
 | ``writing``, ``prepare_report`` | the Parquet file and what it says about itself |
 | ``checking`` | is a file what it should be: `check_file`, `check_source` |
-| ``overlap`` | problems that stand in training and evaluation files: `overlap` |
+| ``overlap`` | problems that are in training and evaluation files: `overlap` |
 """
 
 from spo_verl.data.prepare.checking import CheckReport, check_file, check_source

@@ -34,7 +34,7 @@ class CheckReport:
         kind: "verl" for rows in verl's columns, or the name of the source whose rows they should be.
         rows: rows that were read.
         data_sources: ``data_source`` -> rows; only for "verl".
-        duplicates: rows whose prompt, ground truth and data source stand in an earlier row; only for "verl".
+        duplicates: rows whose prompt, ground truth and data source are those of an earlier row; only for "verl".
         only_text: rows whose ground truth the mathematical reward compares as text only; only for "verl".
         problems: the first problems, each with row and field.
         problem_count: all of them.

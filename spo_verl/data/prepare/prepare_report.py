@@ -133,6 +133,6 @@ def stored_report(file: Path) -> dict[str, Any] | None:
         with file.open("rb") as raw:
             metadata = pq.read_metadata(raw).metadata or {}
         found = json.loads(metadata[METADATA_KEY.encode()]) if METADATA_KEY.encode() in metadata else None
-    except parquet_reasons():  # a damaged file is told by the check that reads its rows
+    except parquet_reasons():  # a damaged file is reported by the check that reads its rows
         return None
     return found if isinstance(found, dict) else None

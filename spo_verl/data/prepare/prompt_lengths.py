@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spo_verl.data.libraries import told
+from spo_verl.data.libraries import reason_of
 from spo_verl.data.prepare.data_errors import SpoDataError
 
 
@@ -27,7 +27,9 @@ class PromptLimit:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError, TypeError, LookupError, ImportError) as error:
-            raise SpoDataError(f"the tokenizer of {model} cannot be loaded ({told(error)}): check --model.") from error
+            raise SpoDataError(
+                f"the tokenizer of {model} cannot be loaded ({reason_of(error)}): check --model."
+            ) from error
         if not self._tokenizer.chat_template:
             raise SpoDataError(f"the tokenizer of {model} has no chat template, which verl renders prompts with.")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from spo_verl.data.libraries import library_faults, literally, python_values, told
+from spo_verl.data.libraries import library_faults, literally, python_values, reason_of
 from spo_verl.data.prepare.data_errors import SpoDataError
 from spo_verl.data.prepare.local_files import EXACT, exact_batches, require_exact
 from spo_verl.data.prepare.published import Release, Source
@@ -45,7 +45,7 @@ class Stream:
         label: hub id or paths, as the user would write them.
         parts: what is read, one after the other: how messages call it, and what begins to read it.
         rows: number of rows, where it is known before reading.
-        release: the release that a hub id stands for; None for files, whose release their columns tell.
+        release: the release that a hub id stands for; None for files, whose columns say which it is.
         split: name of the split that was asked for or found.
     """
 
@@ -63,7 +63,7 @@ class Stream:
             SpoDataError: something cannot be read or decoded.
         """
         for label, batches in self.parts:
-            with _told(label):
+            with _readable(label):
                 yield from batches()
 
 
@@ -90,7 +90,7 @@ def open_files(files: Sequence[Path], split: str | None = None) -> Stream:
     for file in files:
         with parquet_file(file, SpoDataError) as parquet:
             rows += parquet.metadata.num_rows
-    with _told(label):
+    with _readable(label):
         part = _stream("parquet", data_files=[literally(file) for file in files], split="train")
     return Stream(label, ((label, part),), rows, split=split or _split_of_name(files[0]))
 
@@ -141,7 +141,7 @@ def _open_hub(source: Source, hub_id: str, config: str | None, split: str | None
     parts = []
     for name, of_split in wanted:
         label = f"{hub_id} on the hub ({name or 'default'}, {of_split})"
-        with _told(label, _OFFLINE):
+        with _readable(label, _OFFLINE):
             parts.append((label, _stream(hub_id, name, split=of_split, **options)))
     stock = release is not None and config is None and split in (None, release.parts[0][1])
     rows = release.documented_rows if release is not None and stock else None
@@ -153,7 +153,7 @@ def _open_folder(source: Source, folder: Path, config: str | None, split: str | 
 
     if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _open_saved(source, folder, config, split)
-    with _told(str(folder)):
+    with _readable(str(folder)):
         configs = datasets.get_dataset_config_names(str(folder))
         release = next((one for one in source.releases if _names(one) and _names(one) <= set(configs)), None)
         if config is None and release is not None:
@@ -188,7 +188,7 @@ def _open_saved(source: Source, folder: Path, config: str | None, split: str | N
         raise SpoDataError(
             f"{folder} was written by datasets.save_to_disk and has no configurations: leave --config away."
         )
-    with _told(str(folder)):
+    with _readable(str(folder)):
         saved = datasets.load_from_disk(str(folder))
         chosen = split or "train"
         if isinstance(saved, datasets.DatasetDict):
@@ -249,14 +249,14 @@ def _batches_of(dataset: Any) -> Batches:
 
 
 @contextmanager
-def _told(label: str, advice: str = "Restore it, or convert it again.") -> Iterator[None]:
+def _readable(label: str, advice: str = "Restore it, or convert it again.") -> Iterator[None]:
     """Turn what `datasets` raises into one message that says what could not be read."""
     try:
         yield
     except SpoError:
         raise
     except library_faults() as error:
-        raise SpoDataError(f"{label} cannot be read ({told(error)}). {advice}") from error
+        raise SpoDataError(f"{label} cannot be read ({reason_of(error)}). {advice}") from error
 
 
 def find_release(source: Source, schema: pa.Schema, expected: Release | None = None) -> Release:
@@ -374,7 +374,7 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
     if _is_json(kind):
         try:
             return json.loads(value)
-        except (ValueError, RecursionError):  # texts of digits such as 016 stand there without quotes
+        except (ValueError, RecursionError):  # texts of digits such as 016 are there without quotes
             return value
     if pa.types.is_struct(kind):
         return {field.name: _parsed(value[field.name], field.type) for field in kind}

@@ -1,4 +1,4 @@
-"""The instructions that are put behind a problem. All of their wording stands here, and only here.
+"""The instructions that follow a problem. All of their wording is here, and only here.
 
 A template is part of a prompt and so of its identity: another wording makes other prompts (docs/howto-datasets.md).
 """
@@ -28,7 +28,7 @@ class Template:
 
     Attributes:
         name: as on the command line.
-        instruction: stands behind the problem, after an empty line; may be empty.
+        instruction: follows the problem, after an empty line; may be empty.
         purpose: in one sentence.
     """
 

@@ -30,13 +30,13 @@ def from_accuracy_column(
     sampling: Mapping[str, Any] | None = None,
     date: str | None = None,
 ) -> tuple[OfflineValues, MatchReport]:
-    """Read the accuracy that stands beside each row: a number in [0, 1], or a text such as "5/8" or "0.625".
+    """Read the accuracy that each row has: a number in [0, 1], or a text such as "5/8" or "0.625".
 
     Args:
         dataset: As in `from_reference_json`.
         column: Its name; ``"extra_info.accuracy"`` names a member of a column.
-        trials: Trials behind each accuracy, a whole number >= 1. A fraction such as "5/8" brings its own, and must
-            agree with this where it is given.
+        trials: Trials that each accuracy is the mean of, a whole number >= 1. A fraction such as "5/8" brings its own,
+            and must agree with this where it is given.
         keys: As in `from_reference_json`.
         policy, sampling, date: For the provenance, as in `provenance`.
 
