@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spo_verl.agent.grading.conditions import REFERENCE, all_met, chosen
-from spo_verl.agent.grading.processes import GradingError, Limits, Verdict, close_all, grader
+from spo_verl.agent.grading.processes import ComparisonLimits, GradingError, Verdict, close_all, grader
 from spo_verl.agent.grading.response import MAX_CHARACTERS, after_hashes, final_text, last_boxed
 from spo_verl.agent.grading.short_forms import canonical, quick_verdict
 from spo_verl.agent.grading.tokens import MAX_EXPRESSION
@@ -99,7 +99,7 @@ def compute_score(
         answer = last_boxed(text)
         if answer is None and data_source in HASHES_OF:
             answer = after_hashes(text)
-        verdict, outcome["pred"] = _math_verify(answer or "", truths, Limits(seconds, memory_mb, processes))
+        verdict, outcome["pred"] = _math_verify(answer or "", truths, ComparisonLimits(seconds, memory_mb, processes))
         right, outcome["grading_timeout"] = verdict == "equal", float(verdict == "unanswered")
     outcome["score"] = outcome["acc"] = float(right)
     return outcome
@@ -114,7 +114,7 @@ def require_math_verify() -> None:
         )
 
 
-def _math_verify(answer: str, truths: Sequence[str], limits: Limits) -> tuple[Verdict, str]:
+def _math_verify(answer: str, truths: Sequence[str], limits: ComparisonLimits) -> tuple[Verdict, str]:
     """The verdict of the first ground truth that is equal, else of the last one that got none; and the vote."""
     answer = answer.strip()
     if len(answer) > MAX_EXPRESSION:
@@ -131,7 +131,7 @@ def _math_verify(answer: str, truths: Sequence[str], limits: Limits) -> tuple[Ve
     return result, answer if vote in map(canonical, truths) else vote
 
 
-def _compared(answer: str, truth: str, limits: Limits) -> Verdict:
+def _compared(answer: str, truth: str, limits: ComparisonLimits) -> Verdict:
     quick = quick_verdict(answer, truth)
     if quick is not None:
         return "equal" if quick else "different"

@@ -55,7 +55,7 @@ def evaluate(
     from spo_verl.evaluation import result_tables
     from spo_verl.evaluation.exports import Format, check_folder, export
     from spo_verl.evaluation.generations import DataSources, EvaluationError, read_generations
-    from spo_verl.evaluation.scores import Settings
+    from spo_verl.evaluation.scores import EvaluationSettings
     from spo_verl.evaluation.scores import evaluate as compute
     from spo_verl.files import check_output, replacing
 
@@ -87,7 +87,7 @@ def evaluate(
         )
         for name, path in map(named, runs)
     ]
-    found = compute(read, Settings(k, level, resamples, seed, subsets))
+    found = compute(read, EvaluationSettings(k, level, resamples, seed, subsets))
     written: dict[str, str] = {}
     if markdown is not None:
         with replacing(markdown, EvaluationError) as stage:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spo_verl.evaluation.generations import EvaluationError, Generations, Prompt
-from spo_verl.evaluation.scores import Benchmark, Evaluation, Run
+from spo_verl.evaluation.scores import Benchmark, EvaluatedRun, Evaluation
 from spo_verl.files import check_output, replacing
 
 Format = Literal["lm-eval", "lighteval"]
@@ -107,7 +107,9 @@ def check_folder(folder: Path) -> None:
     check_output(folder / "results.json", EvaluationError)
 
 
-def _write_lm_eval(generations: Generations, run: Run, tasks: Mapping[str, str], folder: Path, date: str) -> list[Path]:
+def _write_lm_eval(
+    generations: Generations, run: EvaluatedRun, tasks: Mapping[str, str], folder: Path, date: str
+) -> list[Path]:
     target = folder / _name(run.name)
     written, hashes = [], {}
     for source, task in tasks.items():
@@ -176,7 +178,7 @@ def _sample(number: int, source: str, prompt: Prompt, metrics: Mapping[str, floa
 
 
 def _write_lighteval(
-    generations: Generations, run: Run, tasks: Mapping[str, str], folder: Path, date: str
+    generations: Generations, run: EvaluatedRun, tasks: Mapping[str, str], folder: Path, date: str
 ) -> list[Path]:
     model = _name(run.name)
     details = folder / "details" / model / date

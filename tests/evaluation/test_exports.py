@@ -15,7 +15,7 @@ import pytest
 
 from spo_verl.evaluation.exports import export
 from spo_verl.evaluation.generations import EvaluationError, read_generations
-from spo_verl.evaluation.scores import Settings, evaluate
+from spo_verl.evaluation.scores import EvaluationSettings, evaluate
 from tests.cli.helpers import run
 from tests.data.prepare.releases import write_jsonl
 from tests.evaluation.files import answers, question, write_lines
@@ -45,7 +45,7 @@ def exported(tmp_path):
     def run_export(form, lines, file="7.jsonl", name="org/model"):
         path = tmp_path / file
         read = [read_generations(write_jsonl(path, lines), name, keep_texts=True)]
-        found = evaluate(read, Settings(resamples=100))
+        found = evaluate(read, EvaluationSettings(resamples=100))
         folder = tmp_path / "out" / form
         written = export(form, read, found, folder, NOW)
         assert sorted(written) == sorted(one for one in folder.rglob("*") if one.is_file())

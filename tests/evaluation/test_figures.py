@@ -6,7 +6,7 @@ import pytest
 
 from spo_verl.evaluation import figures
 from spo_verl.evaluation.generations import read_generations
-from spo_verl.evaluation.scores import Settings, evaluate
+from spo_verl.evaluation.scores import EvaluationSettings, evaluate
 from tests.evaluation.files import sampled, write_lines
 
 
@@ -18,7 +18,7 @@ def evaluation(tmp_path_factory):
     for name, rate, seed in (("spo", 0.6, 1), ("grpo", 0.4, 2)):
         lines = [line for source in ("aime_2024", "mine", "other") for line in sampled(source, 12, 4, rate, seed)]
         runs.append(read_generations(write_lines(folder / f"{name}.jsonl", lines), name))
-    return evaluate(runs, Settings(resamples=200, level=0.9))
+    return evaluate(runs, EvaluationSettings(resamples=200, level=0.9))
 
 
 def test_lines_and_bands_are_the_measured_values(evaluation):

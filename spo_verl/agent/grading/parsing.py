@@ -464,14 +464,14 @@ def _matrix(body: str) -> Answer:
 
 
 def _expression(found: list[Token]) -> Node:
-    parser = _Parser(found)
+    parser = _ExpressionParser(found)
     node = parser.sum()
     if parser.position != len(found):
         raise Unreadable("something after the expression")
     return node
 
 
-class _Parser:
+class _ExpressionParser:
     """Recursive descent over tokens. Whatever could be meant in two ways is refused."""
 
     def __init__(self, found: list[Token]) -> None:

@@ -101,7 +101,7 @@ def serve(control: socket.socket, settings: dict[str, Any], containment: Any, na
     for name in settings["packages"]:
         importlib.import_module(name)
     fences = containment.available(namespaces)
-    limits = containment.Limits(
+    limits = containment.ProgramLimits(
         cpu_seconds=settings["cpu_seconds"],
         memory_mb=settings["memory_mb"],
         disk_mb=settings["disk_mb"],

@@ -23,7 +23,7 @@ from spo_verl.data.prepare.prepare_report import (
     PrepareReport,
 )
 from spo_verl.data.prepare.problem_texts import excerpt, is_english, problem_hash, text_hash
-from spo_verl.data.prepare.problems import Problem, RawRow, is_mathematics, raw_rows, read_problem
+from spo_verl.data.prepare.problems import RawRow, SourceProblem, is_mathematics, raw_rows, read_problem
 from spo_verl.data.prepare.prompt_lengths import PromptLimit
 from spo_verl.data.prepare.published import SOURCES, Release, Source, find_source
 from spo_verl.data.prepare.streams import Stream, columns_of, find_release, open_source
@@ -200,7 +200,7 @@ class _Preparation:
         else:
             self.report.release = f"columns {release.problem} and {release.answer}"
 
-    def _keep(self, raw: RawRow, release: Release) -> Problem | None:
+    def _keep(self, raw: RawRow, release: Release) -> SourceProblem | None:
         """The problem, if it is to be written; otherwise the report says why not."""
         content = text_hash(f"{raw.problem!r}\0{raw.answer!r}")
         if content in self._end_of_row:
@@ -233,7 +233,7 @@ class _Preparation:
             self.report.invalid.append(str(error))
         self.report.drop(INVALID)
 
-    def _reason_to_drop(self, problem: Problem) -> str | None:
+    def _reason_to_drop(self, problem: SourceProblem) -> str | None:
         """Why a problem is not written; None where it is."""
         if self.source.english_only and not is_english(problem.text):
             return NOT_ENGLISH
@@ -249,17 +249,17 @@ class _Preparation:
         self._note_conflict(key, answers, problem)
         return None if self.conflicts == "keep" else CONFLICT
 
-    def _note_conflict(self, key: bytes, answers: list[str], problem: Problem) -> None:
+    def _note_conflict(self, key: bytes, answers: list[str], problem: SourceProblem) -> None:
         answers.append(problem.answer)
         if key not in self.conflicting:
             self.conflicting[key] = answers
             if len(self.report.conflicts) < LISTED:
                 self.report.conflicts.append({"problem": excerpt(problem.text), "answers": answers})
 
-    def _messages(self, problem: Problem) -> list[dict[str, str]]:
+    def _messages(self, problem: SourceProblem) -> list[dict[str, str]]:
         return [*self.system, *problem.before, *self.template.messages(problem.text)]
 
-    def _row(self, problem: Problem) -> dict[str, Any]:
+    def _row(self, problem: SourceProblem) -> dict[str, Any]:
         return {
             "data_source": self.source.name,
             "prompt": self._messages(problem),

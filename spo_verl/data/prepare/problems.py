@@ -15,7 +15,7 @@ from spo_verl.data.prepare.streams import values_of
 
 
 @dataclass(frozen=True)
-class Problem:
+class SourceProblem:
     """What a source's row says.
 
     Attributes:
@@ -53,7 +53,7 @@ def raw_rows(table: pa.Table, release: Release, first: int) -> Iterator[RawRow]:
         yield RawRow(number, problem, answer, source_id)
 
 
-def read_problem(raw: RawRow, source: Source, release: Release) -> Problem:
+def read_problem(raw: RawRow, source: Source, release: Release) -> SourceProblem:
     """Check a row and read it.
 
     Raises:
@@ -80,7 +80,7 @@ def read_problem(raw: RawRow, source: Source, release: Release) -> Problem:
     for path, written in ((release.problem, text), (release.answer, answer), (release.source_id, source_id)):
         if not _is_unicode(written):
             raise row_error(raw.row, str(path), "it has half of a surrogate pair, which no file in UTF-8 can hold.")
-    return Problem(raw.row, text, answer, source_id, had_instruction, before)
+    return SourceProblem(raw.row, text, answer, source_id, had_instruction, before)
 
 
 def is_mathematics(ability: Any) -> bool:
