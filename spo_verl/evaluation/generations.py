@@ -233,7 +233,7 @@ class DataSources:
         self.expected = {one: self._source.count(one) for one in dict.fromkeys(self._source)}
 
     def source_of(self, rendered: str, truth: Any) -> str | None:
-        """The data source of the prompt that is in a rendered prompt; None where there is none."""
+        """The data source of the prompt that a rendered prompt holds; None if it holds none of the data."""
         slots = matching_slots(squeeze(rendered), self._candidates.get(canonical_json(truth), ()), self._texts)
         return self._source[slots[0]] if slots else None
 

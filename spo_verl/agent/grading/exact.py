@@ -524,7 +524,7 @@ class _Folding:
         return node if sign > 0 else Node("neg", (node,))
 
     def _turn(self, argument: Node, *, imaginary: bool = False) -> Fraction | None:
-        """The rational number r for which the argument is r * pi (or r * pi * i); None where there is none."""
+        """The rational number r for which the argument is r * pi (or r * pi * i); None without one."""
         ratios = []
         for one, other in ((Fraction(355, 113), Fraction(17, 5)), (Fraction(22, 7), Fraction(13, 11))):
             point = {**self.point, "pi": number(one)}

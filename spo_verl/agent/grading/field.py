@@ -282,7 +282,7 @@ class _Point:
 
         Raises:
             TooHard: it is not known here.
-            Undefined: there is none.
+            Undefined: it has no value.
         """
         if id(node) not in self.values:
             self.values[id(node)] = self._compute(node), node  # the node is kept, so that no other has its id

@@ -136,7 +136,7 @@ class _Process:
         self.process.wait()
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next message; None when there is none in time, or the process has hung up."""
+        """The next message; None when it does not come in time, or the process has hung up."""
         try:
             if not self.connection.poll(seconds):
                 return None

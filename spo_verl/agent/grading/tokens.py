@@ -371,7 +371,7 @@ def _joined(found: list[Token]) -> list[Token]:
 
 
 def _thousands(found: list[Token], start: int, *, listing: bool) -> int:
-    """Where a number with thousands separators ends that starts here; ``start`` if there is none."""
+    """Where a number with thousands separators ends that starts here; ``start`` without such a number."""
     if found[start].kind != "number" or not re.fullmatch(r"[1-9][0-9]{0,2}", found[start].text):
         return start
     if start and found[start - 1].kind in {"number", "power"}:

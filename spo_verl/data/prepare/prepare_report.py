@@ -126,7 +126,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def stored_report(file: Path) -> dict[str, Any] | None:
-    """The report in a prepared Parquet file; None where there is none."""
+    """The report in a prepared Parquet file; None without one."""
     if file.suffix != ".parquet":
         return None
     try:

@@ -22,7 +22,7 @@ class SourceProblem:
         row: number in the source, from 0.
         text: the problem, without instructions and outer white space.
         answer: the ground truth.
-        source_id: the source's own identifier; "" where there is none.
+        source_id: the source's own identifier; "" without one.
         had_instruction: an instruction was taken away from the text.
         before: chat messages before the one with the problem.
     """

@@ -24,7 +24,7 @@ class Release:
         parts: configuration (None: the only one) and split of each part; several parts are read one after the other.
         problem: column of the problem. Dots lead into structs, here and below.
         answer: column of the answer.
-        source_id: column of the release's own identifier; None where there is none.
+        source_id: column of the release's own identifier; None without one.
         messages: the problem is a list of chat messages instead of a text; None: each row says which.
         documented_rows: rows of all parts together as its page says; None where no page was found that says it.
         licence: as the hub's page names it.
@@ -269,7 +269,7 @@ def find_source(name: str) -> Source:
     """The source of that name.
 
     Raises:
-        SpoDataError: there is none.
+        SpoDataError: no source has it.
     """
     try:
         return SOURCES[name]

@@ -45,7 +45,7 @@ class Stream:
         label: hub id or paths, as the user would write them.
         parts: what is read, one after the other: how messages call it, and what begins to read it.
         rows: number of rows, where it is known before reading.
-        release: the release that a hub id stands for; None for files, whose columns say which it is.
+        release: the release that a hub id belongs to; None for files, whose columns say which it is.
         split: name of the split that was asked for or found.
     """
 
@@ -331,7 +331,7 @@ def _has(schema: pa.Schema, release: Release) -> bool:
 
 
 def _kind_of(schema: pa.Schema, path: str) -> pa.DataType | None:
-    """The type of a column or a member of it; None where there is none. A JSON column may hold any member."""
+    """The type of a column or a member of it; None where it is not there. A JSON column may hold any member."""
     top, inner = _split_path(schema.names, path)
     if top not in schema.names:
         return None

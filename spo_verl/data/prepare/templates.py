@@ -71,7 +71,7 @@ def find_template(name: str) -> Template:
     """The template of that name.
 
     Raises:
-        SpoDataError: there is none.
+        SpoDataError: no template has it.
     """
     try:
         return TEMPLATES[name]

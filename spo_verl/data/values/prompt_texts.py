@@ -24,7 +24,7 @@ class PromptText:
 
     Attributes:
         first: Stripped content of the first message.
-        last_user: Content of the last user message, squeezed (`squeeze`); "" where there is none.
+        last_user: Content of the last user message, squeezed (`squeeze`); "" without one.
         pieces: Squeezed texts of all messages that the model did not write itself, in order, cut at media.
         truth: The ground truth, canonically encoded.
     """
