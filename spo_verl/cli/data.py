@@ -184,7 +184,7 @@ def check_data(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.data.prepare import check_file, check_source, find_source, named_source
+    from spo_verl.data.prepare import SpoDataError, check_file, check_source, find_source, named_source
 
     _quiet_libraries()
     own = named_source(source or "own", question, answer, answer_form=answer_form, ability=ability)
@@ -192,7 +192,9 @@ def check_data(
     if source is None and own is None:
         report = check_file(Path(file), prompt_limit)
     elif prompt_limit is not None:
-        raise typer.BadParameter("--max-prompt-length is for prepared files: give FILE alone.")
+        raise SpoDataError(
+            "--max-prompt-length is for files in verl's columns: prepare the rows first, and check that file."
+        )
     else:
         report = check_source(own or find_source(str(source)), [file], config=config, split=split)
     return Outcome(

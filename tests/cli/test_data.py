@@ -77,6 +77,8 @@ def test_own_data_by_the_names_of_its_columns(tmp_path):
         {"role": "user", "content": "Two, or three?\n\nWhy?"},
     ]
     assert run("data", "check", out).exit_code == 0
+    unprepared = run("data", "check", out, *columns, "--max-prompt-length", 5, "--model", tmp_path)
+    assert (unprepared.exit_code, "is for files in verl's columns: prepare" in unprepared.stderr) == (2, True)
     alone = run("data", "check", out, "--max-prompt-length", 5)
     assert (alone.exit_code, "belong together: give both" in alone.stderr) == (2, True)
 

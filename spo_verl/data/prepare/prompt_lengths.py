@@ -34,7 +34,20 @@ class PromptLimit:
             raise SpoDataError(f"the tokenizer of {model} has no chat template, which verl renders prompts with.")
 
     def excess(self, messages: Sequence[Mapping[str, Any]]) -> int | None:
-        """Number of tokens of a prompt that is too long; None where it is not."""
-        text = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        """Number of tokens of a prompt that is too long; None where it is not.
+
+        Raises:
+            SpoDataError: the chat template refuses the messages, e.g. a system prompt.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise SpoDataError(
+                f"the chat template of {self.model} refuses a prompt with the roles {roles} ({reason_of(error)}): "
+                "change the messages, or take another model."
+            ) from error
         tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return tokens if tokens > self.most else None

@@ -1,7 +1,7 @@
 """Rows from the hub, from a local folder or from files: streamed in small batches.
 
-No source is ever held whole: `datasets` decodes Parquet one row group at a time, JSON and CSV files are read line by
-line (`local_files`), and only a thousand rows and the columns that are asked for become Python objects.
+`datasets` decodes Parquet one row group at a time, JSON and CSV files are read line by line (`local_files`; only a JSON
+file that is one list is held whole), and only a thousand rows and the columns that are asked for become Python objects.
 """
 
 import json

@@ -276,6 +276,11 @@ class TestLengths:
         tokenizer.save_pretrained(tmp_path / "bare")
         with pytest.raises(SpoDataError, match="has no chat template"):
             PromptLimit(str(tmp_path / "bare"), 10)
+        tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+        tokenizer.save_pretrained(tmp_path / "strict")
+        limit = PromptLimit(str(tmp_path / "strict"), 10)
+        with pytest.raises(SpoDataError, match=r"roles system, user \(System role not supported\): change"):
+            limit.excess([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
 
 
 def test_overlap_finds_own_rows(own, tmp_path):
