@@ -188,10 +188,9 @@ def check_data(
 
     _quiet_libraries()
     own = named_source(source or "own", question, answer, answer_form=answer_form, ability=ability)
-    prompt_limit = _prompt_limit(model, max_prompt_length)
     if source is None and own is None:
-        report = check_file(Path(file), prompt_limit)
-    elif prompt_limit is not None:
+        report = check_file(Path(file), _prompt_limit(model, max_prompt_length))
+    elif max_prompt_length is not None:
         raise SpoDataError(
             "--max-prompt-length is for files in verl's columns: prepare the rows first, and check that file."
         )
