@@ -1,4 +1,4 @@
-"""How well the policy's summed movement stands for each prompt's divergence, and on which scale.
+"""How well the policy's summed movement predicts each prompt's divergence, and on which scale.
 
     python benchmarks/drift_scale.py run --model MODEL --train TRAIN --held-out HELD_OUT FOLDER [--steps 20]
     python benchmarks/drift_scale.py fit FOLDER [FOLDER ...]

@@ -48,7 +48,7 @@ class Signal:
         step: Training step.
         samples: Responses with a reward.
         degenerate: Share of the grouped samples that are in groups of equal rewards, in [0, 1]; None without groups.
-        effective: Variance of reward minus group mean over samples of other groups; None where there are none.
+        effective: Variance of reward minus group mean over samples of other groups; None without other groups.
         all: The same over all grouped samples; None without groups.
         reward: Variance of the rewards; None for one sample.
     """
@@ -86,7 +86,7 @@ def reward_of(content: Mapping[str, Any], key: str, where: str) -> float:
     """A finite number out of an object of a file.
 
     Raises:
-        SystemExit: It is none; says where.
+        SystemExit: It is not one; says where.
     """
     value = content.get(key)
     try:

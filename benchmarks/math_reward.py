@@ -14,7 +14,7 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from spo_verl.agent.grading.processes import Limits, grader
+from spo_verl.agent.grading.processes import ComparisonLimits, grader
 from spo_verl.agent.math_reward import close_all, compute_score
 
 
@@ -37,7 +37,7 @@ def rows_per_second(rows: list[tuple[str, str]], processes: int) -> float:
 
 
 def warm_up(processes: int) -> None:
-    one = grader(Limits(processes=processes))
+    one = grader(ComparisonLimits(processes=processes))
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(one.compare, ["2\\sqrt{3}"] * 4 * processes, ["\\sqrt{12}"] * 4 * processes))
 
@@ -58,7 +58,7 @@ def main() -> None:
     starts = []
     for _ in range(5):
         started = time.perf_counter()
-        grader(Limits(processes=1)).compare("1", "x")
+        grader(ComparisonLimits(processes=1)).compare("1", "x")
         starts.append(time.perf_counter() - started)
         close_all()
     print(f"start of a grading process: {statistics.median(starts):.2f} s (median of {len(starts)})")

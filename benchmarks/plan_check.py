@@ -1,9 +1,9 @@
-"""A plan beside a real run on a CPU: what was predicted, and what the run measured.
+"""A plan next to a real run on a CPU: what was predicted, and what the run measured.
 
     python benchmarks/plan_check.py FOLDER
 
 Trains an untrained model of 190,000 parameters for some steps with verl and vLLM (one to three minutes) and prints, for
-each figure that such a run reports, the number of the plan beside it. Needs the CPU environment of the quickstart.
+each figure that such a run reports, with the number of the plan. Needs the CPU environment of the quickstart.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/reward_curves.py spo=rollouts/spo_1,rollouts/spo_2 spo_plus_plus=rollouts/plus_1,rollouts/plus_2
     python benchmarks/reward_curves.py --steps 10 spo=... trajectory=... spo_plus_plus=...
 
-Each name is a variant, each path behind it one replicate; the n-th replicates of all variants belong together (same
+Each name is a variant, each path after it one replicate; the n-th replicates of all variants belong together (same
 seed). A path is the folder of a run's ``trainer.rollout_data_dir``, or the file that verl's logger ``file`` writes
 (``trainer.logger=[console,file]``). A restart keeps the folder and overwrites the file.
 

@@ -4,8 +4,9 @@
     python benchmarks/stragglers.py late
     python benchmarks/stragglers.py simulate --seeds 1000 --json stragglers.json --plot docs/figures
 
-Needs numpy only (``--plot``: matplotlib). The simulated clock counts the interaction times of rollouts and nothing
-else: as many rollouts run at once as are started, they do not slow each other down, and training takes no time.
+Needs numpy only (``--plot``: ``pip install 'spo-verl[plots]'``). The simulated clock counts the interaction times of
+rollouts and nothing else: as many rollouts run at once as are started, they do not slow each other down, and training
+takes no time.
 
 The case of the paper (arXiv 2509.13232, section 5.4, figures 4 and 5): 48 rollouts start at once and 24 are wanted. In
 groups of 8 the batch is there when the third of six groups is complete, 486 s; as single streams when the 24th rollout
@@ -531,7 +532,7 @@ def late_run(
 ) -> dict[str, float]:
     """verl's dispatch: a batch per step and a surplus that stays in flight; a fifth of the steps is not counted.
 
-    ``carry``: whatever finishes first is the batch, the rest goes on. ``drop``: only what was started in the step can
+    ``carry``: whatever finishes first is the batch, the rest continues. ``drop``: only what was started in the step can
     be in its batch; older rollouts finish, and each is replaced when it does. ``abort``: a step starts all of them, and
     stops those that its batch did not wait for.
     """
@@ -818,72 +819,108 @@ def report(result: Mapping[str, Any]) -> None:
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
-COLOURS = ("#1f6fb2", "#d1622b", "#3c8d5a", "#8a5fb0")
+
+def new_panels(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its axes, in the style of the package's figures: drawn without a display."""
+    from spo_verl.evaluation.figures import new_figure
+
+    try:
+        figure, axes = new_figure(rows, columns, inches)
+    except ValueError as error:  # no matplotlib
+        raise SystemExit(f"--plot: {error}") from error
+    for axis in axes.flat:
+        axis.tick_params(labelsize=9)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure, axes
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the two figures as PNG files, without a display; returns their paths."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SystemExit("--plot needs matplotlib: pip install 'spo-verl[plots]'") from error
-
-    def panels() -> tuple[Any, Any]:
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, 2)
-        for axis in axes:
-            axis.grid(color="#e3e7eb", linewidth=0.8)
-            axis.set_axisbelow(True)
-            for side in ("top", "right"):
-                axis.spines[side].set_visible(False)
-        return figure, axes
+    """Write the two figures as PNG files; returns their paths."""
+    from spo_verl.evaluation.figures import SAVED
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure, (left, right) = panels()
+    found = {
+        "stragglers_ratio.png": draw_ratio(result["settings"]),
+        "stragglers_steady.png": draw_steady(result["steady"]),
+    }
+    for name, figure in found.items():
+        figure.savefig(folder / name, **SAVED)
+    return [folder / name for name in found]
+
+
+def draw_ratio(settings: Mapping[str, Any]) -> Any:
+    """The ratio of one draw of the paper's case, and that of a very large batch over the surplus."""
+    from spo_verl.evaluation.figures import COLOURS, INCHES
+
+    figure, [[left, right]] = new_panels(1, 2, (INCHES, 4.3))
     families = paper_families()
-    for name, colour in zip(("log-normal", "two speeds, likeliest"), COLOURS, strict=False):
-        settings = result["settings"]
+    edges = np.arange(1, 10.1, 0.2)
+    for name, colour, hatch in (("log-normal", COLOURS[0], ""), ("two speeds, likeliest", COLOURS[1], "////")):
         duration_XN = draws(families[name], PAPER_STARTED, settings["seeds"], settings["first_seed"])
         of_draw = ratio(duration_XN, PAPER_BATCH, PAPER_SIZE)
-        left.hist(of_draw, bins=np.arange(1, 10.1, 0.2), density=True, color=colour, alpha=0.6, label=name)
-    left.axvline(PAPER_RATIO, color="black", linewidth=1, label=f"the paper's draw: {PAPER_RATIO}")
-    left.set_xlabel("time in groups / time as single streams, one draw")
-    left.set_title("3 of 6 groups of 8 against 24 of 48 streams", fontsize=10)
-    left.set_yticks([])
-    left.legend(frameon=False, fontsize=8)
+        share = np.full(len(of_draw), 100 / len(of_draw))
+        style = {"color": colour, "alpha": 0.55, "hatch": hatch, "edgecolor": colour, "linewidth": 0.5}
+        left.hist(of_draw, bins=edges, weights=share, label=name, **style)
+    left.axvline(PAPER_RATIO, color="black", linewidth=1.2, label=f"the paper's draw: {PAPER_RATIO}")
+    left.set_xlabel("time in groups / time as single streams", fontsize=9)
+    left.set_ylabel("draws per bin of 0.2, percent", fontsize=9)
+    left.set_title("3 of 6 groups of 8, 24 of 48 streams", fontsize=10)
     surplus = np.linspace(0.02, 1, 50)
-    for size, colour in zip(SIZES, COLOURS, strict=True):
+    for number, size in enumerate(SIZES):
         for name, style in (("two speeds, likeliest", "-"), ("log-normal", "--")):
             limit = [limit_ratio(families[name], float(share), size) for share in surplus]
-            right.plot(surplus, limit, style, color=colour, label=f"G = {size}" if style == "-" else None)
+            label = f"groups of {size}" if style == "-" else None
+            right.plot(100 * surplus, limit, style, color=COLOURS[number], linewidth=1.5, label=label)
     right.plot([], [], "-", color="black", label="two speeds")
     right.plot([], [], "--", color="black", label="log-normal")
     right.set_ylim(bottom=1)
-    right.set_xlabel("surplus: started over wanted, less 1")
-    right.set_title("ratio of a very large batch", fontsize=10)
-    right.legend(frameon=False, fontsize=8, ncols=2)
-    figure.savefig(folder / "stragglers_ratio.png", dpi=90)
+    right.set_xlabel("surplus, percent of the batch", fontsize=9)
+    right.set_ylabel("time in groups / as single streams", fontsize=9)
+    right.set_title("a very large batch", fontsize=10)
+    for axis in (left, right):
+        axis.legend(
+            frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=1 if axis is left else 2
+        )
+    return figure
 
-    figure, (left, right) = panels()
-    labels = list(next(iter(result["steady"].values())))
-    for axis, key, title in (
-        (left, "rate over streams", "samples per second, 1: slots / mean interaction time"),
-        (right, "bias", "mean interaction time of what is trained on, over that of all"),
+
+def draw_steady(steady: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
+    """Rate and length bias of the five ways to form batches."""
+    from spo_verl.evaluation.figures import COLOURS, INCHES
+
+    figure, [[left, right]] = new_panels(1, 2, (INCHES, 4.0))
+    labels = list(next(iter(steady.values())))
+    for axis, key, title, what in (
+        (left, "rate over streams", "rate", "samples per second,\nas a share of slots / mean time"),
+        (right, "bias", "length of what is trained on", "mean interaction time,\nas a share of that of all"),
     ):
-        for index, (name, found) in enumerate(result["steady"].items()):
+        for index, (name, found) in enumerate(steady.items()):
             place = np.arange(len(labels)) + 0.26 * (index - 1)
-            axis.barh(place, [found[label][key] for label in labels], 0.24, color=COLOURS[index], label=name)
-        axis.set_yticks(range(len(labels)), labels)
+            style = {
+                "color": COLOURS[index],
+                "hatch": ("", "////", "....")[index],
+                "edgecolor": "white",
+                "linewidth": 0,
+            }
+            axis.barh(place, [found[label][key] for label in labels], 0.24, label=name, **style)
+        axis.set_yticks(range(len(labels)), labels if axis is left else [])
         axis.invert_yaxis()
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(title, fontsize=10)
-    right.set_yticklabels([])
+        axis.set_xlabel(what, fontsize=9)
     handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
-    figure.savefig(folder / "stragglers_steady.png", dpi=90)
-    return [folder / "stragglers_ratio.png", folder / "stragglers_steady.png"]
+    figure.legend(
+        handles,
+        names,
+        title="interaction times",
+        title_fontsize=9,
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    return figure
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

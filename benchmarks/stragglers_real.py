@@ -64,7 +64,7 @@ def covered(begin_N: np.ndarray, end_N: np.ndarray, first: float, last: float) -
 
 
 def measure(run: Run, events: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Updates per hour over the steps behind the first ``args.skip``, and how many rollouts were under way."""
+    """Updates per hour over the steps after the first ``args.skip``, and how many rollouts were under way."""
     ends = run.series("timing_s/step")
     steps = [step for step in sorted(ends) if step > args.skip]
     seconds = sum(ends[step] for step in steps)
@@ -90,30 +90,38 @@ def measure(run: Run, events: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], places: float, path: Path) -> None:
-    """Rollouts under way over the measured time of both runs, and the places that there were."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Rollouts in flight over the measured time of both runs, and how many may be."""
+    from stragglers import new_panels
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for name, label, colour in (("grpo", "GRPO, groups of 8", "#d1622b"), ("spo", "SPO", "#1f6fb2")):
+    from spo_verl.evaluation.figures import COLOURS, INCHES, SAVED
+
+    figure, [[axis]] = new_panels(1, 1, (INCHES, 3.6))
+    for name, label, colour, style in (
+        ("grpo", "GRPO, groups of 8", COLOURS[1], "--"),
+        ("spo", "SPO", COLOURS[0], "-"),
+    ):
         one = found[name]
         text = (
             f"{label}: {one['updates']} updates in {one['seconds']:.0f} s, {one['idle_share']:.0%} of the places idle"
         )
-        axis.plot(one["timeline"]["seconds"], one["timeline"]["active"], color=colour, label=text)
-    axis.axhline(places, color="black", linewidth=0.8, linestyle="--")
-    axis.set_xlabel("seconds")
-    axis.set_ylabel("rollouts under way")
-    axis.set_ylim(0, places * 1.3)
-    axis.legend(frameon=False, fontsize=8, loc="upper right")
+        axis.plot(one["timeline"]["seconds"], one["timeline"]["active"], style, color=colour, linewidth=1.5, label=text)
+    axis.axhline(
+        places, color="black", linewidth=1, linestyle=":", label=f"places: {places:g} rollouts in flight at most"
+    )
+    axis.set_xlabel("time since the first measured update, seconds", fontsize=9)
+    axis.set_ylabel("rollouts in flight", fontsize=9)
+    axis.set_ylim(0, places * 1.05)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, format="png")
+    figure.savefig(path, **SAVED)
 
 
 def run_real(args: argparse.Namespace) -> None:
-    """Launch both, one after the other, and print them side by side."""
+    """Launch both, one after the other, and print them side by side; with ``--from`` only draw what was measured."""
+    if args.measured is not None:
+        found = json.loads(args.measured.read_text())
+        draw(found, found["places"], args.plot or Path("stragglers_real.png"))
+        return
     folder = Path(tempfile.mkdtemp(prefix="stragglers-", dir=args.folder))
     write_parquet(build_task(train=512, held_out=16, seed=args.seed), folder / "data")
     tokenizer = build_tokenizer()
@@ -135,11 +143,12 @@ def run_real(args: argparse.Namespace) -> None:
             raise SystemExit(f"{estimator} ended with {run.outcome.status}; see {run.log_path}")
         found[estimator] = measure(run, events, args)
         print(f"{estimator}: {time.monotonic() - began:.0f} s in all; {run.log_path}", flush=True)
+    found["places"] = args.trajectories * (1 + args.surplus)
     found["ratio"] = found["spo"]["updates_per_hour"] / found["grpo"]["updates_per_hour"]
     if args.json:
         args.json.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, **found}, indent=2))
     if args.plot:
-        draw(found, args.trajectories * (1 + args.surplus), args.plot)
+        draw(found, found["places"], args.plot)
     print(f"\n{'':<34}{'grpo 8 x':>10}{'spo':>10}")
     for key in (
         "updates",
@@ -168,6 +177,7 @@ def add_command(commands: Any) -> None:
     real.add_argument("--seed", type=int, default=0)
     real.add_argument("--limit", type=float, default=900.0, help="seconds per run")
     real.add_argument("--folder", type=Path, default=None, help="where both runs write; default: the temporary folder")
-    real.add_argument("--json", type=Path, metavar="FILE")
+    real.add_argument("--json", type=Path, metavar="FILE", help="write the figures and both timelines")
+    real.add_argument("--from", dest="measured", type=Path, metavar="FILE", help="draw what --json wrote; no launch")
     real.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG of the rollouts under way")
     real.set_defaults(run=run_real)

@@ -1,4 +1,4 @@
-"""How the tracker scales with the number of prompts, beside per-prompt dictionaries that are rebuilt every step.
+"""How the tracker scales with the number of prompts, next to per-prompt dictionaries that are rebuilt every step.
 
     python benchmarks/tracker_scale.py --prompts 14000 1000000 10000000
     python benchmarks/tracker_scale.py --prompts 10000000 --sources 8
@@ -6,7 +6,7 @@
 The second command draws with quotas: equal parts for data sources of which each is half as large as the one before.
 
 Needs no GPU and no training framework. Memory: some 260 bytes per prompt while tracker, snapshot and loaded tracker
-stand side by side; the dictionaries take several times that and are left out above ``--dict-limit`` prompts.
+are side by side; the dictionaries take several times that and are left out above ``--dict-limit`` prompts.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ ROWS = {
     "metrics": "metrics",
     "snapshot": "snapshot (training waits)",
     "digest": "digest",
-    "write": "write (beside training)",
+    "write": "write (while training continues)",
     "load": "load",
     "bytes on disk": "checkpoint on disk",
     "bytes of columns": "prompt columns",

@@ -65,7 +65,7 @@ def parse_call(text: str, style: Style, tool_name: str) -> Call | Malformed | No
 
     Returns:
         ``None`` when no call closes in ``text``; otherwise the code, or what is wrong with the call. The code is
-        what stands between the first closing tag and the last opening tag before it.
+        the text between the first closing tag and the last opening tag before it.
     """
     before, closing, _ = text.partition(CLOSING[style])
     if not closing:
@@ -110,7 +110,7 @@ def _dedented(code: str, behind_tag: bool) -> str:
     """``code`` so that its first statement is not indented, which Python would refuse.
 
     Each line that has the indentation of the first statement loses it. If the code begins on the line of the tag
-    (``<code> x = 1``) and other lines lack that indentation, it is none of the code, and only the first line loses it.
+    (``<code> x = 1``) and other lines lack that indentation, only the first line loses it.
     """
     first = _CODE_LINE.search(code)
     if first is None or not first.group(1):

@@ -1,6 +1,6 @@
 """The settings of :class:`~spo_verl.agent.loop.CodeInterpreterLoop`: the keys of its YAML entry, checked at once.
 
-They stand beside ``_target_`` in the file that ``actor_rollout_ref.rollout.agent.agent_loop_config_path`` names.
+They follow ``_target_`` in the file that ``actor_rollout_ref.rollout.agent.agent_loop_config_path`` names.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.experimental.agent_loop.tool_agent_loop import SPEC_DECODE_EXTRA_KEYS, ToolAgentLoop
 from verl.utils.rollout_trace import rollout_trace_op
 
+from spo_verl.agent.agent_errors import SpoAgentError
 from spo_verl.agent.calls import CLOSING, OPENING, Call, Malformed, closing_index, parse_call
 from spo_verl.agent.config import LoopConfig, parse
-from spo_verl.agent.errors import SpoAgentError
 from spo_verl.agent.interpreter import Interpreter, shared
 from spo_verl.agent.output import clip, defuse, describe
 from spo_verl.errors import SpoConfigError

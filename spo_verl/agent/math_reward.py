@@ -19,10 +19,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spo_verl.agent.grading.canonical import canonical, quick_verdict
 from spo_verl.agent.grading.conditions import REFERENCE, all_met, chosen
-from spo_verl.agent.grading.processes import GradingError, Limits, Verdict, close_all, grader
+from spo_verl.agent.grading.processes import ComparisonLimits, GradingError, Verdict, close_all, grader
 from spo_verl.agent.grading.response import MAX_CHARACTERS, after_hashes, final_text, last_boxed
+from spo_verl.agent.grading.short_forms import canonical, quick_verdict
 from spo_verl.agent.grading.tokens import MAX_EXPRESSION
 from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.errors import SpoConfigError, SpoRewardError
@@ -64,7 +64,7 @@ def compute_score(
             for verl's own string comparison.
         conditions: Names of conditions on the form of a response (`spo_verl.agent.grading.conditions`), or
             ``reference`` for those of the reference recipe. A response that does not meet all of them is wrong.
-        strict_box: With ``math_dapo``: the box must stand in the last 100 characters and equal the ground truth
+        strict_box: With ``math_dapo``: the box must be in the last 100 characters and equal the ground truth
             character by character.
         seconds: Time limit of one symbolic comparison, > 0. Waiting for a free process does not count.
         memory_mb: Address space of a grading process in MiB.
@@ -99,7 +99,7 @@ def compute_score(
         answer = last_boxed(text)
         if answer is None and data_source in HASHES_OF:
             answer = after_hashes(text)
-        verdict, outcome["pred"] = _math_verify(answer or "", truths, Limits(seconds, memory_mb, processes))
+        verdict, outcome["pred"] = _math_verify(answer or "", truths, ComparisonLimits(seconds, memory_mb, processes))
         right, outcome["grading_timeout"] = verdict == "equal", float(verdict == "unanswered")
     outcome["score"] = outcome["acc"] = float(right)
     return outcome
@@ -114,7 +114,7 @@ def require_math_verify() -> None:
         )
 
 
-def _math_verify(answer: str, truths: Sequence[str], limits: Limits) -> tuple[Verdict, str]:
+def _math_verify(answer: str, truths: Sequence[str], limits: ComparisonLimits) -> tuple[Verdict, str]:
     """The verdict of the first ground truth that is equal, else of the last one that got none; and the vote."""
     answer = answer.strip()
     if len(answer) > MAX_EXPRESSION:
@@ -131,7 +131,7 @@ def _math_verify(answer: str, truths: Sequence[str], limits: Limits) -> tuple[Ve
     return result, answer if vote in map(canonical, truths) else vote
 
 
-def _compared(answer: str, truth: str, limits: Limits) -> Verdict:
+def _compared(answer: str, truth: str, limits: ComparisonLimits) -> Verdict:
     quick = quick_verdict(answer, truth)
     if quick is not None:
         return "equal" if quick else "different"
@@ -223,5 +223,5 @@ def _truths(ground_truth: Any, data_source: str, extra_info: Mapping[str, Any] |
         where = "" if index is None else f" (extra_info.index {index})"
         raise SpoRewardError(
             f"a row of {data_source}{where} has a ground truth that nothing can equal: {error}. "
-            "Mend reward_model.ground_truth in the data; `spo-verl data check FILE` lists all such rows"
+            "Correct reward_model.ground_truth in the data; `spo-verl data check FILE` lists all such rows"
         ) from None

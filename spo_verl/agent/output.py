@@ -16,7 +16,7 @@ CHARACTERS_PER_TOKEN = 32
 
 
 def describe(result: ProgramResult) -> str:
-    """What the model is told: stdout, stderr, and how the program ended where stderr does not say it.
+    """What the model reads: stdout, stderr, and how the program ended where stderr does not say it.
 
     Half a surrogate pair, which a server's JSON may hold and no tokenizer takes, is shown as Python escapes it.
     """

@@ -1,6 +1,6 @@
 """What can be known of a run's agent loops before its first rollout.
 
-A loop is built anew for every rollout, so what it refuses would come up in each of them, in the workers, after
+A loop is built again for every rollout, so what it refuses would come up in each of them, in the workers, after
 minutes of starting. This looks at the file of agent loops where the run begins.
 """
 

@@ -16,21 +16,23 @@ from spo_verl.cli.output import Debug, Json, Outcome, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spo_verl.data.prepare import CheckReport, OverlapReport
+    from spo_verl.data.prepare import CheckReport, OverlapReport, PromptLimit
 
 SHORT_HELP = "Training and evaluation data: list, prepare, check, overlap."
-HELP = "Problems from public sources as files in verl's columns: list, prepare, check, overlap."
+HELP = "Problems from public sources and your own as files in verl's columns: list, prepare, check, overlap."
 
 LIST_HELP = "The sources that can be prepared: where they lie, how many rows they have, their licences."
 PREPARE_HELP = """Bring a source into verl's columns and write one Parquet file.
 
-NAME is one of `spo-verl data list`. Rows are streamed from the Hugging Face hub, or from the folder or the files
-given with --from. Every row is counted: written, or dropped and why."""
+NAME is one of `spo-verl data list`, or with --question and --answer the data_source of your own rows. Rows are
+streamed from the Hugging Face hub, or from the folder or the files given with --from. Every row is counted: written,
+or dropped and why."""
 CHECK_HELP = """Check the rows of FILE: each problem names the row and the field.
 
 FILE has verl's columns (data_source, prompt, reward_model, ...). With --source NAME it is a file, a folder or a hub id
-with rows as that source publishes them, and is checked as `prepare` would."""
-OVERLAP_HELP = """Which problems of the EVAL files stand in TRAIN, typesetting aside.
+with rows as that source publishes them (or with columns named by --question and --answer), and is checked as
+`prepare` would."""
+OVERLAP_HELP = """Which problems of the EVAL files are in TRAIN, typesetting aside.
 
 Exit status 1 if there are any."""
 
@@ -38,10 +40,36 @@ _SHOWN = 20
 
 Template = Literal["boxed", "code", "tool", "none"]
 Conflicts = Literal["drop", "first", "keep"]
+Form = Literal["whole", "hashes", "boxed"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 ConfigName = Annotated[str | None, typer.Option("--config", help="Configuration on the hub; default: the release's.")]
+Question = Annotated[
+    str | None,
+    typer.Option("--question", metavar="COLUMN", help="Your own data: the column of text or chat messages."),
+]
+Answer = Annotated[
+    str | None,
+    typer.Option(
+        "--answer", metavar="COLUMN", help="Your own data: the column of text, number or list of right answers."
+    ),
+]
+Identifier = Annotated[
+    str | None, typer.Option("--id", metavar="COLUMN", help="Your own data: column of an identifier.")
+]
+AnswerForm = Annotated[
+    Form, typer.Option(help="Your own data: take the whole answer, what follows its last ####, or its last box.")
+]
+Ability = Annotated[
+    str, typer.Option(help="Your own data: verl's column; only of math answers are checked for the grader.")
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Folder or hub id of the tokenizer that counts --max-prompt-length.")
+]
+MaxPromptLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of a prompt at most, as data.max_prompt_length; needs --model.")
+]
 Split = Annotated[str | None, typer.Option(help="Split on the hub or in the folder; for files a name for their rows.")]
 
 
@@ -78,15 +106,24 @@ def list_sources(json_output: Json = False, debug: Debug = False) -> Outcome:
 @app.command("prepare", help=PREPARE_HELP, short_help="Bring a source into verl's columns.")
 @verb
 def prepare_source(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A source of `spo-verl data list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A source of `spo-verl data list`, or a new name.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")],
     origin: Annotated[
         list[str] | None,
         typer.Option("--from", metavar="SOURCE", help="Hub id, local folder, or files; files are repeatable."),
     ] = None,
+    question: Question = None,
+    answer: Answer = None,
+    source_id: Identifier = None,
+    answer_form: AnswerForm = "whole",
+    ability: Ability = "math",
     config: ConfigName = None,
     split: Split = None,
-    template: Annotated[Template, typer.Option(help="The instruction behind each problem.")] = "boxed",
+    template: Annotated[
+        Template | None, typer.Option(help="The instruction after each problem; default: boxed, for mathematics.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="An instruction of your own instead of a template.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt before each problem.")] = None,
     conflicts: Annotated[
         Conflicts, typer.Option(help="A problem with several answers: drop it, keep the first answer, or keep all.")
     ] = "drop",
@@ -94,24 +131,31 @@ def prepare_source(
         bool,
         typer.Option("--drop-invalid", help="Drop rows that are not as published, instead of refusing the source."),
     ] = False,
+    model: Model = None,
+    max_prompt_length: MaxPromptLength = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read so many rows at most.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.data.prepare import prepare
+    from spo_verl.data.prepare import named_source, prepare
 
     _quiet_libraries()
+    own = named_source(name, question, answer, source_id=source_id, answer_form=answer_form, ability=ability)
+    prompt_limit = _prompt_limit(model, max_prompt_length)
     with _progress(name) as progress:
         report = prepare(
-            name,
+            own or name,
             output,
             origin=origin or [],
             config=config,
             split=split,
             template=template,
+            instruction=instruction,
+            system=system,
             conflicts=conflicts,
             drop_invalid=drop_invalid,
+            prompt_limit=prompt_limit,
             limit=limit,
             force=force,
             progress=progress,
@@ -129,24 +173,35 @@ def prepare_source(
 def check_data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file; with --source also a folder or a hub id.")],
     source: Annotated[str | None, typer.Option(metavar="NAME", help="Check as rows of this source.")] = None,
+    question: Question = None,
+    answer: Answer = None,
+    answer_form: AnswerForm = "whole",
+    ability: Ability = "math",
+    model: Model = None,
+    max_prompt_length: MaxPromptLength = None,
     config: ConfigName = None,
     split: Split = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.data.prepare import check_file, check_source, find_source
+    from spo_verl.data.prepare import SpoDataError, check_file, check_source, find_source, named_source
 
     _quiet_libraries()
-    if source is None:
-        report = check_file(Path(file))
+    own = named_source(source or "own", question, answer, answer_form=answer_form, ability=ability)
+    if source is None and own is None:
+        report = check_file(Path(file), _prompt_limit(model, max_prompt_length))
+    elif max_prompt_length is not None:
+        raise SpoDataError(
+            "--max-prompt-length is for files in verl's columns: prepare the rows first, and check that file."
+        )
     else:
-        report = check_source(find_source(source), [file], config=config, split=split)
+        report = check_source(own or find_source(str(source)), [file], config=config, split=split)
     return Outcome(
         {**asdict(report), "fine": report.fine}, lambda console: _show_check(console, report), int(not report.fine)
     )
 
 
-@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that stand in training and evaluation data.")
+@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that are in both training and evaluation data.")
 @verb
 def overlap_data(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training file in verl's columns.")],
@@ -166,7 +221,7 @@ def overlap_data(
 
 
 def _show_check(console: Console, report: CheckReport) -> None:
-    from spo_verl.data.prepare.report import counted
+    from spo_verl.data.prepare.prepare_report import counted
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -175,6 +230,8 @@ def _show_check(console: Console, report: CheckReport) -> None:
     line(f"{report.file}: {counted(report.rows, 'row')}" + (f" ({sources})" if sources else ""))
     if report.duplicates:
         line(f"{report.duplicates} rows repeat prompt and ground truth of an earlier one: SPO sees them as one prompt")
+    if report.only_text:
+        line(f"{counted(report.only_text, 'answer')} right only if written alike, for the mathematical reward")
     if report.prepared is not None:
         made = report.prepared
         line(f"prepared from {made.get('origin')} with template {made.get('template')}, {made.get('date')}")
@@ -186,7 +243,7 @@ def _show_check(console: Console, report: CheckReport) -> None:
 
 
 def _show_overlap(console: Console, report: OverlapReport) -> None:
-    from spo_verl.data.prepare.report import counted
+    from spo_verl.data.prepare.prepare_report import counted
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -202,6 +259,16 @@ def _show_overlap(console: Console, report: OverlapReport) -> None:
             line(f"  row {entry['row']} (training rows {rows}{same}): {entry['problem']}")
         if len(one.shared) > _SHOWN:
             line(f"  ... and {len(one.shared) - _SHOWN} more (all with --json)")
+
+
+def _prompt_limit(model: str | None, most: int | None) -> PromptLimit | None:
+    from spo_verl.data.prepare import PromptLimit, SpoDataError
+
+    if model is None and most is None:
+        return None
+    if model is None or most is None:
+        raise SpoDataError("--model and --max-prompt-length belong together: give both.")
+    return PromptLimit(model, most)
 
 
 def _quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
     from spo_verl.evaluation.generations import Regrade
 
-SHORT_HELP = "avg@k, pass@k and maj@k of generations, beside the paper's."
+SHORT_HELP = "avg@k, pass@k and maj@k of generations, next to the paper's."
 HELP = """Compute avg@k, unbiased pass@k and maj@k of each benchmark from generations, with bootstrap intervals, and
-show them beside Table 1 of the paper.
+show them next to Table 1 of the paper.
 
 RUN is a folder of verl's validation dumps (trainer.validation_data_dir) or a file, with a name before it where there
 are several: spo=FOLDER grpo=FOLDER. The first run is compared with each of the others, prompt by prompt.
@@ -44,19 +45,29 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of resamples and subsets.")] = 0,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k.")] = None,
+    lm_eval: Annotated[
+        Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write the files of lm-evaluation-harness.")
+    ] = None,
+    lighteval: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the files of lighteval.")] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.evaluation import tables
+    from spo_verl.evaluation import result_tables
+    from spo_verl.evaluation.exports import Format, check_folder, export
     from spo_verl.evaluation.generations import DataSources, EvaluationError, read_generations
-    from spo_verl.evaluation.metrics import Settings
-    from spo_verl.evaluation.metrics import evaluate as compute
+    from spo_verl.evaluation.scores import EvaluationSettings
+    from spo_verl.evaluation.scores import evaluate as compute
     from spo_verl.files import check_output, replacing
 
     read_files = [path for _, path in map(named, runs)] + (data or [])
     for target in (markdown, plot):
         if target is not None:
             check_output(target, EvaluationError, inputs=read_files, makes_folders=False)
+    exports: dict[Format, Path] = {}
+    exports |= {"lm-eval": lm_eval} if lm_eval is not None else {}
+    exports |= {"lighteval": lighteval} if lighteval is not None else {}
+    for folder in exports.values():
+        check_folder(folder)
     sources = None
     if data:
         from spo_verl.data.data_files import DataFiles
@@ -64,24 +75,37 @@ def evaluate(
         sources = DataSources(DataFiles(data))
     grade = _regrading(verifier) if regrade else None
     read = [
-        read_generations(path, name, step=step, source=source, data=sources, grade_key=grade_key, regrade=grade)
+        read_generations(
+            path,
+            name,
+            step=step,
+            source=source,
+            data=sources,
+            grade_key=grade_key,
+            regrade=grade,
+            keep_texts=bool(exports),
+        )
         for name, path in map(named, runs)
     ]
-    found = compute(read, Settings(k, level, resamples, seed, subsets))
+    found = compute(read, EvaluationSettings(k, level, resamples, seed, subsets))
     written: dict[str, str] = {}
     if markdown is not None:
         with replacing(markdown, EvaluationError) as stage:
-            stage().write_text(tables.markdown(found), encoding="utf-8", errors="backslashreplace")
+            stage().write_text(result_tables.markdown(found), encoding="utf-8", errors="backslashreplace")
         written["markdown"] = str(markdown)
     if plot is not None:
-        from spo_verl.evaluation.plots import plot as draw
+        from spo_verl.evaluation.figures import plot as draw
 
         with replacing(plot, EvaluationError) as stage:
             draw(found, stage())
         written["plot"] = str(plot)
 
+    for form, folder in exports.items():
+        export(form, read, found, folder, datetime.now())
+        written[form] = str(folder)
+
     def show(console: Console) -> None:
-        tables.show(found, console)
+        result_tables.show(found, console)
         for kind, path in written.items():
             console.print(f"{kind}: {path}", markup=False, soft_wrap=True)
 
@@ -89,7 +113,7 @@ def evaluate(
 
 
 def named(text: str) -> tuple[str, Path]:
-    """Name and path of ``NAME=PATH``; a path that exists is none with a name, and is called after its last part."""
+    """Name and path of ``NAME=PATH``; a path that exists has no name before it, and is called after its last part."""
     name, sign, path = text.partition("=")
     if sign and name and "/" not in name and not os.path.lexists(text):
         return name, Path(path)

@@ -11,7 +11,7 @@ from spo_verl.data.identity import (
     prompt_key,
 )
 from spo_verl.data.loader import DrawSource, PrioritizedDataLoader, is_foreign_state
-from spo_verl.data.sources import prompt_sources
+from spo_verl.data.prompt_sources import prompt_sources
 
 __all__ = [
     "IDENTITY_VERSION",

@@ -1,4 +1,4 @@
-"""Columns of the table behind a dataset, in batches of plain Python values, without decoding any media."""
+"""Columns of a dataset's table, in batches of plain Python values, without decoding any media."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ def rows_of(dataset: Any) -> int:
 
 
 def table_of(dataset: Any) -> Any | None:
-    """The Hugging Face table that serves the dataset's rows one to one, or None when there is none.
+    """The Hugging Face table that serves the dataset's rows one to one, or None without one.
 
     verl's RLHFDataset holds it in ``.dataframe``; a bare `datasets.Dataset` is one itself.
     """

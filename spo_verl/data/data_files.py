@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spo_verl.data.libraries import library_faults, literally, told
+from spo_verl.data.libraries import library_faults, literally, reason_of
 from spo_verl.errors import SpoConfigError
 from spo_verl.files import require_rows
 
@@ -62,10 +62,12 @@ def _read(files: Sequence[Path]) -> Any:
         try:
             tables.append(datasets.load_dataset(_BUILDERS[file.suffix], data_files=[literally(file)])["train"])
         except library_faults() as error:
-            raise SpoConfigError(f"{file} cannot be read ({told(error)}): restore it, or convert it again.") from error
+            raise SpoConfigError(
+                f"{file} cannot be read ({reason_of(error)}): restore it, or convert it again."
+            ) from error
     try:
         return datasets.concatenate_datasets(tables)
     except library_faults() as error:
         raise SpoConfigError(
-            f"the files given to --data have different columns ({told(error)}): give those of one kind."
+            f"the files given to --data have different columns ({reason_of(error)}): give those of one kind."
         ) from error

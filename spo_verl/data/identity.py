@@ -245,7 +245,7 @@ def _field_error(
             where = f"{where}, field {column_of_part[part]!r}"
             break
     return SpoConfigError(
-        f"{where}: {error}. Mend the row, or identify prompts by content of your choice with a key function "
+        f"{where}: {error}. Correct the row, or identify prompts by content of your choice with a key function "
         "(spo_verl.data.dataset_keys(dataset, key_fn=...))."
     )
 

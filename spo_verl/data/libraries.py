@@ -46,7 +46,7 @@ def python_values(column: pa.Array | pa.ChunkedArray, name: str, error: Callable
     """The values of a column as Python objects.
 
     Raises:
-        error: a value is none that Python has, such as a text that is not UTF-8 or a day beyond the year 9999; names
+        error: Python cannot hold a value, such as a text that is not UTF-8 or a day beyond the year 9999; names
             column and row, counted from 0 in what was given.
     """
     try:
@@ -57,14 +57,14 @@ def python_values(column: pa.Array | pa.ChunkedArray, name: str, error: Callable
                 column[row].as_py()
             except parquet_reasons() as reason:
                 raise error(
-                    f"column {name}, row {row} of its batch: its {column.type} cannot be read ({told(reason)}): mend "
-                    "the row, or store the column as text or numbers"
+                    f"column {name}, row {row} of its batch: its {column.type} cannot be read ({reason_of(reason)}): "
+                    "correct the row, or store the column as text or numbers"
                 ) from reason
         raise
     return values
 
 
-def told(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What a library's error says, on one line and without what the library says about itself."""
     reason = error.__cause__ if isinstance(error.__cause__, Exception) else error
     text = " ".join(str(reason).split())

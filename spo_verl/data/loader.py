@@ -37,7 +37,7 @@ class PrioritizedDataLoader:
     What a restart does to it: nothing is lost, because the loader holds no state. The position in the
     curriculum is the source's evidence and random state, and whoever saves the source has saved it.
     `state_dict` therefore returns ``{}``, which torchdata's StatefulDataLoader too takes for "start afresh":
-    a run that goes on from such a checkpoint with another estimator, and so with verl's stock loader, begins
+    a run that continues such a checkpoint with another estimator, and so with verl's stock loader, begins
     a new epoch, with any number of workers.
 
     Args:
@@ -49,7 +49,7 @@ class PrioritizedDataLoader:
             (`DatasetKeys.row_of_slot_P`). Default: each row is a slot of its own.
         collate_fn: List of B items -> batch; default `torch.utils.data.default_collate`.
         slot_field: Name under which the batch carries its slots, an int64 tensor (B,) in the order of the
-            rows. A batch that is not a mapping (a dataset of tuples) is put under the name "batch" beside it.
+            rows. A batch that is not a mapping (a dataset of tuples) is put next to it under the name "batch".
         before_state_dict: Called at the beginning of every `state_dict`, e.g. to wait for a writer: verl
             calls ``state_dict`` after saving the model, before the marker that acknowledges the checkpoint.
         on_foreign_state: Called with a state that another loader wrote, instead of refusing it.
@@ -146,7 +146,7 @@ class PrioritizedDataLoader:
             raise SpoCheckpointError(
                 f"the dataloader state ({held}) was written by another loader (verl's own, if the checkpoint "
                 "was made with another estimator). Its position has no meaning here, as prompts are drawn by "
-                "the tracker's weights: do not load it, or pass on_foreign_state to go on without it."
+                "the tracker's weights: do not load it, or pass on_foreign_state to continue without it."
             )
         self._on_foreign_state(state)
 

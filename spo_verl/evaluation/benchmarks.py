@@ -32,7 +32,7 @@ class PaperTable:
 
 @functools.cache
 def paper_table() -> PaperTable:
-    """The table as it stands in the package."""
+    """The table of the package."""
     content: dict[str, Any] = json.loads(files(__package__).joinpath("table1.json").read_text(encoding="utf-8"))
     return PaperTable(
         source=content["source"],
@@ -49,6 +49,6 @@ def title(source: str) -> str:
 
 
 def in_order(sources: set[str]) -> list[str]:
-    """Data sources in the paper's order, others behind them by name."""
+    """Data sources in the paper's order, then the others by name."""
     known = list(paper_table().title_of)
     return [name for name in known if name in sources] + sorted(sources - set(known))

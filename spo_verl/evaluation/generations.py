@@ -1,6 +1,6 @@
 """Reading graded responses: verl's validation dumps and plain files.
 
-| format | told by | prompt | response |
+| format | recognised by | prompt | response |
 |---|---|---|---|
 | plain ``.jsonl`` or ``.parquet`` | ``prompt_id`` and ``response`` | ``prompt_id`` | ``response`` |
 | verl's dump, ``<step>.jsonl`` | ``input`` and ``output`` | ``input`` with ``gts`` | ``output`` |
@@ -11,7 +11,7 @@ happen to have these names in other files mean nothing here. Rows are counted: e
 
 In both, the grade is ``acc``, else ``score``, and the answer ``pred``; the ground truth is ``gts`` or ``ground_truth``.
 The benchmark is the line's ``data_source``; the reward `spo_verl.agent.math_reward` puts it into verl's dumps. Files
-are read line by line, and no response is kept.
+are read line by line, and responses are kept for exports only.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from typing import Any
 from spo_verl.core.evaluation import MISSING
 from spo_verl.data.canonical import NotCanonicalError, canonical_json
 from spo_verl.data.values.dumps import by_ground_truth, dump_lines, is_dump_line, matching_slots, trajectory_of
-from spo_verl.data.values.texts import PromptText, squeeze
+from spo_verl.data.values.prompt_texts import PromptText, squeeze
 from spo_verl.errors import SpoError, SpoValuesError
 from spo_verl.files import parquet_rows
 
 GRADED_AT_A_TIME = 256
-COLUMNS = ("prompt_id", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred", "uid",
-           "data_source")  # fmt: skip
-"""What is read of a Parquet file, beside the grade that is named."""
+COLUMNS = ("prompt_id", "prompt", "response", "ground_truth", "input", "output", "gts", "score", "acc", "step", "pred",
+           "uid", "data_source")  # fmt: skip
+"""What is read of a Parquet file, next to the grade that is named."""
 EARLIER = "earlier outputs of a session, of which the last counts"
 REPEATED = "repeating a session that was read before"
 GRADE_KEYS = ("acc", "score")
@@ -50,10 +50,19 @@ class EvaluationError(SpoError, ValueError):
 
 @dataclass
 class Prompt:
-    """The graded responses of one prompt, in the order of the file."""
+    """The graded responses of one prompt, in the order of the file.
+
+    Attributes:
+        correct: Grades in [0, 1].
+        answers: What was graded; "" for none, None where the file does not say.
+        asked, truth, responses: The prompt, its ground truth and the responses, where texts are kept.
+    """
 
     correct: list[float] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
+    asked: str = ""
+    truth: Any = None
+    responses: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -103,6 +112,7 @@ class _Line:
     where: str
     source: str
     key: str
+    asked: str
     response: str
     truth: Any
     grade: float | None
@@ -119,6 +129,7 @@ def read_generations(
     grade_key: str | None = None,
     regrade: Regrade | None = None,
     threads: int = 4,
+    keep_texts: bool = False,
 ) -> Generations:
     """Read the generations of one run.
 
@@ -132,6 +143,7 @@ def read_generations(
         grade_key: Field of the grade, in [0, 1]; None takes ``acc`` where there is one, else ``score``.
         regrade: Grades every response again; grades and answers of the file are then not used.
         threads: How many responses are graded at a time.
+        keep_texts: Keep prompts and responses too, which then are all in memory.
 
     Raises:
         EvaluationError: There is nothing to read, or a line is incomplete. Names file, line and remedy.
@@ -144,6 +156,9 @@ def read_generations(
         prompt = found.prompts.setdefault(line.source, {}).setdefault(line.key, Prompt())
         prompt.correct.append(grade)
         prompt.answers.append(answer)
+        if keep_texts:
+            prompt.asked, prompt.truth = line.asked, line.truth
+            prompt.responses.append(line.response)
     if not found.prompts:
         raise EvaluationError(f"{path}: there is no generation in it; was verl stopped before its validation ended?")
     if found.rows != found.used + sum(found.set_aside.values()):
@@ -187,12 +202,12 @@ def _step_of(file: Path) -> int | None:
     """The training step whose dump a file is, as its name says; None for other files, whatever they are called."""
     if file.suffix != ".jsonl" or not _NUMBER.fullmatch(file.stem):
         return None
-    first = next((line for _, line in dump_lines_told(file)), None)
+    first = next((line for _, line in dump_lines_of(file)), None)
     # A dump that verl has just begun to write is empty.
     return int(file.stem) if first is None or (is_dump_line(first) and not _is_plain(first)) else None
 
 
-def dump_lines_told(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def dump_lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`dump_lines` of any file of generations, with the errors of this module."""
     try:
         yield from dump_lines(file, only_dumps=False)
@@ -205,7 +220,7 @@ class DataSources:
 
     def __init__(self, dataset: Any) -> None:
         from spo_verl.data.identity import dataset_keys
-        from spo_verl.data.values.texts import first_rows, prompt_texts
+        from spo_verl.data.values.prompt_texts import first_rows, prompt_texts
 
         keys = dataset_keys(dataset)
         self._texts: list[PromptText] = prompt_texts(dataset, keys)
@@ -218,7 +233,7 @@ class DataSources:
         self.expected = {one: self._source.count(one) for one in dict.fromkeys(self._source)}
 
     def source_of(self, rendered: str, truth: Any) -> str | None:
-        """The data source of the prompt that stands in a rendered prompt; None where there is none."""
+        """The data source of the prompt that a rendered prompt holds; None if it holds none of the data."""
         slots = matching_slots(squeeze(rendered), self._candidates.get(canonical_json(truth), ()), self._texts)
         return self._source[slots[0]] if slots else None
 
@@ -235,7 +250,7 @@ def _rows(files: Iterable[Path], grade_key: str | None) -> Iterator[tuple[str, d
         if file.suffix == ".parquet":
             yield from ((f"{file}, row {number}", row) for number, row in parquet_rows(file, wanted, EvaluationError))
         else:
-            yield from ((f"{file}, line {number}", line) for number, line in dump_lines_told(file))
+            yield from ((f"{file}, line {number}", line) for number, line in dump_lines_of(file))
 
 
 def _lines(
@@ -285,9 +300,7 @@ def _lines(
         found.problems.append(f"{repeated} lines repeat a session and were left out: is a file there twice?")
     if len(steps) > 1:
         listed = ", ".join(map(str, sorted(steps)))
-        found.problems.append(
-            f"lines of several training steps stand together ({listed}): the figures are of no one policy"
-        )
+        found.problems.append(f"lines of several training steps are mixed ({listed}): the figures are of no one policy")
     if strange:
         found.notes.append(f"{strange} lines have a uid that is not verl's; each counts as a response of its own")
 
@@ -327,21 +340,23 @@ def _line(
         raise EvaluationError(f"{where}, gts: {error}") from error
     key = hashlib.blake2b(identity, digest_size=16).hexdigest()
     response = row["output"] if is_dump else row["response"]
+    asked = row["input"] if is_dump else row.get("prompt")
     answer = row.get("pred")
     grade = _grade(where, row, grade_key) if graded else _grade_or_none(where, row, grade_key)
-    return _Line(where, benchmark, key, response, truth, grade, None if answer is None else str(answer))
+    asked = asked if isinstance(asked, str) else str(prompt)
+    return _Line(where, benchmark, key, asked, response, truth, grade, None if answer is None else str(answer))
 
 
 def _named(where: str, row: Mapping[str, Any], column: str, *, absent_is_fine: bool) -> str | None:
     """A name: a text or a whole number. Anything else would put rows together that do not belong together."""
     value = row.get(column)
-    if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers beside empty fields
+    if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers next to empty fields
         value = int(value)
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
     if value is None and absent_is_fine:
         return None
-    raise EvaluationError(f"{where}: {column} is {value!r:.60} instead of a text or a whole number: mend the row")
+    raise EvaluationError(f"{where}: {column} is {value!r:.60} instead of a text or a whole number: correct the row")
 
 
 def _grade(where: str, row: dict[str, Any], grade_key: str | None) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from spo_verl.errors import SpoStateError
-from spo_verl.evaluation.plots import COLOURS, new_figure
+from spo_verl.evaluation.figures import COLOURS, new_figure
 from spo_verl.files import replacing
 from spo_verl.quickstart.report import offline_trajectories, steps_done
 from spo_verl.small.task import LEVELS

@@ -56,7 +56,7 @@ def take_rows(files: Sequence[Path], *, train: int, held_out: int) -> Rows:
 
 def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     from spo_verl.data.prepare.checking import check_row
-    from spo_verl.data.prepare.errors import RowError
+    from spo_verl.data.prepare.data_errors import RowError
 
     for file in files:
         with parquet_file(file, SpoConfigError) as table:

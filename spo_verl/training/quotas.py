@@ -10,7 +10,7 @@ import numpy as np
 
 from spo_verl.config import SpoConfig, refuse
 from spo_verl.data.identity import DatasetKeys
-from spo_verl.data.sources import prompt_sources
+from spo_verl.data.prompt_sources import prompt_sources
 from spo_verl.tracker.quota import PromptSources, parts_of, quota_problems
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import transfer_queue as tq
 
 from spo_verl.config import RewardConfig
-from spo_verl.data.rewards import unit_reward
+from spo_verl.data.unit_reward import unit_reward
 from spo_verl.errors import SpoRewardError
 from spo_verl.training.sessions import Sessions
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import spo_verl.agent.loop
-from spo_verl.agent.errors import SpoAgentError, SpoInterpreterError
+from spo_verl.agent.agent_errors import SpoAgentError, SpoInterpreterError
 from spo_verl.agent.interpreter import ProgramResult
 from spo_verl.errors import SpoConfigError
 from tests.agent.chat import END, ScriptedInterpreter, ScriptedServer, build_tokenizer, make_loop

@@ -5,7 +5,7 @@ import asyncio
 import psutil
 import pytest
 
-from spo_verl.agent.errors import SpoInterpreterError
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.interpreter import embedded
 from spo_verl.agent.start import LOOP, require_working_loops
 from spo_verl.errors import SpoConfigError

@@ -4,6 +4,7 @@ import heapq
 import json
 import math
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,6 +347,24 @@ def test_figures(tmp_path):
     }
     paths = stragglers.draw(result, tmp_path / "figures")
     assert [path.read_bytes()[:4] for path in paths] == [b"\x89PNG"] * 2
+    for figure in (stragglers.draw_ratio(result["settings"]), stragglers.draw_steady(result["steady"])):
+        legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
+        fonts = [text.get_fontsize() for legend in legends if legend for text in legend.get_texts()]
+        fonts += [text.get_fontsize() for axis in figure.axes for text in (axis.xaxis.label, *axis.get_xticklabels())]
+        assert min(fonts) * 700 / figure.get_size_inches()[0] / 72 >= 12  # pixels, where a README shows it
+        assert all(axis.get_xlabel() for axis in figure.axes)
+    left, right = stragglers.draw_ratio(result["settings"]).axes
+    assert sum(bar.get_height() for bar in left.patches) <= 200  # percent, two families
+    assert (left.get_ylabel(), right.get_xlabel()) == ("draws per bin of 0.2, percent", "surplus, percent of the batch")
+
+
+def test_real_runs_are_drawn_again_without_a_launch(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(Path(stragglers.__file__).parent))
+    one = {"updates": 10, "seconds": 20.0, "idle_share": 0.5, "timeline": {"seconds": [0, 1], "active": [8, 3]}}
+    (tmp_path / "measured.json").write_text(json.dumps({"spo": one, "grpo": one, "places": 9.0}))
+    stragglers.main(["real", "--from", str(tmp_path / "measured.json"), "--plot", str(tmp_path / "real.png")])
+    assert (tmp_path / "real.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_command_must_be_named(capsys):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from spo_verl.data.identity import prompt_key
 from spo_verl.data.values import FORMAT, OfflineValues, provenance
-from spo_verl.data.values.table import _file_digest
+from spo_verl.data.values.values_table import _file_digest
 from tests.cli.helpers import row, write_rows
 from tests.evaluation.files import dump_line, write_lines
 

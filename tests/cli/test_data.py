@@ -58,6 +58,31 @@ def test_prepare_says_what_became_of_every_row(source, tmp_path):
     assert checked.stdout.endswith("no problems\n")
 
 
+def test_own_data_by_the_names_of_its_columns(tmp_path):
+    (tmp_path / "mine.csv").write_text('frage,antwort\n"Two, or three?",2\nThree?,{3\nThree?,3\n')
+    out = tmp_path / "out.parquet"
+    prepare = ("data", "prepare", "mine", "--from", tmp_path / "mine.csv", "-o", out)
+    refused = run(*prepare)
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("name the columns with --question and --answer; the columns are frage, antwort.\n")
+    columns = ("--question", "frage", "--answer", "antwort")
+    refused = run(*prepare, *columns)
+    assert "mine.csv: row 1, field antwort: '{3': " in refused.stderr
+    checked = run("data", "check", tmp_path / "mine.csv", *columns)
+    assert (checked.exit_code, "  row 1, field antwort: '{3': " in checked.stdout) == (1, True)
+    answer = run_json(*prepare, *columns, "--drop-invalid", "--instruction", "Why?", "--system", "Think.")
+    assert (answer["written"], answer["dropped"], answer["template"]) == (2, {"invalid": 1}, "own")
+    assert pq.read_table(out).to_pylist()[0]["prompt"] == [
+        {"role": "system", "content": "Think."},
+        {"role": "user", "content": "Two, or three?\n\nWhy?"},
+    ]
+    assert run("data", "check", out).exit_code == 0
+    unprepared = run("data", "check", out, *columns, "--max-prompt-length", 5, "--model", tmp_path)
+    assert (unprepared.exit_code, "is for files in verl's columns: prepare" in unprepared.stderr) == (2, True)
+    alone = run("data", "check", out, "--max-prompt-length", 5)
+    assert (alone.exit_code, "belong together: give both" in alone.stderr) == (2, True)
+
+
 def test_prepare_as_json(source, tmp_path):
     out = tmp_path / "train.parquet"
     options = ("--template", "tool", "--conflicts", "keep", "--split", "held", "--limit", "4")
@@ -86,7 +111,7 @@ def test_an_invalid_row_is_an_error_with_row_and_field(tmp_path):
     refused = run("data", "prepare", "aime_2025", "--from", file, "-o", out)
     assert refused.exit_code == 2
     assert refused.stderr == (
-        f"error: {file}: row 1, field answer: 'x' is not a whole number. Mend the row, or drop such rows with "
+        f"error: {file}: row 1, field answer: 'x' is not a whole number. Correct the row, or drop such rows with "
         "--drop-invalid.\n"
     )
     kept = run("data", "prepare", "aime_2025", "--from", file, "-o", out, "--drop-invalid")

@@ -201,9 +201,7 @@ def test_lines_of_several_steps_in_one_file_are_a_problem(tmp_path):
     lines = [*answers("aime_2024", [["1"]], step=0), *answers("aime_2024", [["2"]], step=10)]
     lines[1]["uid"] = lines[1]["uid"].replace("_0_0", "_1_0")
     found = read_generations(write_lines(tmp_path / "all.jsonl", lines), "run")
-    assert found.problems == [
-        "lines of several training steps stand together (0, 10): the figures are of no one policy"
-    ]
+    assert found.problems == ["lines of several training steps are mixed (0, 10): the figures are of no one policy"]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from spo_verl.agent.grading import exact
-from spo_verl.agent.grading.reading import INFINITY, PI, Answer, Node
+from spo_verl.agent.grading.parsing import INFINITY, PI, Answer, Node
 from spo_verl.agent.grading.units import PERCENT, is_inert
 
 Equality = Callable[[Node, Node], bool]

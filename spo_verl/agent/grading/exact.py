@@ -33,7 +33,7 @@ from spo_verl.agent.grading import field
 from spo_verl.agent.grading.field import TooHard as TooHard
 from spo_verl.agent.grading.field import Undefined as Undefined
 from spo_verl.agent.grading.field import factorial, has_branches, prime_factors, with_number_for_i
-from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
+from spo_verl.agent.grading.parsing import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 QUICK_BITS = 4_096
 MAX_BITS = 120_000
@@ -524,7 +524,7 @@ class _Folding:
         return node if sign > 0 else Node("neg", (node,))
 
     def _turn(self, argument: Node, *, imaginary: bool = False) -> Fraction | None:
-        """The rational number r for which the argument is r * pi (or r * pi * i); None where there is none."""
+        """The rational number r for which the argument is r * pi (or r * pi * i); None without one."""
         ratios = []
         for one, other in ((Fraction(355, 113), Fraction(17, 5)), (Fraction(22, 7), Fraction(13, 11))):
             point = {**self.point, "pi": number(one)}

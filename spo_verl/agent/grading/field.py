@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-from spo_verl.agent.grading.reading import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
+from spo_verl.agent.grading.parsing import FUNCTIONS, IMAGINARY, PI, E, Node, variables, walk
 
 POINTS = 32
 """Points at which both sides must have a value."""
@@ -282,7 +282,7 @@ class _Point:
 
         Raises:
             TooHard: it is not known here.
-            Undefined: there is none.
+            Undefined: it has no value.
         """
         if id(node) not in self.values:
             self.values[id(node)] = self._compute(node), node  # the node is kept, so that no other has its id

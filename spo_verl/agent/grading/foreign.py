@@ -1,6 +1,6 @@
 r"""Sums, products, integrals and limits, which math-verify reads.
 
-`spo_verl.agent.grading.reading` does not know them. Only numbers are compared here: math-verify's parser and sympy give
+`spo_verl.agent.grading.parsing` does not know them. Only numbers are compared here: math-verify's parser and sympy give
 the value of such an expression to 50 digits, and both values must agree in 45 of them, relative to their size.
 """
 
@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from spo_verl.agent.grading.exact import TooHard, Undefined, value_of
-from spo_verl.agent.grading.reading import Answer, read
+from spo_verl.agent.grading.parsing import Answer, read
 
 DIGITS = 50
 AGREE = 45

@@ -45,7 +45,7 @@ class GradingError(SpoError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ComparisonLimits:
     """Bounds of a symbolic comparison.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Died(Exception):
 class _Process:
     """One grading process; used by one thread at a time."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ComparisonLimits) -> None:
         self.limits, self.jobs = limits, 0
         self.usable, self._hung_up = True, False
         self.connection, theirs = multiprocessing.Pipe(duplex=True)
@@ -136,7 +136,7 @@ class _Process:
         self.process.wait()
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next message; None when there is none in time, or the process has hung up."""
+        """The next message; None when it does not come in time, or the process has hung up."""
         try:
             if not self.connection.poll(seconds):
                 return None
@@ -153,8 +153,8 @@ class Grader:
     A call waits for a free process as long as that takes: at most the time limit for each call before it.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, limits: ComparisonLimits | None = None) -> None:
+        self.limits = limits or ComparisonLimits()
         self.unanswered = self.asked = 0
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
@@ -253,11 +253,11 @@ class Grader:
         return in_a_row
 
 
-_graders: dict[Limits, Grader] = {}
+_graders: dict[ComparisonLimits, Grader] = {}
 _lock = threading.Lock()
 
 
-def grader(limits: Limits) -> Grader:
+def grader(limits: ComparisonLimits) -> Grader:
     """This process's grader with these limits."""
     with _lock:
         if limits not in _graders:

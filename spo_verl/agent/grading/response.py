@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 MAX_CHARACTERS = 1_000_000
-"""What stands before the last so many characters of a response is not looked at."""
+"""Only the last so many characters of a response are looked at."""
 
 TOOL_OUTPUT = ("interpreter", "tool_response")
 CODE = ("code", "tool_call")
@@ -42,10 +42,10 @@ def without_tools(response: str) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """What stands after the last ``</think>``, up to thinking that begins again; before ``<think>`` without an end.
+    """The text after the last ``</think>``, up to thinking that begins again; before ``<think>`` without an end.
 
     A text with neither tag is returned whole: the model does not think, or its template opened the thinking in the
-    prompt and the response was cut off, which cannot be told apart (see the condition ``think_closed_once``).
+    prompt and the response was cut off, which look alike (see the condition ``think_closed_once``).
     """
     return text.rpartition(END_OF_THINKING)[2].partition(THINK)[0]
 
@@ -56,9 +56,9 @@ def final_text(response: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{...}`` (or ``\fbox{...}``); None without one.
+    r"""The content of the last ``\boxed{...}`` (or ``\fbox{...}``); None without one.
 
-    Only the last one counts: one that is not closed, as in a response that was cut off, is no answer, whatever stood
+    Only the last one counts: one that is not closed, as in a response that was cut off, is no answer, whatever was
     in a box before.
     """
     ends = [found.end() for found in _BOX.finditer(text)]
@@ -76,7 +76,7 @@ def boxes(text: str) -> int:
 
 
 def after_hashes(text: str) -> str | None:
-    """What stands after the last ``####``, the form of GSM8K's own solutions; None without one."""
+    """The line after the last ``####``, the form of GSM8K's own solutions; None without one."""
     found = _HASHES.findall(text)
     return found[-1] if found else None
 

@@ -1,4 +1,4 @@
-r"""An answer as tokens: what layout says nothing about is gone, and nothing that stood apart has grown together.
+r"""An answer as tokens: what layout says nothing about is gone, and nothing that was apart is joined.
 
 White space of every kind is a mark between two tokens (`Token.space`), so ``1 2`` stays two numbers. Only what is
 written as a thousands separator joins digits: ``1,234``, ``1{,}234``, ``1,\!234``, ``1\,234`` and a thin space.
@@ -33,7 +33,7 @@ class Token(NamedTuple):
         kind: ``number`` (digits, perhaps with a point), ``power`` (``6.02e23``), ``letter``, ``word`` (letters that
             are no product of variables), ``command`` (``\frac``), ``sign`` (any other character), ``row`` (``\\``).
         text: as it is written; an ordinary word in small letters.
-        space: what stands before it: "", "thin" or "wide".
+        space: what precedes it: "", "thin" or "wide".
     """
 
     kind: str
@@ -275,7 +275,7 @@ def _word(run: str) -> str:
 
 
 def _command(text: str, position: int, found: list[Token], space: str, *, text_mode: bool) -> tuple[int, str]:
-    """Read what begins with a backslash; where to go on, and the space before the next token."""
+    """Read what begins with a backslash; where the next token begins, and the space before the next token."""
     if match := _LONG_SPACE.match(text, position):
         return match.end(), "wide"
     match = re.compile(r"\\([a-zA-Z]+)\*?").match(text, position)
@@ -291,7 +291,7 @@ def _command(text: str, position: int, found: list[Token], space: str, *, text_m
         found.append(Token("row" if character == "\\" else "sign", "\\" + character, space))
         return after, ""
     name, after = match[1], match.end()
-    while after < len(text) and text[after].isspace():  # TeX skips it behind a command
+    while after < len(text) and text[after].isspace():  # TeX skips it after a command
         after += 1
     if name in _WIDE:
         return after, "wide"
@@ -371,7 +371,7 @@ def _joined(found: list[Token]) -> list[Token]:
 
 
 def _thousands(found: list[Token], start: int, *, listing: bool) -> int:
-    """Where a number with thousands separators ends that starts here; ``start`` if there is none."""
+    """Where a number with thousands separators ends that starts here; ``start`` without such a number."""
     if found[start].kind != "number" or not re.fullmatch(r"[1-9][0-9]{0,2}", found[start].text):
         return start
     if start and found[start - 1].kind in {"number", "power"}:

@@ -11,7 +11,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from spo_verl.agent.grading.reading import read
+from spo_verl.agent.grading.parsing import read
 from spo_verl.agent.grading.response import after_hashes, last_boxed
 from spo_verl.agent.grading.tokens import MAX_EXPRESSION, Unbalanced, tokens
 
@@ -28,7 +28,7 @@ def right_answers(ground_truth: Any) -> list[str]:
 
     A list means that any of its elements is right, and so does its text in JSON or Python where its elements are
     quoted (``["36", "37"]``) or a single number (``[36]``). ``[36, 37]`` is an interval. A text with a box, or in
-    GSM8K's form with ``####``, is cut down to what stands there.
+    GSM8K's form with ``####``, is cut down to that answer.
 
     Raises:
         UnusableTruth: nothing, NaN, infinity, no text or number, or a text that no answer can equal.
@@ -56,7 +56,7 @@ def _listed(text: str) -> Any:
         if several and (len(found) < 2 or any(isinstance(one, (str, bool, type(None), list, dict)) for one in found)):
             return found
     if text.startswith(('["', "['")):
-        raise UnusableTruth(f"{_shown(text)} begins like a list in JSON and is none")
+        raise UnusableTruth(f"{_shown(text)} begins like a list in JSON but is not one")
     return text
 
 

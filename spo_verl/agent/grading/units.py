@@ -1,8 +1,8 @@
-r"""Words behind numbers: which are units, which are numbers themselves, and which may be left out.
+r"""Words after numbers: which are units, which are numbers themselves, and which may be left out.
 
 A unit of this table says what is counted and leaves the number alone, so an answer may have one that the ground truth
 does not have, and the other way round. Two different units never agree. Any other word may change what is said ("or
-more", "AM", "is wrong"), so it must stand in the ground truth too.
+more", "AM", "is wrong"), so it must be in the ground truth too.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ INERT = frozenset(_NAMES) - _NOT_INERT
 
 
 def unit_of(words: list[str]) -> str:
-    """The words behind a number in one form: ``square centimeters`` and ``cm ^ { 2 }`` are ``cm^2``."""
+    """The words after a number in one form: ``square centimeters`` and ``cm ^ { 2 }`` are ``cm^2``."""
     if words == ["\\%"] or words == ["%"] or words in (["percent"], ["per", "cent"]):
         return PERCENT
     found: list[str] = []
@@ -129,5 +129,5 @@ def unit_of(words: list[str]) -> str:
 
 
 def is_inert(unit: str) -> bool:
-    """Whether a unit may stand on one side only: it is known, and leaves the number as it is."""
+    """Whether one of two answers alone may have a unit: it is known, and leaves the number as it is."""
     return all(part.removesuffix("^2").removesuffix("^3") in INERT for part in unit.split("/"))

@@ -34,7 +34,7 @@ def main(descriptor: int, parent: int, memory_bytes: int) -> None:
     logging.disable(logging.CRITICAL)
     try:
         _warm_up()
-    except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
+    except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it
         _send(connection, {"ready": False, "problem": f"{type(error).__name__}: {error}"})
         return
     with open(os.devnull, "w") as nowhere:
@@ -62,7 +62,7 @@ def main(descriptor: int, parent: int, memory_bytes: int) -> None:
 
 def _warm_up() -> None:
     """Import and use everything once, so that no request pays for it."""
-    import math_verify  # noqa: F401 - what is missing is told at the start
+    import math_verify  # noqa: F401 - what is missing is reported at the start
 
     for truth, answer in (EASY, SUM):
         if verdict(truth, answer) != "equal":
@@ -74,7 +74,7 @@ def verdict(truth: str, answer: str) -> str:
     from spo_verl.agent.grading.comparing import same, with_algebra
     from spo_verl.agent.grading.exact import TooHard
     from spo_verl.agent.grading.foreign import is_foreign, same_value
-    from spo_verl.agent.grading.reading import read
+    from spo_verl.agent.grading.parsing import read
 
     try:
         mine, theirs = read(answer), read(truth)

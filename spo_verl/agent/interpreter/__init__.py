@@ -1,7 +1,7 @@
 """Where programs run: one small interface, two backends.
 
 ``await interpreter.run(code)`` gives a :class:`ProgramResult` whatever the program did, and raises
-:class:`~spo_verl.agent.errors.SpoInterpreterError` when the backend could not run it at all.
+:class:`~spo_verl.agent.agent_errors.SpoInterpreterError` when the backend could not run it at all.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ _ABSENT: dict[int, int] = {
     # getxattr, lgetxattr, fgetxattr, listxattr, llistxattr, flistxattr: as on a file system without attributes
     191: _EOPNOTSUPP, 192: _EOPNOTSUPP, 193: _EOPNOTSUPP, 194: _EOPNOTSUPP, 195: _EOPNOTSUPP, 196: _EOPNOTSUPP,
 }  # fmt: skip
-"""Refused with another error than ``EPERM``, one that libraries know how to go on after."""
+"""Refused with another error than ``EPERM``, one after which libraries know how to continue."""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _RET_KILL, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
@@ -178,7 +178,7 @@ class ContainmentError(OSError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """What one program may use; units in the names."""
 
     cpu_seconds: int
@@ -269,7 +269,7 @@ def _seccomp_works() -> bool:
     return platform.machine() == "x86_64" and _succeeds(install)
 
 
-def contain(limits: Limits, fences: Fences) -> None:
+def contain(limits: ProgramLimits, fences: Fences) -> None:
     """Put up every fence around the calling process, for good.
 
     Raises:
@@ -300,7 +300,7 @@ def _private_folder(size_mb: int) -> bool:
     return bool(read_only)
 
 
-def _limit_resources(limits: Limits) -> None:
+def _limit_resources(limits: ProgramLimits) -> None:
     with open("/proc/self/statm") as statm:
         own = int(statm.read().split()[0]) * resource.getpagesize()
     values = {

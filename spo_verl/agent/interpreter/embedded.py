@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.config import LIMITS, EmbeddedConfig
-from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import Outcome, ProgramResult
 from spo_verl.agent.interpreter.attempts import Bait
 from spo_verl.agent.interpreter.gate import Gate
@@ -250,8 +250,8 @@ class _Server:
         if "error" in report or not report["contained"]:
             raise _ServerGoneError(str(report.get("error") or f"a program could not be contained: {stderr.strip()}"))
         outcome, note = _ending(report, program.size > program.limit, self.config)
-        told = outcome == "failed" and stderr.strip()
-        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if told else note, report["status"])
+        said = outcome == "failed" and stderr.strip()
+        return ProgramResult(stdout, stderr, outcome, report["seconds"], "" if said else note, report["status"])
 
 
 class EmbeddedInterpreter:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from spo_verl.agent.errors import SpoInterpreterError
+from spo_verl.agent.agent_errors import SpoInterpreterError
 
 
 class Gate:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.config import SandboxFusionConfig
-from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import Outcome, ProgramResult
 from spo_verl.agent.interpreter.gate import Gate
 

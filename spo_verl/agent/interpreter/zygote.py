@@ -101,7 +101,7 @@ def serve(control: socket.socket, settings: dict[str, Any], containment: Any, na
     for name in settings["packages"]:
         importlib.import_module(name)
     fences = containment.available(namespaces)
-    limits = containment.Limits(
+    limits = containment.ProgramLimits(
         cpu_seconds=settings["cpu_seconds"],
         memory_mb=settings["memory_mb"],
         disk_mb=settings["disk_mb"],
@@ -480,8 +480,8 @@ def main() -> Job | None:
             containment.die_with_parent()
         return serve(control, settings, containment, namespaces)
     except BrokenPipeError:
-        return None  # the owner went while being told something
-    except Exception as error:  # noqa: BLE001 - told to the owner, who raises it
+        return None  # the owner went while something was sent to it
+    except Exception as error:  # noqa: BLE001 - sent to the owner, who raises it
         _send(control, {"fatal": f"{type(error).__name__}: {error}"})
         return None
 

@@ -11,11 +11,13 @@ import pyarrow as pa
 from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.data.canonical import NotCanonicalError
 from spo_verl.data.identity import prompt_key
-from spo_verl.data.prepare.errors import RowError, SpoDataError, row_error
-from spo_verl.data.prepare.problems import raw_rows, read_problem
-from spo_verl.data.prepare.reading import Stream, find_release, open_files, open_source, values_of
-from spo_verl.data.prepare.report import LISTED, stored_report
-from spo_verl.data.prepare.sources import Source
+from spo_verl.data.prepare.answers import is_only_text
+from spo_verl.data.prepare.data_errors import RowError, SpoDataError, row_error
+from spo_verl.data.prepare.prepare_report import LISTED, stored_report
+from spo_verl.data.prepare.problems import is_mathematics, raw_rows, read_problem
+from spo_verl.data.prepare.prompt_lengths import PromptLimit
+from spo_verl.data.prepare.published import Source
+from spo_verl.data.prepare.streams import Stream, find_release, open_files, open_source, values_of
 from spo_verl.errors import SpoConfigError
 
 REQUIRED = ("data_source", "prompt", "reward_model")
@@ -32,7 +34,8 @@ class CheckReport:
         kind: "verl" for rows in verl's columns, or the name of the source whose rows they should be.
         rows: rows that were read.
         data_sources: ``data_source`` -> rows; only for "verl".
-        duplicates: rows whose prompt, ground truth and data source stand in an earlier row; only for "verl".
+        duplicates: rows whose prompt, ground truth and data source are those of an earlier row; only for "verl".
+        only_text: rows whose ground truth the mathematical reward compares as text only; only for "verl".
         problems: the first problems, each with row and field.
         problem_count: all of them.
         prepared: the report that the file holds, if it was prepared.
@@ -43,6 +46,7 @@ class CheckReport:
     rows: int = 0
     data_sources: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
+    only_text: int = 0
     problems: list[str] = field(default_factory=list)
     problem_count: int = 0
     prepared: dict[str, Any] | None = None
@@ -59,13 +63,17 @@ class CheckReport:
             self.problems.append(problem)
 
 
-def check_file(file: Path) -> CheckReport:
+def check_file(file: Path, prompt_limit: PromptLimit | None = None) -> CheckReport:
     """Check a file of verl's columns.
 
     Required are ``data_source``, ``prompt`` (messages of which the last is the user's) and
     ``reward_model.ground_truth`` (a text or a list of texts that the mathematical reward takes, unless ``ability``
     says that it is no mathematics); ``ability`` and ``extra_info`` (with ``index`` and ``split``) are checked where
     they are.
+
+    Args:
+        file: Parquet or JSON.
+        prompt_limit: a prompt with too many tokens is a problem; None does not count tokens.
 
     Raises:
         SpoDataError: there is no such file, or it cannot be read at all.
@@ -77,6 +85,9 @@ def check_file(file: Path) -> CheckReport:
         try:
             check_row(row, fields)
             key = prompt_key(fields)
+            report.only_text += is_mathematics(fields.get("ability")) and _is_only_text(fields)
+            if prompt_limit is not None and (tokens := prompt_limit.excess(fields["prompt"])) is not None:
+                raise row_error(row, "prompt", f"{tokens} tokens, and at most {prompt_limit.most} are allowed.")
         except RowError as error:
             report.note(str(error))
             continue
@@ -138,6 +149,11 @@ def check_row(row: int, fields: Mapping[str, Any]) -> None:
         raise row_error(row, "extra_info.index", f"{_shown(index)} instead of a number.")
 
 
+def _is_only_text(fields: Mapping[str, Any]) -> bool:
+    truth = fields["reward_model"]["ground_truth"]
+    return any(is_only_text(one) for one in (truth if isinstance(truth, (list, tuple)) else [truth]))
+
+
 def _check_prompt(row: int, prompt: Any) -> None:
     if not isinstance(prompt, list) or not prompt:
         raise row_error(row, "prompt", f"{_shown(prompt)} instead of a list of messages.")
@@ -162,7 +178,7 @@ def _check_truth(row: int, truth: Any, ability: Any) -> None:
     name = "reward_model.ground_truth"
     if not isinstance(truth, (list, tuple)):
         _check_text(row, name, truth)
-    if isinstance(ability, str) and "math" not in ability.lower():
+    if not is_mathematics(ability):
         return
     try:
         right_answers(truth)

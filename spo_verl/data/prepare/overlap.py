@@ -1,24 +1,24 @@
-"""Contamination: which problems of evaluation files stand in the training data."""
+"""Contamination: which problems of evaluation files are in the training data."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spo_verl.data.prepare.errors import SpoDataError, row_error
-from spo_verl.data.prepare.reading import open_files, values_of
+from spo_verl.data.prepare.data_errors import SpoDataError, row_error
+from spo_verl.data.prepare.problem_texts import excerpt, overlap_hash, squeezed, without_instruction
+from spo_verl.data.prepare.streams import open_files, values_of
 from spo_verl.data.prepare.templates import without_template
-from spo_verl.data.prepare.texts import excerpt, overlap_hash, squeezed, without_instruction
 
 
 @dataclass
 class FileOverlap:
-    """One evaluation file beside the training file.
+    """What one evaluation file shares with the training file.
 
     Attributes:
         file: the evaluation file.
         problems: different problems in it.
-        shared: problems that stand in the training data: row here, rows there (the first ten), beginning of the text,
+        shared: problems that are in the training data: row here, rows there (the first ten), beginning of the text,
             and both ground truths.
     """
 
@@ -37,7 +37,7 @@ class OverlapReport:
 
     @property
     def shared(self) -> int:
-        """Problems of evaluation files that stand in the training data."""
+        """Problems of evaluation files that are in the training data."""
         return sum(len(one.shared) for one in self.files)
 
 
@@ -47,7 +47,7 @@ _ROWS_LISTED = 10
 def overlap(train: Path, evaluation: Sequence[Path]) -> OverlapReport:
     """Look for the problems of evaluation files in a training file.
 
-    Both are files in verl's columns. A problem is what ``extra_info.problem`` holds where that stands in the last
+    Both are files in verl's columns. A problem is what ``extra_info.problem`` holds where that is in the last
     message of the user (prepared files), otherwise that message without a known instruction. Two problems are the same
     if `overlap_hash` is: typesetting does not count, and any other wording does, so a paraphrase is not found. The
     training file is streamed.

@@ -1,11 +1,11 @@
-"""The instructions that are put behind a problem. All of their wording stands here, and only here.
+"""The instructions that follow a problem. All of their wording is here, and only here.
 
 A template is part of a prompt and so of its identity: another wording makes other prompts (docs/howto-datasets.md).
 """
 
 from dataclasses import dataclass
 
-from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.data.prepare.data_errors import SpoDataError
 
 # The sentence that the Qwen models' cards recommend for mathematics.
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -28,7 +28,7 @@ class Template:
 
     Attributes:
         name: as on the command line.
-        instruction: stands behind the problem, after an empty line; may be empty.
+        instruction: follows the problem, after an empty line; may be empty.
         purpose: in one sentence.
     """
 
@@ -56,11 +56,22 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+def own_template(instruction: str) -> Template:
+    """The template with an instruction of the user's own.
+
+    Raises:
+        SpoDataError: it is empty.
+    """
+    if not instruction.strip():
+        raise SpoDataError("the instruction is empty: for the problem alone take --template none.")
+    return Template("own", instruction.strip(), "an instruction of the user's own")
+
+
 def find_template(name: str) -> Template:
     """The template of that name.
 
     Raises:
-        SpoDataError: there is none.
+        SpoDataError: no template has it.
     """
     try:
         return TEMPLATES[name]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.data.prepare.data_errors import SpoDataError
 from spo_verl.files import check_output
 
 ROWS_PER_GROUP = 2048

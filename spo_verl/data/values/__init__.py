@@ -6,12 +6,12 @@
 
 from spo_verl.data.values.accuracy import from_accuracy_column
 from spo_verl.data.values.dumps import from_validation_dump
-from spo_verl.data.values.evidence import Coverage, initial_evidence_for, initial_evidence_from_tracker
+from spo_verl.data.values.initial_evidence import Coverage, initial_evidence_for, initial_evidence_from_tracker
+from spo_verl.data.values.match_report import MatchReport
 from spo_verl.data.values.merging import merge
 from spo_verl.data.values.reference import from_reference_json
-from spo_verl.data.values.report import MatchReport
-from spo_verl.data.values.table import FORMAT, FORMAT_VERSION, OfflineValues, provenance
 from spo_verl.data.values.trackers import from_tracker
+from spo_verl.data.values.values_table import FORMAT, FORMAT_VERSION, OfflineValues, provenance
 
 __all__ = [
     "FORMAT",

@@ -8,10 +8,10 @@ from typing import Any
 from spo_verl.config import RewardConfig
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys
-from spo_verl.data.rewards import number, unit_reward
-from spo_verl.data.values.report import MatchReport
-from spo_verl.data.values.table import OfflineValues, provenance
-from spo_verl.data.values.texts import counted, identified, rows_without
+from spo_verl.data.unit_reward import number, unit_reward
+from spo_verl.data.values.match_report import MatchReport
+from spo_verl.data.values.prompt_texts import counted, identified, rows_without
+from spo_verl.data.values.values_table import OfflineValues, provenance
 from spo_verl.errors import SpoConfigError, SpoRewardError
 
 logger = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ def from_accuracy_column(
     sampling: Mapping[str, Any] | None = None,
     date: str | None = None,
 ) -> tuple[OfflineValues, MatchReport]:
-    """Read the accuracy that stands beside each row: a number in [0, 1], or a text such as "5/8" or "0.625".
+    """Read the accuracy that each row has: a number in [0, 1], or a text such as "5/8" or "0.625".
 
     Args:
         dataset: As in `from_reference_json`.
         column: Its name; ``"extra_info.accuracy"`` names a member of a column.
-        trials: Trials behind each accuracy, a whole number >= 1. A fraction such as "5/8" brings its own, and must
-            agree with this where it is given.
+        trials: Trials that each accuracy is the mean of, a whole number >= 1. A fraction such as "5/8" brings its own,
+            and must agree with this where it is given.
         keys: As in `from_reference_json`.
         policy, sampling, date: For the provenance, as in `provenance`.
 

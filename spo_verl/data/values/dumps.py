@@ -11,10 +11,9 @@ from typing import Any
 from spo_verl.config import RewardConfig
 from spo_verl.data.canonical import canonical_json
 from spo_verl.data.identity import DatasetKeys
-from spo_verl.data.rewards import unit_reward
-from spo_verl.data.values.report import MatchReport, require_some
-from spo_verl.data.values.table import OfflineValues, provenance
-from spo_verl.data.values.texts import (
+from spo_verl.data.unit_reward import unit_reward
+from spo_verl.data.values.match_report import MatchReport, require_some
+from spo_verl.data.values.prompt_texts import (
     PromptText,
     counted,
     identified,
@@ -22,6 +21,7 @@ from spo_verl.data.values.texts import (
     rows_without,
     squeeze,
 )
+from spo_verl.data.values.values_table import OfflineValues, provenance
 from spo_verl.errors import SpoValuesError
 from spo_verl.files import read_json_lines
 
@@ -56,7 +56,7 @@ def from_validation_dump(
 ) -> tuple[OfflineValues, MatchReport]:
     """Read validation dumps that verl made of (part of) the training data, without any tokenizer.
 
-    A line belongs to the prompt whose ground truth equals its ``gts`` and whose messages stand in its ``input`` (the
+    A line belongs to the prompt whose ground truth equals its ``gts`` and whose messages are in its ``input`` (the
     rendered prompt), in order and white space aside; the model's own earlier messages do not take part, as templates
     shorten them. Where several fit, the longest does: a short question may be part of a longer one. Prompts with the
     same texts and ground truth (which differ in media, tools or data source) are all given the trials, and reported.
@@ -165,7 +165,7 @@ def dump_lines(file: Path, *, only_dumps: bool = True) -> Iterator[tuple[int, di
 
     Args:
         file: With one JSON object per line.
-        only_dumps: Refuse objects without a text under ``input`` or with a ``step`` that is none.
+        only_dumps: Refuse objects without a text under ``input`` or with a ``step`` that is not a whole number.
 
     Raises:
         SpoValuesError: Names file and line.
@@ -228,7 +228,7 @@ def _length(text: PromptText) -> int:
 
 
 def matching_slots(rendered: str, slots: Sequence[int], texts: Sequence[PromptText]) -> list[int]:
-    """The slots of the longest texts that stand in a rendered prompt; none when two different ones tie."""
+    """The slots of the longest texts that are in a rendered prompt; none when two different ones tie."""
     found: list[int] = []
     for slot in slots:
         if found and _length(texts[slot]) < _length(texts[found[0]]):

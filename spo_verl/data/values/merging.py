@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spo_verl.data.identity import slots_of_keys
-from spo_verl.data.values.table import OfflineValues
+from spo_verl.data.values.values_table import OfflineValues
 from spo_verl.errors import SpoValuesError
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from spo_verl.config import RewardConfig
 from spo_verl.data.identity import DatasetKeys
-from spo_verl.data.rewards import unit_reward
-from spo_verl.data.values.report import MatchReport, require_some
-from spo_verl.data.values.table import OfflineValues, provenance
-from spo_verl.data.values.texts import (
+from spo_verl.data.unit_reward import unit_reward
+from spo_verl.data.values.match_report import MatchReport, require_some
+from spo_verl.data.values.prompt_texts import (
     PromptText,
     counted,
     identified,
@@ -20,6 +19,7 @@ from spo_verl.data.values.texts import (
     rows_without,
     squeeze,
 )
+from spo_verl.data.values.values_table import OfflineValues, provenance
 from spo_verl.errors import SpoValuesError
 from spo_verl.files import read_json
 

@@ -10,8 +10,8 @@ import numpy as np
 from spo_verl import core
 from spo_verl.core.evidence import UNTRIED_EVIDENCE
 from spo_verl.data.identity import IDENTITY_VERSION, DatasetKeys
-from spo_verl.data.values.report import MatchReport
-from spo_verl.data.values.table import OfflineValues, provenance
+from spo_verl.data.values.match_report import MatchReport
+from spo_verl.data.values.values_table import OfflineValues, provenance
 from spo_verl.errors import SpoValuesError
 from spo_verl.tracker import checkpoint
 from spo_verl.tracker.table import match_keys

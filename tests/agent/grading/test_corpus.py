@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spo_verl.agent.math_reward import compute_score
-from spo_verl.data.prepare.sources import SOURCES
+from spo_verl.data.prepare.published import SOURCES
 
 pytest.importorskip("math_verify")
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spo_verl.agent.grading import exact
-from spo_verl.agent.grading.canonical import quick_verdict
 from spo_verl.agent.grading.comparing import same, with_algebra
 from spo_verl.agent.grading.exact import TooHard
-from spo_verl.agent.grading.reading import read
+from spo_verl.agent.grading.parsing import read
+from spo_verl.agent.grading.short_forms import quick_verdict
 from tests.core.helpers import property_test
 
 few = settings(property_test, max_examples=60)

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("math_verify")
 
 from spo_verl.agent.grading import processes
-from spo_verl.agent.grading.processes import Grader, GradingError, Limits
+from spo_verl.agent.grading.processes import ComparisonLimits, Grader, GradingError
 
 pytestmark = pytest.mark.long
-QUICK = Limits(seconds=3.0, processes=1)
+QUICK = ComparisonLimits(seconds=3.0, processes=1)
 TOWER = "9^{9^{9^{9^9}}}"
 
 
@@ -77,7 +77,7 @@ def hangs(monkeypatch, tmp_path):
 
 
 def test_a_comparison_that_does_not_end_is_ended_and_the_next_is_answered(hangs, caplog):
-    grader = Grader(Limits(seconds=1.0, processes=1))
+    grader = Grader(ComparisonLimits(seconds=1.0, processes=1))
     grader.compare("1", "x")  # the start of the process is not measured
     [first] = grader._all
     started = time.monotonic()
@@ -120,7 +120,7 @@ def test_a_process_that_died_while_it_was_idle_is_replaced_and_the_new_one_is_as
 
 
 def test_all_idle_processes_may_have_died_together():
-    grader = Grader(Limits(processes=2))
+    grader = Grader(ComparisonLimits(processes=2))
     threads = [threading.Thread(target=grader.compare, args=("2\\sqrt{3}", f"\\sqrt{{{n}}}")) for n in range(20, 40)]
     for thread in threads:
         thread.start()
@@ -133,7 +133,7 @@ def test_all_idle_processes_may_have_died_together():
 
 
 def test_a_process_that_dies_in_the_middle_is_asked_again_once(hangs):
-    grader = Grader(Limits(seconds=30.0, processes=1))
+    grader = Grader(ComparisonLimits(seconds=30.0, processes=1))
     assert grader.compare(str(hangs / "mark"), "die once") == "equal"
     assert grader.compare(str(hangs / "mark"), "die") == "unanswered"
     assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
@@ -142,7 +142,7 @@ def test_a_process_that_dies_in_the_middle_is_asked_again_once(hangs):
 
 
 def test_a_process_without_memory_is_replaced(hangs):
-    grader = Grader(Limits(seconds=30.0, processes=1))
+    grader = Grader(ComparisonLimits(seconds=30.0, processes=1))
     assert grader.compare("5", "exhaust") == "unanswered"
     assert not grader._all
     assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
@@ -157,7 +157,7 @@ def cpu_seconds(pid):
 
 def test_the_first_comparison_does_not_pay_for_the_warm_up():
     """Everything is imported and used before a process is ready, so the first comparison has its whole limit."""
-    grader = Grader(Limits(seconds=30.0, processes=1))
+    grader = Grader(ComparisonLimits(seconds=30.0, processes=1))
     process = grader._take(fresh=True)
     grader._give_back(process, keep=True)
     used = cpu_seconds(process.process.pid)
@@ -167,7 +167,7 @@ def test_the_first_comparison_does_not_pay_for_the_warm_up():
 
 
 def test_too_little_memory_is_no_crash():
-    grader = Grader(Limits(seconds=20.0, memory_mb=512, processes=1))
+    grader = Grader(ComparisonLimits(seconds=20.0, memory_mb=512, processes=1))
     try:
         assert grader.compare("5", "2^{2^{38}}") in ("unanswered", "different")
         assert grader.compare("2\\sqrt{3}", "\\sqrt{12}") == "equal"
@@ -176,7 +176,7 @@ def test_too_little_memory_is_no_crash():
 
 
 def test_many_threads_share_few_processes():
-    grader = Grader(Limits(processes=2))
+    grader = Grader(ComparisonLimits(processes=2))
     verdicts = {}
     threads = [
         threading.Thread(
@@ -220,8 +220,8 @@ def test_a_process_that_cannot_start_is_loud(tmp_path, monkeypatch):
 
 PARENT = """
 import os, sys, time
-from spo_verl.agent.grading.processes import Limits, grader
-one = grader(Limits(processes=1))
+from spo_verl.agent.grading.processes import ComparisonLimits, grader
+one = grader(ComparisonLimits(processes=1))
 assert one.compare("2", "x") == "different"
 [process] = one._all
 print(process.process.pid, flush=True)
@@ -256,7 +256,7 @@ def test_a_fork_has_processes_of_its_own():
         one._lock.acquire()  # as if another thread held it at this moment
         pid = os.fork()
         if pid == 0:
-            again = grader(Limits(processes=1))
+            again = grader(ComparisonLimits(processes=1))
             verdict = again.compare("2", "\\\\sqrt{4}")
             from spo_verl.agent.grading.processes import close_all
             close_all()

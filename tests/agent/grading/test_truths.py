@@ -8,7 +8,7 @@ import pytest
 from spo_verl.agent.grading.truths import UnusableTruth, right_answers
 from spo_verl.data.prepare.answers import read_answer
 from spo_verl.data.prepare.checking import check_row
-from spo_verl.data.prepare.errors import RowError
+from spo_verl.data.prepare.data_errors import RowError
 
 NAN = float("nan")
 UNUSABLE = [

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.config import EmbeddedConfig
-from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import embedded
 from spo_verl.agent.interpreter.attempts import Bait
 from spo_verl.agent.interpreter.embedded import EmbeddedInterpreter

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.config import EmbeddedConfig
-from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter.embedded import EmbeddedInterpreter
 from tests.agent.interpreter import corpus
 

@@ -7,8 +7,8 @@ import time
 import pytest
 from aiohttp import web
 
+from spo_verl.agent.agent_errors import SpoInterpreterError
 from spo_verl.agent.config import SandboxFusionConfig
-from spo_verl.agent.errors import SpoInterpreterError
 from spo_verl.agent.interpreter import shared
 from spo_verl.agent.interpreter.sandbox_fusion import SandboxFusion
 

@@ -17,7 +17,7 @@ from spo_verl.data.prepare import (
     prepare,
 )
 from spo_verl.data.prepare.checking import check_row
-from spo_verl.data.prepare.report import LISTED
+from spo_verl.data.prepare.prepare_report import LISTED
 from tests.cli.helpers import write_rows
 from tests.data.prepare.releases import AFTER, BEFORE, CASES, write_jsonl
 from tests.support import gsm8k

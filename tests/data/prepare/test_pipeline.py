@@ -18,8 +18,8 @@ from spo_verl.data.prepare import (
     SpoDataError,
     check_file,
     prepare,
-    reading,
     stored_report,
+    streams,
     writing,
 )
 from tests.data.prepare.releases import MATH_ARENA, ORIGINAL, PROCESSED, original, processed, write_jsonl, write_parquet
@@ -60,7 +60,7 @@ def test_repeats_are_dropped_and_counted(dapo):
 
 
 def test_a_hundred_repeats_in_several_batches_and_row_groups(dapo, monkeypatch):
-    monkeypatch.setattr(reading, "_ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(streams, "_ROWS_PER_BATCH", 7)
     monkeypatch.setattr(writing, "ROWS_PER_GROUP", 4)
     rows = [original(f"What is {n % 10}?", str(n % 10), n) for n in range(1000)]
     report, written = dapo(rows)
@@ -232,7 +232,7 @@ def test_the_report_is_in_the_file(dapo, tmp_path):
 
 
 def test_progress_is_told_with_the_number_of_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(streams, "_ROWS_PER_BATCH", 4)
     rows = [{"problem_idx": n, "problem": f"{n}?", "answer": "1"} for n in range(10)]
     file = write_parquet(tmp_path / "in.parquet", rows, MATH_ARENA)
     told = []

@@ -11,7 +11,7 @@ import numpy as np
 from spo_verl.data.canonical import canonical_json
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys, RowFields, dataset_keys
-from spo_verl.data.values.table import OfflineValues
+from spo_verl.data.values.values_table import OfflineValues
 from spo_verl.errors import SpoConfigError
 
 # verl replaces these in a message's text by the media, and rendering them leaves special tokens only.
@@ -24,7 +24,7 @@ class PromptText:
 
     Attributes:
         first: Stripped content of the first message.
-        last_user: Content of the last user message, squeezed (`squeeze`); "" where there is none.
+        last_user: Content of the last user message, squeezed (`squeeze`); "" without one.
         pieces: Squeezed texts of all messages that the model did not write itself, in order, cut at media.
         truth: The ground truth, canonically encoded.
     """
@@ -66,7 +66,7 @@ def prompt_texts(dataset: Any, keys: DatasetKeys) -> list[PromptText]:
         if not _are_messages(messages):
             raise SpoConfigError(
                 f"row {number} of the dataset, field {column!r}: {messages!r:.60} instead of messages with role and "
-                "content. Mend the row, or name the column of messages with --prompt-key (data.prompt_key)."
+                "content. Correct the row, or name the column of messages with --prompt-key (data.prompt_key)."
             )
         texts.append(_text_of(messages, truth))
     return texts
@@ -81,7 +81,7 @@ def first_rows(
         dataset: Any map-style dataset.
         keys: Its keys.
         columns: Column -> the members of interest where it is a struct, or None for all. A dataset without a table
-            behind it serves whole items.
+            serves whole items.
     """
     wanted = iter(keys.row_of_slot_P.tolist())
     next_row = next(wanted, None)
@@ -145,7 +145,7 @@ def _text_of(messages: Any, truth: Any) -> PromptText:
 
 
 def _content(content: Any) -> str:
-    """The text of a message; of a content in parts, their texts, with a mark where a medium stands between them."""
+    """The text of a message; of a content in parts, their texts, with a mark for each medium between them."""
     if content is None or isinstance(content, str):
         return content or ""
     parts = [part if isinstance(part, Mapping) else {"text": str(part)} for part in content]

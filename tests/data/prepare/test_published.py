@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spo_verl.data.prepare import SOURCES, SpoDataError, check_source, find_source, prepare
-from spo_verl.data.prepare.reading import find_release
+from spo_verl.data.prepare.streams import find_release
 from spo_verl.data.prepare.templates import BOXED
 from spo_verl.data.prepare.writing import SCHEMA
 from tests.data.prepare.releases import CASES, MATH_ARENA, write_jsonl, write_parquet
@@ -146,7 +146,7 @@ def test_the_agreed_names_and_hub_ids():
     ("origin", "complaint"),
     [
         (["nowhere.parquet"], r"there is no file .*nowhere\.parquet"),
-        (["data.csv"], r"data\.csv: files end with \.parquet, \.json, \.jsonl"),
+        (["data.txt"], r"data\.txt: files end with \.parquet, \.json, \.jsonl, \.csv, \.tsv; convert"),
         (["a.parquet", "b.jsonl"], "of different kinds"),
         (["a.parquet", "folder"], "one folder, or files, or one hub id"),
         (["damaged.parquet"], r"damaged\.parquet cannot be read"),
@@ -158,7 +158,7 @@ def test_files_that_cannot_be_read(origin, complaint, tmp_path, monkeypatch):
     write_parquet(tmp_path / "a.parquet", [{"problem": "1?", "answer": "1"}], MATH_ARENA)
     write_jsonl(tmp_path / "b.jsonl", [{"problem": "1?", "answer": "1"}])
     (tmp_path / "folder").mkdir()
-    (tmp_path / "data.csv").write_text("problem,answer\n1?,1\n")
+    (tmp_path / "data.txt").write_text("problem,answer\n1?,1\n")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "damaged.jsonl").write_text('{"problem": "1?", "answer"')
     with pytest.raises(SpoDataError, match=complaint):
@@ -166,12 +166,15 @@ def test_files_that_cannot_be_read(origin, complaint, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == []
 
 
-def test_a_dataset_saved_to_disk_is_told_what_to_do(tmp_path):
+def test_a_dataset_saved_to_disk_is_read(tmp_path):
     import datasets
 
-    datasets.Dataset.from_list([{"problem": "1?", "answer": "1"}]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(SpoDataError, match=r"save_to_disk: write it with to_parquet"):
-        prepare("brumo_2025", tmp_path / "out.parquet", origin=[str(tmp_path / "saved")])
+    saved = datasets.Dataset.from_list([{"problem": "1?", "answer": "1"}])
+    saved.save_to_disk(tmp_path / "saved")
+    prepare("brumo_2025", tmp_path / "out.parquet", origin=[str(tmp_path / "saved")])
+    assert [row["extra_info"]["problem"] for row in rows_of(tmp_path / "out.parquet")] == ["1?"]
+    with pytest.raises(SpoDataError, match="has no configurations: leave --config away"):
+        prepare("brumo_2025", tmp_path / "x.parquet", origin=[str(tmp_path / "saved")], config="main")
 
 
 HUB_IDS = [(source.name, release) for source in SOURCES.values() for release in source.releases]

@@ -1,15 +1,16 @@
 """The sources that can be prepared: one entry each, with the column names of every release that is known.
 
-Nothing here is code that reads rows: `spo_verl.data.prepare.reading` finds the columns, `answers` and `texts` hold the
-rules that an entry names. Where the schemas were looked up, and what could not be verified: docs/data.md.
+Nothing here is code that reads rows: `spo_verl.data.prepare.streams` finds the columns, `answers` and
+`problem_texts` hold the rules that an entry names. Where the schemas were looked up, and what could not be verified:
+docs/data.md.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from spo_verl.data.prepare.errors import SpoDataError
+from spo_verl.data.prepare.data_errors import SpoDataError
 
-AnswerRule = Literal["integer", "number_or_text", "after_hashes", "latex"]
+AnswerRule = Literal["integer", "number_or_text", "after_hashes", "latex", "any", "any_after_hashes", "any_boxed"]
 Use = Literal["train", "evaluation"]
 
 
@@ -19,12 +20,12 @@ class Release:
 
     Attributes:
         name: for messages and reports.
-        hub_id: on the Hugging Face hub.
+        hub_id: on the Hugging Face hub; "" for a source of the user's own (`own_source`).
         parts: configuration (None: the only one) and split of each part; several parts are read one after the other.
         problem: column of the problem. Dots lead into structs, here and below.
         answer: column of the answer.
-        source_id: column of the release's own identifier; None where there is none.
-        messages: the problem is a list of chat messages instead of a text.
+        source_id: column of the release's own identifier; None without one.
+        messages: the problem is a list of chat messages instead of a text; None: each row says which.
         documented_rows: rows of all parts together as its page says; None where no page was found that says it.
         licence: as the hub's page names it.
         format: file format on the hub; "parquet" lets it be streamed in small batches.
@@ -36,7 +37,7 @@ class Release:
     problem: str
     answer: str
     source_id: str | None = None
-    messages: bool = False
+    messages: bool | None = False
     documented_rows: int | None = None
     licence: str = "not verified"
     format: Literal["parquet", "json", "unknown"] = "unknown"
@@ -52,7 +53,8 @@ class Source:
         use: what it is for; rows of an evaluation source get the split "test", whatever the hub calls it.
         answer_rule: how its answers are read, see `spo_verl.data.prepare.answers`.
         releases: the first one is the default.
-        english_only: rows in other scripts are dropped, see `spo_verl.data.prepare.texts.is_english`.
+        ability: verl's column of that name; "math" has answers that the mathematical reward reads.
+        english_only: rows in other scripts are dropped, see `spo_verl.data.prepare.problem_texts.is_english`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Source:
     answer_rule: AnswerRule
     releases: tuple[Release, ...]
     english_only: bool = False
+    ability: str = "math"
 
 
 _VERL_COLUMNS = {"problem": "prompt", "answer": "reward_model.ground_truth", "messages": True}
@@ -266,11 +269,12 @@ def find_source(name: str) -> Source:
     """The source of that name.
 
     Raises:
-        SpoDataError: there is none.
+        SpoDataError: no source has it.
     """
     try:
         return SOURCES[name]
     except KeyError:
         raise SpoDataError(
-            f"there is no source {name!r}: take one of {', '.join(SOURCES)} (`spo-verl data list` tells what they are)."
+            f"there is no source {name!r}: take one of {', '.join(SOURCES)} (see `spo-verl data list`), or name the "
+            "columns of your own data with --question and --answer."
         ) from None

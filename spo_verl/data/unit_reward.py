@@ -19,7 +19,7 @@ _NUMERIC_KINDS = "biuf"
 
 
 def number(raw: Any) -> float | None:
-    """The number that ``raw`` is, None where it is none.
+    """The number that ``raw`` is; None where it is not a number.
 
     Numbers are bool, int, float and their like, scalars of numpy, and arrays or tensors of one element. An integer
     beyond the range of float64 is infinite.
@@ -50,7 +50,7 @@ def unit_reward(raw: Any, reward: RewardConfig, where: str, name: str) -> float:
         name: what it was read from, for the error.
 
     Raises:
-        SpoRewardError: it is missing, not one number, NaN, or outside the range; says which, and how to mend it.
+        SpoRewardError: it is missing, not one number, NaN, or outside the range; says which, and how to correct it.
     """
     another = "or choose another with spo.reward.key (--reward-key; null takes the score)"
     if raw is None:

@@ -24,7 +24,7 @@ METRICS = ("avg", "pass", "maj")
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How metrics are computed: see `spo_verl.core.evaluation`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Benchmark:
         k: Responses that the metrics look at.
         values: Metric -> key of the prompt -> value in [0, 1]. ``maj`` is absent where answers are.
         intervals: Metric -> mean over prompts and interval.
-        pass_curve: k -> pass@k, mean over prompts, k = 1, 2, 4, ... and ``k``.
+        pass_curve: k -> pass@k, mean over prompts and interval, k = 1, 2, 4, ... and ``k``.
         missing_answers: Share of the responses without an answer; None where the file has none at all.
     """
 
@@ -62,12 +62,12 @@ class Benchmark:
     k: int
     values: dict[str, dict[str, float]] = field(repr=False)
     intervals: dict[str, Interval]
-    pass_curve: dict[int, float]
+    pass_curve: dict[int, Interval]
     missing_answers: float | None
 
 
 @dataclass
-class Run:
+class EvaluatedRun:
     """One run: its benchmarks in the paper's order, their average where all five are there, problems and notes.
 
     ``rows``, ``used``, ``set_aside`` and ``account`` say what became of every row, as in `Generations`.
@@ -110,9 +110,9 @@ class Difference:
 class Evaluation:
     """Everything: the runs, their differences, and the settings."""
 
-    runs: list[Run]
+    runs: list[EvaluatedRun]
     differences: list[Difference]
-    settings: Settings
+    settings: EvaluationSettings
     problems: list[str]
 
     def as_json(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Evaluation:
         }
 
 
-def evaluate(runs: Sequence[Generations], settings: Settings) -> Evaluation:
+def evaluate(runs: Sequence[Generations], settings: EvaluationSettings) -> Evaluation:
     """Compute all metrics.
 
     Raises:
@@ -149,7 +149,7 @@ def powers_up_to(k: int) -> list[int]:
     return [2**power for power in range(k.bit_length()) if 2**power < k] + [k]
 
 
-def _run(run: Generations, settings: Settings) -> Run:
+def _run(run: Generations, settings: EvaluationSettings) -> EvaluatedRun:
     problems, notes = list(run.problems), list(run.notes)
     benchmarks = {}
     for source in in_order(set(run.prompts)):
@@ -168,7 +168,7 @@ def _run(run: Generations, settings: Settings) -> Run:
             average[metric] = _interval(values, strata, settings)
     if missing := [title(name) for name in paper_table().title_of if name not in benchmarks]:
         notes.append(f"no average of the five benchmarks, as there is no {', '.join(missing)}")
-    return Run(
+    return EvaluatedRun(
         run.name, run.step, benchmarks, average, problems, notes, run.regraded, run.rows, run.used, run.set_aside,
         run.account(),
     )  # fmt: skip
@@ -180,7 +180,7 @@ def _averaged(benchmarks: dict[str, Benchmark], metric: str) -> list[Benchmark]:
     return five if len(five) == len(paper_table().title_of) and all(metric in one.values for one in five) else []
 
 
-def _benchmark(source: str, prompts: dict[str, Prompt], settings: Settings) -> Benchmark:
+def _benchmark(source: str, prompts: dict[str, Prompt], settings: EvaluationSettings) -> Benchmark:
     n_P = np.array([len(one.correct) for one in prompts.values()])
     fewest, most = int(n_P.min()), int(n_P.max())
     k = fewest if settings.k is None else min(settings.k, fewest)
@@ -192,11 +192,11 @@ def _benchmark(source: str, prompts: dict[str, Prompt], settings: Settings) -> B
         missing = sum(not answer for one in prompts.values() for answer in one.answers) / int(n_P.sum())
     intervals = {metric: _interval(list(found.values()), None, settings) for metric, found in values.items()}
     right_P = _right(prompts)
-    curve = {one: float(pass_at_k(n_P, right_P, one).mean()) for one in powers_up_to(k)}
+    curve = {one: _interval(pass_at_k(n_P, right_P, one).tolist(), None, settings) for one in powers_up_to(k)}
     return Benchmark(source, len(prompts), (fewest, most), k, values, intervals, curve, missing)
 
 
-def _each(prompts: dict[str, Prompt], k: int, settings: Settings, metric: str) -> dict[str, float]:
+def _each(prompts: dict[str, Prompt], k: int, settings: EvaluationSettings, metric: str) -> dict[str, float]:
     """A metric of each prompt; prompts with the same number of responses are computed together."""
     found: dict[str, float] = {}
     for n in sorted({len(one.correct) for one in prompts.values()}):
@@ -218,11 +218,13 @@ def _right(prompts: dict[str, Prompt]) -> np.ndarray[Any, Any]:
     return np.array([sum(grade >= 1.0 for grade in one.correct) for one in prompts.values()])
 
 
-def _interval(values: list[float], strata: list[str] | None, settings: Settings) -> Interval:
+def _interval(values: list[float], strata: list[str] | None, settings: EvaluationSettings) -> Interval:
     return bootstrap_interval(values, strata, level=settings.level, resamples=settings.resamples, seed=settings.seed)
 
 
-def _incomplete(source: str, prompts: dict[str, Prompt], expected: dict[str, int], settings: Settings) -> Iterator[str]:
+def _incomplete(
+    source: str, prompts: dict[str, Prompt], expected: dict[str, int], settings: EvaluationSettings
+) -> Iterator[str]:
     """What of a benchmark is missing or too much."""
     name = title(source)
     wanted = expected.get(source, paper_table().prompts_of.get(source))
@@ -242,12 +244,17 @@ def _incomplete(source: str, prompts: dict[str, Prompt], expected: dict[str, int
         )
 
 
-def _used(counts: Counter[int], settings: Settings) -> int:
+def _used(counts: Counter[int], settings: EvaluationSettings) -> int:
     return min(counts) if settings.k is None else min(settings.k, *counts)
 
 
 def _differences(
-    first: Run, second: Run, mine: Generations, other: Generations, settings: Settings, problems: list[str]
+    first: EvaluatedRun,
+    second: EvaluatedRun,
+    mine: Generations,
+    other: Generations,
+    settings: EvaluationSettings,
+    problems: list[str],
 ) -> Iterator[Difference]:
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {metric: {} for metric in METRICS}
     k_of: dict[str, int] = {}
@@ -280,13 +287,13 @@ def _differences(
 
 
 def _difference(
-    first: Run,
-    second: Run,
+    first: EvaluatedRun,
+    second: EvaluatedRun,
     source: str,
     metric: str,
     k: int,
     pairs: dict[str, list[tuple[float, float]]],
-    settings: Settings,
+    settings: EvaluationSettings,
 ) -> Difference:
     value_P, other_P = np.array([pair for found in pairs.values() for pair in found]).T
     strata = [name for name, found in pairs.items() for _ in found]
@@ -296,7 +303,7 @@ def _difference(
     return Difference(first.name, second.name, source, metric, k, interval)
 
 
-def _run_as_json(run: Run) -> dict[str, Any]:
+def _run_as_json(run: EvaluatedRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "step": run.step,
@@ -313,7 +320,10 @@ def _run_as_json(run: Run) -> dict[str, Any]:
                 "responses": {"fewest": one.responses[0], "most": one.responses[1]},
                 "k": one.k,
                 **{metric: asdict(interval) for metric, interval in one.intervals.items()},
-                "pass_curve": {str(k): value for k, value in one.pass_curve.items()},
+                "pass_curve": {str(k): interval.mean for k, interval in one.pass_curve.items()},
+                "pass_curve_intervals": {
+                    str(k): [interval.low, interval.high] for k, interval in one.pass_curve.items()
+                },
                 "missing_answers": one.missing_answers,
             }
             for source, one in run.benchmarks.items()

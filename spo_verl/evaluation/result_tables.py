@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from spo_verl.core.evaluation import Interval
 from spo_verl.evaluation.benchmarks import AVERAGE, paper_table, title
-from spo_verl.evaluation.metrics import METRICS, Evaluation, Run
+from spo_verl.evaluation.scores import METRICS, EvaluatedRun, Evaluation
 from spo_verl.visible import visible
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ class Table:
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """All tables: each run, all runs beside the paper's, differences."""
+    """All tables: each run, all runs next to the paper's, differences."""
     found = [_of_run(run) for run in evaluation.runs]
-    beside = _beside_the_paper(evaluation.runs)
-    found += [beside] if beside else []
+    compared = _next_to_the_paper(evaluation.runs)
+    found += [compared] if compared else []
     return found + list(_differences(evaluation))
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
-    """What stands below the tables: what they show, notes, problems."""
+    """The sentences below the tables: what they show, notes, problems."""
     settings = evaluation.settings
     found = [
         f"Percent, with {settings.level:.0%} bootstrap intervals over prompts ({settings.resamples} resamples, "
@@ -86,7 +86,7 @@ def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _of_run(run: Run) -> Table:
+def _of_run(run: EvaluatedRun) -> Table:
     rows = []
     for source, one in run.benchmarks.items():
         fewest, most = one.responses
@@ -102,7 +102,7 @@ def _of_run(run: Run) -> Table:
     return Table(heading, columns, rows)
 
 
-def _beside_the_paper(runs: list[Run]) -> Table | None:
+def _next_to_the_paper(runs: list[EvaluatedRun]) -> Table | None:
     """The layout of the paper's Table 1, its rows below those of the runs; None without one of its benchmarks."""
     paper = paper_table()
     shown = [name for name in paper.title_of if any(name in run.benchmarks for run in runs)]
@@ -120,10 +120,10 @@ def _beside_the_paper(runs: list[Run]) -> Table | None:
     for name, row in paper.rows.items():
         cells = [f"{row['maj'][column]:.1f} / {row['avg'][column]:.1f}" for column in columns]
         rows.append([f"paper, {name} (k = {paper.k})", *cells])
-    return Table("maj@k / avg@k beside Table 1 of arXiv 2509.13232", ["", *map(title, columns)], rows)
+    return Table("maj@k / avg@k next to Table 1 of arXiv 2509.13232", ["", *map(title, columns)], rows)
 
 
-def _intervals(run: Run, source: str) -> dict[str, Interval]:
+def _intervals(run: EvaluatedRun, source: str) -> dict[str, Interval]:
     return run.benchmarks[source].intervals if source in run.benchmarks else {}
 
 

@@ -4,10 +4,10 @@ import pytest
 
 from spo_verl.evaluation.benchmarks import in_order, paper_table
 from spo_verl.evaluation.generations import EvaluationError, read_generations
-from spo_verl.evaluation.metrics import Settings, evaluate, powers_up_to
+from spo_verl.evaluation.scores import EvaluationSettings, evaluate, powers_up_to
 from tests.evaluation.files import FIVE, answers, five, write_lines
 
-FAST = Settings(resamples=200)
+FAST = EvaluationSettings(resamples=200)
 
 
 def run_of(path, name="run"):
@@ -27,16 +27,18 @@ def test_two_prompts_by_hand(tmp_path):
     assert one.intervals["pass"].mean == 1.0
     assert one.intervals["maj"].mean == 0.5
     assert one.missing_answers == 1 / 8
-    assert one.pass_curve == {1: 0.5, 2: pytest.approx((0.5 + 1.0) / 2), 4: 1.0}
+    assert {k: curve.mean for k, curve in one.pass_curve.items()} == {1: 0.5, 2: pytest.approx((0.5 + 1.0) / 2), 4: 1.0}
     assert found.problems == []
 
 
 def test_k_below_n_uses_all_responses(tmp_path):
-    found = evaluate([lines_of(tmp_path, [["1", "2", "2", ""], ["1", "1", "1", "3"]])], Settings(k=1, resamples=200))
+    found = evaluate(
+        [lines_of(tmp_path, [["1", "2", "2", ""], ["1", "1", "1", "3"]])], EvaluationSettings(k=1, resamples=200)
+    )
     [one] = found.runs[0].benchmarks.values()
     assert one.intervals["avg"].mean == one.intervals["pass"].mean == 0.5
     assert one.intervals["maj"].mean == pytest.approx(0.5, abs=0.05)  # one response decides by itself
-    assert one.pass_curve == {1: 0.5}
+    assert {k: curve.mean for k, curve in one.pass_curve.items()} == {1: 0.5}
 
 
 def test_powers():
@@ -66,7 +68,7 @@ def test_no_average_without_all_five(tmp_path):
 
 def test_what_is_incomplete_is_said(tmp_path):
     found = evaluate(
-        [lines_of(tmp_path, [["1"] * 4] * 28 + [["1"] * 3], source="aime_2024")], Settings(k=4, resamples=200)
+        [lines_of(tmp_path, [["1"] * 4] * 28 + [["1"] * 3], source="aime_2024")], EvaluationSettings(k=4, resamples=200)
     )
     assert found.problems == [
         "run: AIME 24: 29 prompts, and the benchmark has 30",
@@ -74,7 +76,7 @@ def test_what_is_incomplete_is_said(tmp_path):
         "run: AIME 24: 1 of 29 prompts have fewer than k = 4 responses (at most 4); metrics look at 3",
     ]
     assert found.runs[0].benchmarks["aime_2024"].k == 3
-    short = evaluate([lines_of(tmp_path, [["1"] * 2])], Settings(k=32, resamples=200))
+    short = evaluate([lines_of(tmp_path, [["1"] * 2])], EvaluationSettings(k=32, resamples=200))
     assert len(short.problems) == 1
     assert "fewer than k = 32 responses (at most 2); metrics look at 2" in short.problems[0]
 

@@ -6,7 +6,7 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spo_verl.agent.grading.canonical import quick_verdict
+from spo_verl.agent.grading.short_forms import quick_verdict
 from tests.core.helpers import property_test
 
 LETTERS = "ABDEGKPQRabdegkpqr"

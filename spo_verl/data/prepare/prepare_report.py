@@ -14,12 +14,13 @@ METADATA_KEY = "spo_verl.prepared"
 FORMAT_VERSION = 1
 LISTED = 20
 
-DUPLICATE, NOT_ENGLISH, CONFLICT, INVALID = "duplicate", "not_english", "conflict", "invalid"
+DUPLICATE, NOT_ENGLISH, CONFLICT, INVALID, TOO_LONG = "duplicate", "not_english", "conflict", "invalid", "too_long"
 _MEANING = {
     DUPLICATE: "repeating an earlier row",
     NOT_ENGLISH: "not in English",
     CONFLICT: "whose problem has several answers",
     INVALID: "invalid",
+    TOO_LONG: "with too long a prompt",
 }
 
 
@@ -35,12 +36,13 @@ class PrepareReport:
         template: name of the template.
         conflict_rule: what was done with problems that have several answers.
         read, written: rows.
-        dropped: reason (duplicate, not_english, conflict, invalid) -> rows.
+        dropped: reason (duplicate, not_english, conflict, invalid, too_long) -> rows.
         conflicting_problems: problems with several answers.
         conflicts: the first of them: problem (beginning) and answers.
         invalid: the first messages of rows that were dropped as invalid.
         instructions_removed: rows whose text was wrapped into the source's own instruction.
         answers_not_whole: written rows whose answer is no whole number.
+        answers_only_text: written rows whose answer the mathematical reward compares as text only.
         documented_rows: what the source's page says, where it was looked up.
         details: what else was asked for, e.g. ``limit``.
     """
@@ -59,6 +61,7 @@ class PrepareReport:
     invalid: list[str] = field(default_factory=list)
     instructions_removed: int = 0
     answers_not_whole: int = 0
+    answers_only_text: int = 0
     documented_rows: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -102,6 +105,8 @@ class PrepareReport:
             )
         if self.answers_not_whole:
             lines.append(f"            answers that are no whole numbers: {self.answers_not_whole}")
+        if self.answers_only_text:
+            lines.append(f"            answers that are right only if written alike: {self.answers_only_text}")
         if self.conflicting_problems:
             number = counted(self.conflicting_problems, "problem")
             lines.append(f"conflicts   {number} with several answers ({self.conflict_rule}):")
@@ -121,13 +126,13 @@ def counted(count: int, noun: str) -> str:
 
 
 def stored_report(file: Path) -> dict[str, Any] | None:
-    """The report in a prepared Parquet file; None where there is none."""
+    """The report in a prepared Parquet file; None without one."""
     if file.suffix != ".parquet":
         return None
     try:
         with file.open("rb") as raw:
             metadata = pq.read_metadata(raw).metadata or {}
         found = json.loads(metadata[METADATA_KEY.encode()]) if METADATA_KEY.encode() in metadata else None
-    except parquet_reasons():  # a damaged file is told by the check that reads its rows
+    except parquet_reasons():  # a damaged file is reported by the check that reads its rows
         return None
     return found if isinstance(found, dict) else None

@@ -11,7 +11,7 @@ from spo_verl.tracker.quota import PromptSources
 
 COLUMN = "data_source"
 
-_WAY_OUT = "Mend the data, or set spo.sampling.quota=null to draw without regard to data sources."
+_WAY_OUT = "Correct the data, or set spo.sampling.quota=null to draw without regard to data sources."
 
 
 def prompt_sources(dataset: Any, row_of_slot_P: np.ndarray | None = None) -> PromptSources:

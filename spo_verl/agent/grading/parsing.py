@@ -61,7 +61,7 @@ class Answer:
         kind: ``number`` (any expression), ``tuple`` (also an interval), ``set``, ``list`` (alternatives), ``union``,
             ``equal`` (sides that are all the same), ``equation``, ``relation``, ``matrix``, ``based`` (a numeral in a
             base), ``ratio`` (also a time), ``spaced`` (digits with ordinary spaces where thousands separators may
-            stand), ``words``, ``empty`` (the empty set), ``other``.
+            be), ``words``, ``empty`` (the empty set), ``other``.
         text: how it is written; of words the words, of a relation its signs, of a tuple its brackets.
         node: the expression of a number or an equation (left side minus right side).
         parts: elements, in their order.
@@ -421,16 +421,16 @@ def _quantity(found: list[Token], text: str) -> Answer:
         ),
         len(found),
     )
-    behind = [token.text for token in found[cut:]]
+    after = [token.text for token in found[cut:]]
     scale = Fraction(1)
-    while behind and behind[0] in SCALES:
-        scale *= SCALES[behind.pop(0)]
-    if behind and behind[0] == "of":
+    while after and after[0] in SCALES:
+        scale *= SCALES[after.pop(0)]
+    if after and after[0] == "of":
         raise Unreadable("a part of something")
-    if behind:
-        if unit and unit != unit_of(behind):
+    if after:
+        if unit and unit != unit_of(after):
             raise Unreadable("two units")
-        unit = unit_of(behind)
+        unit = unit_of(after)
     times = "".join(token.text for token in found[:cut])
     if re.fullmatch(r"[0-9]+(?::[0-9]+)+", times):
         parts = tuple(Answer("number", part, Node("num", value=Fraction(int(part)))) for part in times.split(":"))
@@ -464,14 +464,14 @@ def _matrix(body: str) -> Answer:
 
 
 def _expression(found: list[Token]) -> Node:
-    parser = _Parser(found)
+    parser = _ExpressionParser(found)
     node = parser.sum()
     if parser.position != len(found):
-        raise Unreadable("something behind the expression")
+        raise Unreadable("something after the expression")
     return node
 
 
-class _Parser:
+class _ExpressionParser:
     """Recursive descent over tokens. Whatever could be meant in two ways is refused."""
 
     def __init__(self, found: list[Token]) -> None:
@@ -525,7 +525,7 @@ class _Parser:
 
     def begins_factor(self, token: Token) -> bool:
         if token.kind in {"number", "power"}:
-            raise Unreadable("a number behind another one")
+            raise Unreadable("a number after another one")
         if token.kind == "letter" or token.text in {"(", "{"}:
             return True
         if token.text == "[":
@@ -643,7 +643,7 @@ class _Parser:
                 or ahead[2].kind != "number"
                 or self.peek(3).text in {"/", "^", "!"}
             ):
-                raise Unreadable("a number behind another one")
+                raise Unreadable("a number after another one")
             over, under, length = texts[0], texts[2], 3
         elif (
             texts[0] == "\\frac"

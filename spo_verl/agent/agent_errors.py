@@ -13,4 +13,4 @@ class SpoInterpreterError(SpoError, ConnectionError):
 
 
 class SpoAgentError(SpoError, RuntimeError):
-    """A rollout cannot go on: what the agent loop was given does not fit what it can do."""
+    """A rollout cannot continue: what the agent loop was given does not fit what it can do."""

@@ -71,7 +71,7 @@ class OfflineValues:
         source: Provenances, each with at least ``kind``, ``policy``, ``sampling`` and ``date``; JSON only.
 
     Raises:
-        SpoValuesError: Shapes or types differ from these, a key stands twice, or a count is out of its range.
+        SpoValuesError: Shapes or types differ from these, a key is there twice, or a count is out of its range.
     """
 
     key_N: np.ndarray
@@ -96,7 +96,7 @@ class OfflineValues:
 
     @property
     def policies(self) -> tuple[str | None, ...]:
-        """The sampled policies, each once; None stands for an unknown one."""
+        """The sampled policies, each once; None is an unknown one."""
         return tuple(dict.fromkeys(entry["policy"] for entry in self.source))
 
     def digest(self) -> str:
@@ -190,7 +190,7 @@ def _check_counts(key_N: np.ndarray, successes_N: np.ndarray, trials_N: np.ndarr
             "successes are a sum of rewards in [0, 1], one per trial"
         )
     if len(key_N) and len(slots_of_keys(key_N)[1]) != len(key_N):
-        raise SpoValuesError("a key stands in it more than once: add the counts up with merge")
+        raise SpoValuesError("a key is in it more than once: add the counts up with merge")
 
 
 def _checked_source(source: Any) -> tuple[dict[str, Any], ...]:

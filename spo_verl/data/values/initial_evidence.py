@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from spo_verl import core
 from spo_verl.core.evidence import Prior
-from spo_verl.data.values.table import OfflineValues
 from spo_verl.data.values.trackers import from_tracker
+from spo_verl.data.values.values_table import OfflineValues
 from spo_verl.errors import SpoValuesError
 from spo_verl.tracker.table import match_keys
 

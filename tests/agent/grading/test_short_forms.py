@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spo_verl.agent.grading.canonical import canonical, number_of, quick_verdict
+from spo_verl.agent.grading.short_forms import canonical, number_of, quick_verdict
 from tests.core.helpers import property_test
 
 ALIKE = [

@@ -14,7 +14,7 @@ from fractions import Fraction
 from spo_verl.agent.grading.comparing import same, with_fractions
 from spo_verl.agent.grading.exact import NeedsAlgebra, TooHard, Undefined, rational
 from spo_verl.agent.grading.foreign import is_foreign
-from spo_verl.agent.grading.reading import Answer, read
+from spo_verl.agent.grading.parsing import Answer, read
 from spo_verl.agent.grading.units import is_inert
 
 

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from spo_verl.data.prepare.answers import is_whole, read_answer
-from spo_verl.data.prepare.sources import SOURCES
+from spo_verl.data.prepare.problem_texts import excerpt, is_english, overlap_hash, problem_hash, without_instruction
+from spo_verl.data.prepare.published import SOURCES
 from spo_verl.data.prepare.templates import BOXED, TEMPLATES, without_template
-from spo_verl.data.prepare.texts import excerpt, is_english, overlap_hash, problem_hash, without_instruction
 from tests.data.prepare.releases import AFTER, BEFORE
 
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from spo_verl.config import RewardConfig
-from spo_verl.data.rewards import number, unit_reward
+from spo_verl.data.unit_reward import number, unit_reward
 from spo_verl.errors import SpoRewardError
 
 BOUND = st.floats(-1e30, 1e30, allow_subnormal=False)
