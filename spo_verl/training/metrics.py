@@ -1,4 +1,4 @@
-"""Every metric under ``spo/``: computed here, explained in :data:`METRICS`, listed in docs/metrics.md (tested).
+"""Every metric under ``spo/``: computed here, explained in :data:`METRICS`, which `pages` writes into docs/metrics.md.
 
 verl's aggregator keeps scalars only and chooses how to combine the parts of a step by substrings of the key
 (``max``, ``min``, ``sum``/``total``, else a weighted mean); the names are chosen with that in mind and tested.
@@ -6,6 +6,7 @@ verl's aggregator keeps scalars only and chooses how to combine the parts of a s
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,11 +86,7 @@ METRICS: dict[str, str] = {
     "late/evicted_tokens_mean": "Mean response tokens of the stale and surplus rollouts.",
     # the whole tracker
     "value/mean": "Mean value over all prompts of the dataset.",
-    **{
-        f"value/bin_{k}": f"Share of all prompts with a value in [{k / 10:.1f}, {(k + 1) / 10:.1f}"
-        + ("]." if k == 9 else ").")
-        for k in range(VALUE_BINS)
-    },
+    "value/bin_<k>": "Share of all prompts with a value in [k/10, (k+1)/10), k = 0 to 9; 1 belongs to bin_9.",
     "n_eff/mean": "Mean effective sample size over all prompts.",
     "coverage": "Share of prompts ever drawn.",
     "effective_prompts": "(sum of weights)^2 / sum of squared weights: how many prompts the sampling distribution "
@@ -249,9 +246,14 @@ def table_metrics(metrics: Mapping[str, float], value_bins: np.ndarray) -> dict[
 
 
 def pattern_of(key: str) -> str:
-    """The entry of :data:`METRICS` that explains a key; ``<name>`` there stands for a data source, slashes and all."""
+    """The entry of :data:`METRICS` that explains a key.
+
+    There ``<name>`` is a data source, slashes and all, and ``<k>`` the number of a bin.
+    """
     first, _, rest = key.partition("/")
-    return f"source/<name>/{rest.rpartition('/')[2]}" if first == "source" else key
+    if first == "source":
+        return f"source/<name>/{rest.rpartition('/')[2]}"
+    return re.sub(r"^value/bin_\d$", "value/bin_<k>", key)
 
 
 def prefixed(metrics: Mapping[str, float]) -> dict[str, float]:
