@@ -14,11 +14,11 @@ from spo_verl.training.metrics import METRICS, PREFIX
 from spo_verl.training.seams import SEAMS as TRAINING_SEAMS
 
 SECTIONS: dict[str, tuple[str, str]] = {
-    "reward/mean": ("The batch", ""),
-    "rho/mean": ("Forgetting", ""),
+    "reward/mean": ("The batch", "Of the step's rollouts."),
+    "rho/mean": ("Forgetting", "Of the step's prompts."),
     "evidence/observed_total": ("Evidence", ""),
     "evidence/failed_total": ("Rollouts that were not trained on, or later", "In the asynchronous modes only."),
-    "value/mean": ("The whole tracker", ""),
+    "value/mean": ("The whole tracker", "All prompts of the dataset, after the step."),
     "source/<name>/drawn_share": ("Data sources", "With [quotas](data-sources.md) only; `<name>` is the data source."),
     "seconds_total/draw": ("Seconds of the step", ""),
 }
