@@ -63,7 +63,7 @@ METRICS: dict[str, str] = {
     "evidence/duplicate_total": "Outcomes that were offered twice and changed nothing.",
     "rollouts/failed_total": "Dispatched rollouts that returned nothing.",
     # rollouts that were not trained on
-    "evidence/failed_total": "Outcomes of finished sessions of prompts that verl evicted because other sessions failed.",
+    "evidence/failed_total": "Outcomes of finished sessions of prompts that verl evicted as other sessions failed.",
     "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old.",
     "evidence/surplus_total": "Outcomes of rollouts that finished when their batch was full (spo.late.policy=drop or "
     "abort).",
@@ -180,7 +180,7 @@ def observation_metrics(report: ObserveReport, forgetting: ForgettingConfig) -> 
 
 
 def joined_reports(reports: Sequence[ObserveReport]) -> ObserveReport:
-    """Several observations of one step as one report, their rows behind each other."""
+    """Several observations of one step as one report, their rows after each other."""
     columns = {entry.name: [getattr(report, entry.name) for report in reports] for entry in fields(ObserveReport)}
     return ObserveReport(
         **{name: sum(parts) if isinstance(parts[0], int) else np.concatenate(parts) for name, parts in columns.items()}
