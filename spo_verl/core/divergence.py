@@ -22,7 +22,7 @@ def divergence(
 
     Args:
         log_prob_then_BT, log_prob_now_BT: (B, T) natural log-probabilities of the response's tokens.
-        mask_BT: (B, T) bool or 0/1; only masked-in tokens count, and what stands elsewhere is never read into
+        mask_BT: (B, T) bool or 0/1; only masked-in tokens count, and what is elsewhere is never read into
             the result (padding may be NaN).
         All three are numpy arrays, or all three are torch tensors on one device.
 

@@ -1,5 +1,4 @@
 """What a run will need, from its configuration alone: tokens, memory, floating-point operations.
 
-Formulae stand in :mod:`~spo_verl.planning.formulas` and in
-``docs/planning.md``, which also has what was measured beside them.
+The formulae are in :mod:`~spo_verl.planning.formulas`; what they were compared with is in ``docs/planning.md``.
 """

@@ -37,7 +37,7 @@ STOP_SECONDS = 60.0
 
 
 class _Save(threading.Thread):
-    """Writes one snapshot and keeps what came of it."""
+    """Writes one snapshot and keeps its result or error."""
 
     def __init__(self, snapshot: Snapshot, folder: str | Path, step: int, extra: dict[str, Any]) -> None:
         super().__init__(name="spo-tracker-save", daemon=True)
@@ -277,7 +277,7 @@ class TrackerClient(TrackerReader):
             SpoServiceError: it still answers after ``STOP_SECONDS``.
         """
         ray.kill(self._actor)
-        # Ray only asks for the end here; until it has come, the actor goes on answering.
+        # Ray only asks for the end here; until it has come, the actor continues to answer.
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline:
             try:
@@ -288,7 +288,7 @@ class TrackerClient(TrackerReader):
                 break
             time.sleep(0.02)
         raise SpoServiceError(
-            f"the tracker service {self.name!r} did not end within {STOP_SECONDS:.0f} s of being told to; its process "
+            f"the tracker service {self.name!r} did not end within {STOP_SECONDS:.0f} s of being asked to; its process "
             "goes with the Ray cluster (`ray stop`)."
         )
 
@@ -323,7 +323,7 @@ def connect(name: str, namespace: str | None = None) -> TrackerClient:
     """A client of a service that another process started.
 
     Raises:
-        SpoServiceError: there is none of that name.
+        SpoServiceError: no service has that name.
     """
     try:
         return TrackerClient(ray.get_actor(name, namespace=namespace), name)

@@ -29,7 +29,7 @@ FOLDER = "spo"
 
 
 class CheckpointFollower:
-    """Saves, loads and prunes the tracker beside verl's checkpoints.
+    """Saves, loads and prunes the tracker next to verl's checkpoints.
 
     Holds which folders this process saved, in order, as verl's checkpoint manager does: folders of an earlier
     process are never pruned.
@@ -63,9 +63,9 @@ class CheckpointFollower:
         return Path(os.path.abspath(self._config.default_local_dir))
 
     def begin_save(self, step: int) -> None:
-        """Take the snapshot; writing goes on in the tracker's actor."""
+        """Take the snapshot; writing continues in the tracker's actor."""
         folder = self.root / f"global_step_{step}" / FOLDER
-        # Without the digest: it reads the whole state, and the writer beside the training works it out anyway.
+        # Without the digest: it reads the whole state, and the writer works it out anyway while training continues.
         self._tracker.begin_save(folder, step, extra={"identity_version": IDENTITY_VERSION}, digest=False)
         self._saving = folder
 
@@ -105,7 +105,7 @@ class CheckpointFollower:
     def require_marked_folder(self) -> None:
         """Refuse to start from scratch where a marker names a checkpoint that is not there.
 
-        verl itself would start anew without an error, and the next save would overwrite the marker.
+        verl itself would start from scratch without an error, and the next save would overwrite the marker.
 
         Raises:
             SpoCheckpointError: the marker is unreadable, or its folder is missing.
@@ -120,18 +120,18 @@ class CheckpointFollower:
         except OSError as error:
             raise SpoCheckpointError(
                 f"{marker} cannot be read ({error.strerror}); make it a readable file that holds a step, or set "
-                "trainer.resume_mode=disable to start anew."
+                "trainer.resume_mode=disable to start from scratch."
             ) from error
         if not (text.isascii() and text.isdigit()):
             raise SpoCheckpointError(
                 f"{marker} holds {text[:80]!a} instead of a step (a crash while verl wrote it?); write the step of the "
-                "newest complete global_step_* folder into it, or set trainer.resume_mode=disable to start anew."
+                "newest complete global_step_* folder into it, or start from scratch: trainer.resume_mode=disable."
             )
         folder = self.root / f"global_step_{text}"
         if not _there(folder):
             raise SpoCheckpointError(
                 f"{marker} names step {text}, but {folder} is missing; restore that folder, write an existing step "
-                "into the marker, or set trainer.resume_mode=disable to start anew."
+                "into the marker, or set trainer.resume_mode=disable to start from scratch."
             )
 
     def load(self, step: int) -> None:
@@ -142,7 +142,7 @@ class CheckpointFollower:
 
         Args:
             step: verl's ``global_steps`` after loading; 0 when training starts from scratch. It is the policy version
-                that the next step samples with, at which new evidence stands in event time.
+                that the next step samples with, which new evidence has in event time.
 
         Raises:
             SpoCheckpointError: and its children, see :mod:`spo_verl.tracker.checkpoint`.
@@ -187,5 +187,5 @@ def _there(folder: Path) -> bool:
         return is_folder(folder)
     except OSError as error:
         raise SpoCheckpointError(
-            f"{folder} cannot be looked at ({error.strerror}); mend the permissions of the folders above it."
+            f"{folder} cannot be looked at ({error.strerror}); correct the permissions of the folders above it."
         ) from error

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _MISSING = object()
 MODES = ("sync", "colocate_async", "separate_async")
 STOCK_WARMUP = 1
-"""verl's default of ``num_warmup_batches``, which cannot be told from the same value set by a user."""
+"""verl's default of ``num_warmup_batches``, which cannot be distinguished from the same value set by a user."""
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 MEASURABLE_TARGETS = (
     "verl.workers.config.PolicyLossConfig",
@@ -46,7 +46,7 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     if select(config, "algorithm.use_kl_in_reward", False):
         yield (
             "algorithm.use_kl_in_reward=True: the tracker's values are success probabilities, and a reward with a "
-            "KL penalty is none; set algorithm.use_kl_in_reward=False (a KL loss, actor.use_kl_loss=True, is fine)."
+            "KL penalty is not one; set algorithm.use_kl_in_reward=False (a KL loss, actor.use_kl_loss=True, is fine)."
         )
     if select(config, "critic.enable", None):
         yield "critic.enable=True: SPO's baseline is the tracker, a critic would train unused; set critic.enable=null."
@@ -120,7 +120,7 @@ def _movement(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     count = mini_batches(config)
     if count is not None and count < 2:
         yield (
-            f"spo.forgetting.mode=drift reads the policy's movement off the mini-batches behind the first, and this "
+            f"spo.forgetting.mode=drift reads the policy's movement off the mini-batches after the first, and this "
             f"run has {count:g} per update (data.train_batch_size, actor.ppo_mini_batch_size, actor.ppo_epochs"
             f"{', parameter_sync_step' if select(config, 'trainer.v1.trainer_mode') == 'separate_async' else ''}); "
             "lower actor_rollout_ref.actor.ppo_mini_batch_size to half a batch or less, or set "
@@ -165,7 +165,7 @@ def _in_flight(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     if mode != "sync" and spo.oversample is not None and select(config, warmup, STOCK_WARMUP) != STOCK_WARMUP:
         yield (
             f"spo.oversample={spo.oversample} and {warmup}={select(config, warmup)} both say how many rollouts are in "
-            f"flight beside a batch; leave {warmup} at verl's {STOCK_WARMUP}, or set spo.oversample=null."
+            f"flight next to a batch; leave {warmup} at verl's {STOCK_WARMUP}, or set spo.oversample=null."
         )
 
 
@@ -182,7 +182,7 @@ def aborts(config: DictConfig, spo: SpoConfig) -> bool:
 
 
 def surplus(config: DictConfig) -> int:
-    """W: prompts that verl keeps in flight beside a batch; 0 in the synchronous trainer."""
+    """W: prompts that verl keeps in flight next to a batch; 0 in the synchronous trainer."""
     mode = select(config, "trainer.v1.trainer_mode", "sync")
     warmup = 0 if mode == "sync" else select(config, f"trainer.v1.{mode}.num_warmup_batches", STOCK_WARMUP)
     return max(0, math.floor(warmup * int(config.data.train_batch_size)))

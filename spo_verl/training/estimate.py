@@ -2,7 +2,7 @@
 
 :func:`estimator_class` turns a trainer class of verl into one whose ``fit`` samples instead of training. It goes
 through the data in parts of ``spo.estimate.chunk`` prompts; a finished part is a file, so that an interrupted
-estimation loses one part at most and a second call goes on where the first one ended.
+estimation loses one part at most and a second call continues where the first one ended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ their sum.
 
 
 class Parts:
-    """The finished parts of one estimation, in a folder beside the output.
+    """The finished parts of one estimation, in a folder next to the output.
 
     The folder remembers what it is an estimation of; a call with other settings is refused instead of mixed in.
     """
@@ -84,14 +84,14 @@ class Parts:
                 stage().write_text(json.dumps({**self.settings, "started": self.started}, indent=2, sort_keys=True))
             return
         before = read_json(file, SpoValuesError)
-        with content_faults(file, SpoValuesError, f"remove {self.folder} to start anew"):
+        with content_faults(file, SpoValuesError, f"remove {self.folder} to start again"):
             self.started = before.pop("started")
         differing = sorted(key for key in before | self.settings if before.get(key) != self.settings.get(key))
         if differing:
             changes = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in differing)
             raise SpoValuesError(
                 f"{self.folder} holds parts of an estimation with other settings ({changes}); take the old settings "
-                "to finish it, remove the folder to start anew, or name another file with spo.estimate.output."
+                "to finish it, remove the folder to start again, or name another file with spo.estimate.output."
             )
 
     def file(self, number: int) -> Path:

@@ -6,7 +6,7 @@
 - a batch takes what finished first instead of what was dispatched first;
 - with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch left behind.
 
-It also holds back replacements that a complete batch does without where generation pauses behind it: the next policy
+It also holds back replacements that a complete batch does without where generation pauses after it: the next policy
 version would generate them, so the trainer dispatches them when that version is there.
 
 Where a group finishes is seen when the buffer polls, so two that finish between two polls count as simultaneous and are
@@ -41,8 +41,8 @@ class Evictions:
     """What was evicted in a step.
 
     Attributes:
-        late: what the tracker has not been told yet.
-        told: what it was told before a draw of this step.
+        late: what the tracker does not know yet.
+        told: what it learned before a draw of this step.
         reports: what it answered.
         token_count: response tokens of each evicted session with an outcome.
     """
@@ -65,7 +65,7 @@ class Evictions:
 class EvictedRollouts:
     """Outcomes of evicted rollouts, from their eviction to the next draw or report, whichever is first.
 
-    A restart loses nothing: a checkpoint is written behind the report of its step, and what is evicted later is still
+    A restart loses nothing: a checkpoint is written after the report of its step, and what is evicted later is still
     open in the tracker of that checkpoint and is found again, or issued again, after the restart.
     """
 
@@ -196,7 +196,7 @@ class WatchedBuffer:
         return super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
 
     def _refill(self, count: int) -> None:
-        """Replace evicted rollouts, unless the batch is complete and generation pauses behind it.
+        """Replace evicted rollouts, unless the batch is complete and generation pauses after it.
 
         The colocated trainer makes up for those at the start of its next step.
         """

@@ -1,4 +1,4 @@
-"""Every metric under ``spo/``: computed here, explained in :data:`METRICS`, listed in docs/metrics.md (tested).
+"""Every metric under ``spo/``: computed here, explained in :data:`METRICS`, which `pages` writes into docs/metrics.md.
 
 verl's aggregator keeps scalars only and chooses how to combine the parts of a step by substrings of the key
 (``max``, ``min``, ``sum``/``total``, else a weighted mean); the names are chosen with that in mind and tested.
@@ -6,6 +6,7 @@ verl's aggregator keeps scalars only and chooses how to combine the parts of a s
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,55 +26,49 @@ GRPO_GROUP = 8
 
 METRICS: dict[str, str] = {
     # the batch
-    "reward/mean": "Mean reward of the step's rollouts, mapped to [0, 1]. Prioritized sampling moves it: compare "
-    "estimators on held-out or uniformly drawn prompts only.",
-    "value/batch_mean": "Mean frozen value (baseline) of the step's rollouts.",
-    "advantage/raw_mean": "Mean of reward minus frozen value, before normalisation; near 0 when the tracker "
-    "is calibrated.",
+    "reward/mean": "Mean reward, mapped to [0, 1]. Prioritized sampling moves it: compare estimators on held-out or "
+    "uniformly drawn prompts only.",
+    "value/batch_mean": "Mean frozen value (baseline).",
+    "advantage/raw_mean": "Mean of reward minus frozen value; near 0 when the tracker is calibrated.",
     "advantage/raw_variance": "Variance (unbiased) of reward minus frozen value; figure 3b of the paper.",
     "advantage/variance_removed": "1 - variance of the raw advantage / variance of the reward: what the baseline "
     "removes (0 where all rewards are equal). The paper sees about one half.",
     "advantage/near_zero_1e-4_share": "Share of rollouts with |raw advantage| <= 1e-4; figure 3a.",
-    "advantage/near_zero_0.02_share": "Share of rollouts with |raw advantage| <= 0.02; figure 3a.",
-    "advantage/grpo_degenerate_share": "Share of samples that GRPO with groups of 8 would find without signal at the "
-    "same values: mean of p^8 + (1-p)^8.",
-    "first_visit_share": "Share of the step's prompts that had never been observed before.",
-    "n_eff/revisit_mean": "Mean effective sample size, before this step's outcomes, of the step's prompts that had "
-    "been observed before.",
-    "staleness/mean": "Mean number of policy versions between freezing a value and using it (0 in the synchronous "
-    "trainer).",
-    "staleness/max": "Largest such number in the step.",
+    "advantage/near_zero_0.02_share": "The same with 0.02.",
+    "advantage/grpo_degenerate_share": "Share of samples without signal in groups of 8 at the same values: mean of "
+    "p^8 + (1-p)^8.",
+    "first_visit_share": "Share of prompts never observed before.",
+    "n_eff/revisit_mean": "Mean effective sample size of the others, before this step's outcomes.",
+    "staleness/mean": "Mean number of policy versions between freezing a value and using it (0 in sync).",
+    "staleness/max": "The largest.",
     # forgetting
-    "rho/mean": "Mean retention of the step's prompts.",
-    "rho/min": "Smallest retention of the step.",
-    "rho/max": "Largest retention of the step.",
-    "rho/at_floor_share": "Share of the step's prompts whose retention sits at rho_min; only where the retention is "
-    "bounded by it (spo.forgetting.mode=kl or drift).",
-    "divergence/mean": "Mean divergence D of the step's prompts that had a stored response (the one forgetting uses).",
-    "divergence/max": "Largest such divergence.",
-    "divergence_acting/mean": "The same between the acting policies, when measured.",
-    "divergence_updated/mean": "The same between the policies after their updates, when measured.",
-    "drift/forwards_total": "Batches of sequences sent through the extra forward in the step: one for the stored "
-    "responses, one more for the new ones where the reference is the updated policy.",
+    "rho/mean": "Mean retention.",
+    "rho/min": "The smallest.",
+    "rho/max": "The largest.",
+    "rho/at_floor_share": "Share of prompts with retention rho_min (spo.forgetting.mode=kl or drift).",
+    "divergence/mean": "Mean divergence D of prompts with a stored response (the one forgetting uses).",
+    "divergence/max": "The largest.",
+    "divergence_acting/mean": "Mean between the acting policies, when measured.",
+    "divergence_updated/mean": "Mean between the policies after their updates, when measured.",
+    "drift/forwards_total": "Batches of sequences in extra forwards: one of stored responses, one more of new ones "
+    "where the reference is the updated policy.",
     "drift/tokens_total": "Tokens (prompt and response) in those forwards.",
     "drift/incomparable_total": "Stored responses not used because their prompt's tokens have changed.",
-    "drift/unmeasured_total": "Prompts beyond the budget (spo.drift.max_prompts), discounted with the mean retention "
-    "of those that were measured.",
+    "drift/unmeasured_total": "Prompts beyond spo.drift.max_prompts, discounted with the mean retention of the others.",
     "drift/movement_total": "How far the step moved the policy: mean |log-prob difference| per token of its own "
     "responses, extrapolated to the whole update (spo.forgetting.mode=drift).",
     # evidence
-    "evidence/observed_total": "Outcomes that became evidence in the step.",
+    "evidence/observed_total": "Outcomes that became evidence.",
     "evidence/untrained_total": "Of these, outcomes of rollouts without a token in the loss (all rejected).",
     "evidence/duplicate_total": "Outcomes that were offered twice and changed nothing.",
-    "rollouts/failed_total": "Dispatched rollouts that returned nothing in the step.",
+    "rollouts/failed_total": "Dispatched rollouts that returned nothing.",
     # rollouts that were not trained on
-    "evidence/failed_total": "Outcomes of sessions that had finished of prompts that verl evicted because others of "
-    "their sessions failed.",
-    "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old to be trained on.",
-    "evidence/surplus_total": "Outcomes of rollouts that finished and were not trained on, as their batch was full "
-    "(spo.late.policy=drop or abort).",
-    "evidence/aborted_total": "Outcomes that rollouts had delivered before they were stopped (spo.late.policy=abort): "
-    "those of sessions that had finished while others of the same prompt had not.",
+    "evidence/failed_total": "Outcomes of finished sessions of prompts that verl evicted as other sessions failed.",
+    "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old.",
+    "evidence/surplus_total": "Outcomes of rollouts that finished when their batch was full (spo.late.policy=drop or "
+    "abort).",
+    "evidence/aborted_total": "Outcomes of finished sessions of prompts whose other sessions were stopped "
+    "(spo.late.policy=abort).",
     "rollouts/aborted_total": "Prompts whose rollouts were stopped at the end of their policy version "
     "(spo.late.policy=abort).",
     "rollouts/stale_total": "Rollouts that verl evicted as too old.",
@@ -84,26 +79,22 @@ METRICS: dict[str, str] = {
     "of taking the first to finish.",
     "late/evicted_tokens_mean": "Mean response tokens of the stale and surplus rollouts.",
     # the whole tracker
-    "value/mean": "Mean value over all prompts of the dataset.",
-    **{
-        f"value/bin_{k}": f"Share of all prompts with a value in [{k / 10:.1f}, {(k + 1) / 10:.1f}"
-        + ("]." if k == 9 else ").")
-        for k in range(VALUE_BINS)
-    },
-    "n_eff/mean": "Mean effective sample size over all prompts.",
+    "value/mean": "Mean value.",
+    "value/bin_<k>": "Share of prompts with a value in [k/10, (k+1)/10), k = 0 to 9; 1 belongs to bin_9.",
+    "n_eff/mean": "Mean effective sample size.",
     "coverage": "Share of prompts ever drawn.",
     "effective_prompts": "(sum of weights)^2 / sum of squared weights: how many prompts the sampling distribution "
     "spreads over.",
-    "open_rollouts": "Dispatched rollouts without an outcome yet, after the step.",
+    "open_rollouts": "Dispatched rollouts without an outcome yet.",
     "bytes/tracker": "Bytes of the tracker's table.",
     "bytes/memory": "Bytes of the stored responses.",
     # data sources, with quotas
-    "source/<name>/drawn_share": "Share of the step's prompts that were drawn from the data source <name>.",
-    "source/<name>/value_mean": "Mean value over all prompts of that data source, after the step.",
+    "source/<name>/drawn_share": "Share of the step's prompts.",
+    "source/<name>/value_mean": "Mean value over all its prompts, after the step.",
     # time of the step spent here, seconds
     "seconds_total/draw": "Drawing prompts and reading their rows.",
     "seconds_total/dispatch": "Freezing the values of dispatched prompts.",
-    "seconds_total/recall": "Fetching frozen values and stored responses, and this batch's outputs.",
+    "seconds_total/recall": "Fetching frozen values, stored responses and this batch's outputs.",
     "seconds_total/probe": "The extra forward over stored responses.",
     "seconds_total/observe": "Folding in outcomes and storing responses.",
     "seconds_total/save": "Snapshot of the tracker and waiting for its file; only in steps that save.",
@@ -189,7 +180,7 @@ def observation_metrics(report: ObserveReport, forgetting: ForgettingConfig) -> 
 
 
 def joined_reports(reports: Sequence[ObserveReport]) -> ObserveReport:
-    """Several observations of one step as one report, their rows behind each other."""
+    """Several observations of one step as one report, their rows after each other."""
     columns = {entry.name: [getattr(report, entry.name) for report in reports] for entry in fields(ObserveReport)}
     return ObserveReport(
         **{name: sum(parts) if isinstance(parts[0], int) else np.concatenate(parts) for name, parts in columns.items()}
@@ -249,9 +240,14 @@ def table_metrics(metrics: Mapping[str, float], value_bins: np.ndarray) -> dict[
 
 
 def pattern_of(key: str) -> str:
-    """The entry of :data:`METRICS` that explains a key; ``<name>`` there stands for a data source, slashes and all."""
+    """The entry of :data:`METRICS` that explains a key.
+
+    There ``<name>`` is a data source, slashes and all, and ``<k>`` the number of a bin.
+    """
     first, _, rest = key.partition("/")
-    return f"source/<name>/{rest.rpartition('/')[2]}" if first == "source" else key
+    if first == "source":
+        return f"source/<name>/{rest.rpartition('/')[2]}"
+    return re.sub(r"^value/bin_\d$", "value/bin_<k>", key)
 
 
 def prefixed(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from spo_verl.planning.formulas import SYMBOLS
 from tests.cli.helpers import run, run_json
 
 RECIPE = """# @package _global_
@@ -42,6 +43,7 @@ def test_tables_verdicts_and_the_formulae_with_numbers(recipe):
     assert result.exit_code == 0
     assert "kv_per_token = 2*L*n_k*d*b_kv" in result.stdout
     assert "L=36, n_k=8, d=128, b_kv=2" in result.stdout
+    assert f"n_k: {SYMBOLS['n_k']}" in result.stdout
     assert "fits          actor update" in result.stdout
     assert "half of the limit; say it with --response-tokens" in result.stdout
 

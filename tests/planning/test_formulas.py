@@ -1,14 +1,9 @@
-"""Formulae: what is printed is what is computed, and the page lists all of them."""
-
-import re
-from pathlib import Path
+"""Formulae: what is printed is what is computed."""
 
 import pytest
 
 from spo_verl.errors import SpoArgumentError
 from spo_verl.planning.formulas import FORMULAS, SYMBOLS, evaluate, figure, names_of
-
-PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
 
 
 def test_an_expression_is_evaluated_as_it_stands():
@@ -43,15 +38,3 @@ def test_inputs_must_be_the_symbols_of_the_expression():
 def test_every_symbol_has_a_meaning_and_is_used():
     used = {name for formula in FORMULAS.values() for name in names_of(formula.expression)}
     assert used == SYMBOLS.keys()
-
-
-def test_the_page_lists_every_formula_as_it_is_computed():
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", PAGE.read_text(), flags=re.M))
-    listed = {name: expression for name, expression in rows.items() if name in FORMULAS}
-    assert listed == {name: formula.expression for name, formula in FORMULAS.items()}
-
-
-def test_the_page_explains_every_symbol():
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|`]+) \|$", PAGE.read_text(), flags=re.M))
-    used = {name for formula in FORMULAS.values() for name in names_of(formula.expression)}
-    assert {name: rows.get(name) for name in used} == {name: SYMBOLS[name] for name in used}

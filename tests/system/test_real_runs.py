@@ -9,7 +9,7 @@ import pytest
 from benchmarks.group_signal import read_run
 from benchmarks.reward_curves import read_curve
 from spo_verl.tracker import Tracker, TrackerSettings
-from spo_verl.training.metrics import METRICS, PREFIX
+from spo_verl.training.metrics import METRICS, PREFIX, pattern_of
 from tests.support.scripted_agent import fails, outcome, several_outputs
 from tests.system import mini_batches
 from tests.system.harness import PROMPTS, Run, toy_keys
@@ -49,7 +49,7 @@ def test_spo_continues_from_a_checkpoint_of_another_estimator_and_says_so(spo):
 
 def test_every_metric_that_a_run_logs_is_explained_and_the_expected_ones_are_there(spo):
     logged = {key.removeprefix(PREFIX) for step in spo.metrics().values() for key in step if key.startswith(PREFIX)}
-    named = {re.sub(r"^source/[^/]+/", "source/<name>/", name) for name in logged}
+    named = {pattern_of(name) for name in logged}
     late = {"late/carried_tokens_mean", "late/evicted_tokens_mean"}  # nothing is late in sync
     assert METRICS.keys() - named == {*late, "drift/movement_total"}  # movement belongs to mode=drift
     assert named <= METRICS.keys()

@@ -296,7 +296,7 @@ def test_a_name_that_stands_twice(folder):
     for twice in ('"step": 6,', '"open": 0,'):
         assert text.count(twice) == 1
         (folder / MANIFEST).write_text(text.replace(twice, twice + twice))
-        refused(folder, SpoCheckpointDamagedError, MANIFEST, f"{twice.split(chr(34))[1]}' stands there twice")
+        refused(folder, SpoCheckpointDamagedError, MANIFEST, f"{twice.split(chr(34))[1]}' is there twice")
 
 
 @pytest.mark.parametrize("name", [MANIFEST, *FILES])

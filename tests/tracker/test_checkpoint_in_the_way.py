@@ -147,7 +147,7 @@ def test_a_place_that_may_not_be_written_is_said(place, tracker):
     with ordinary_user():
         tracker.snapshot().write(place / "step" / "spo")
         (place / "step").chmod(0o500)
-        with pytest.raises(SpoCheckpointError, match="Permission denied.*mend the folder's permissions"):
+        with pytest.raises(SpoCheckpointError, match="Permission denied.*correct the folder's permissions"):
             tracker.snapshot().write(place / "step" / "spo")
         Tracker.load(place / "step" / "spo", keys(5), CONSTANT)
         (place / "step").chmod(0o700)

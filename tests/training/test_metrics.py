@@ -7,16 +7,30 @@ import numpy as np
 import pytest
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
-from spo_verl.training.metrics import METRICS, Stopwatch, batch_metrics, divergence_metrics, prefixed
+from spo_verl.agent.seams import SEAMS as AGENT_SEAMS
+from spo_verl.training import pages
+from spo_verl.training.metrics import METRICS, Stopwatch, batch_metrics, divergence_metrics, pattern_of, prefixed
+from spo_verl.training.seams import SEAMS as TRAINING_SEAMS
 
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_document_explains_every_metric_in_the_same_words():
-    written = DOCS.read_text()
-    for key, meaning in METRICS.items():
-        assert f"| `spo/{key}` | {meaning} |" in written
-    assert written.count("| `spo/") == len(METRICS)
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_the_page_is_what_its_command_prints(name):
+    page = DOCS / f"{name}.md"
+    assert page.read_text() == pages.PAGES[name](), f"python -m spo_verl.training.pages {name} > docs/{name}.md"
+
+
+def test_every_metric_is_in_a_section_and_every_seam_in_its_row():
+    assert set(pages.SECTIONS) <= set(METRICS)
+    assert next(iter(METRICS)) in pages.SECTIONS
+    assert pages.metrics_page().count("\n| `spo/") == len(METRICS)
+    rows = pages.seams_page().splitlines()
+    for seam in (*TRAINING_SEAMS, *AGENT_SEAMS):
+        column = ("override", "wrap", "read").index(seam.use)
+        assert any(
+            f"`{seam.name}`" in row.split("|")[2 + column] for row in rows if row.startswith(f"| `{seam.module}` |")
+        )
 
 
 @pytest.mark.parametrize("key", METRICS)
@@ -33,6 +47,11 @@ def test_the_aggregator_combines_each_metric_as_its_name_says(key):
         assert combined == 1.0
     else:
         assert combined == pytest.approx((1.0 * 1 + 4.0 * 3) / 4)  # weighted by samples
+
+
+def test_each_bin_of_the_histogram_is_explained_by_one_entry():
+    assert {pattern_of(f"value/bin_{k}") for k in range(10)} == {"value/bin_<k>"}
+    assert pattern_of("value/bin_10") not in METRICS
 
 
 def test_an_unexplained_metric_is_refused():

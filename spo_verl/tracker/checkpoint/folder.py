@@ -1,6 +1,6 @@
 """A checkpoint folder on disk: its manifest, its checksums, and how it appears at once or not at all.
 
-Layout: some data files and ``manifest.json``. The folder is written under another name beside its place,
+Layout: some data files and ``manifest.json``. The folder is written under another name next to its place,
 every file is synced, the manifest last, and a rename puts it in place: whoever finds the folder finds all of
 it. What a killed writer leaves has a name that begins with a dot; the next write to the same place removes
 it, reading ignores it.
@@ -212,7 +212,7 @@ def _only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} stands there twice")
+        raise ValueError(f"{shown(next(name for name in names if names.count(name) > 1))} is there twice")
     return content
 
 
@@ -357,9 +357,9 @@ def remove(path: Path) -> bool:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``target`` that takes its place when the block ends well.
+    """Yield an empty folder next to ``target`` that takes its place when the block ends well.
 
-    What already stands at ``target`` (a step that is saved again because its first save was never acknowledged; or a
+    What is at ``target`` already (a step that is saved again because its first save was never acknowledged; or a
     file or link that somebody left there) is moved out of the way first and deleted last. A process that is killed at
     any moment leaves the old folder, the new folder or none at ``target``, and never a part of one. One writer per
     target at a time.
@@ -381,7 +381,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _publish(staging: Path, target: Path, replaced: Path) -> None:
-    """Rename ``staging`` to ``target``; what stands there goes to ``replaced``, and back if that fails."""
+    """Rename ``staging`` to ``target``; what is there goes to ``replaced``, and back if that fails."""
     if os.path.lexists(target):
         os.rename(target, replaced)
     try:

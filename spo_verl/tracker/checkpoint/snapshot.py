@@ -54,7 +54,7 @@ def recent_rows(ledger: Ledger) -> list[list[Any]]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a tracker's state; the tracker may go on while it is written.
+    """A copy of a tracker's state; the tracker may continue while it is written.
 
     Prompt columns and open rollouts are copied. Stored responses are shared with the tracker, which never
     overwrites them (see :mod:`spo_verl.tracker.memory`), so a snapshot of many gigabytes of responses costs
@@ -122,7 +122,7 @@ def check_extra(extra: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str, Any] | None) -> WriteReport:
-    """Write a checkpoint folder at once or not at all, replacing what stands there.
+    """Write a checkpoint folder at once or not at all, replacing what is there.
 
     Raises:
         SpoStateError: ``extra`` is not JSON, or ``step`` is not a whole number >= 0.
@@ -147,7 +147,7 @@ def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str,
     except OSError as error:
         raise SpoCheckpointError(
             f"writing the tracker checkpoint {target} failed: {error}. What stood there before has not been "
-            "touched; make room or mend the folder's permissions and save again."
+            "touched; make room or correct the folder's permissions and save again."
         ) from error
     nbytes = sum(entry["bytes"] for entry in files.values()) + len(text)
     return WriteReport(str(target), snapshot.digest, nbytes, time.perf_counter() - began)
