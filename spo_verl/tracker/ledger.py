@@ -34,28 +34,6 @@ class Rollout(NamedTuple):
     sessions: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """Outcomes that had not been observed before, one row each.
-
-    Attributes:
-        slot_B, version_B: prompt slot, and policy version of the dispatch, int64.
-        reward_B: in [0, 1].
-        divergence_B: at least 0, or NaN.
-        trained_B: whether the rollout was trained on, bool.
-        source_B: the rollout and the session that they come from.
-        duplicate: how many of the request had been observed before.
-    """
-
-    slot_B: NDArray[np.int64]
-    version_B: NDArray[np.int64]
-    reward_B: NDArray[np.float64]
-    divergence_B: NDArray[np.float64]
-    trained_B: NDArray[np.bool_]
-    source_B: list[tuple[str, int]]
-    duplicate: int
-
-
 def opened(uids: Sequence[str], frozen: Frozen) -> dict[str, Rollout]:
     """Records of rollouts that were just dispatched."""
     columns = (
