@@ -12,9 +12,8 @@ import pytest
 
 import spo_verl
 from spo_verl import core
-from spo_verl.config import ForgettingConfig, SpoConfig
+from spo_verl.config import ForgettingConfig, ForgettingMode, SpoConfig
 from spo_verl.tracker import Tracker, TrackerSettings, service
-from spo_verl.tracker.settings import ForgettingMode
 from tests.training import simulated_run
 from tests.training.simulated_run import Setting, keys, run, somehow
 
