@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from verl.utils.import_utils import load_class_from_fqn
 
 from spo_verl.errors import SpoConfigError, SpoStateError
+from spo_verl.training import abort
 from spo_verl.training.abort import (
     StoppableManager,
     StoppableRollouts,
@@ -60,7 +62,13 @@ class Worker(StoppableRollouts, Plain):
 @pytest.fixture(scope="module")
 def worker_class():
     start_ray(num_cpus=2)
+    # As text, not as names of modules: importing verl takes an actor far longer than what is tested here.
+    by_value = (abort, sys.modules[__name__])
+    for module in by_value:
+        ray.cloudpickle.register_pickle_by_value(module)
     yield ray.remote(Worker)
+    for module in by_value:
+        ray.cloudpickle.unregister_pickle_by_value(module)
     ray.shutdown()
 
 
