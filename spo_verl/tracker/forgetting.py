@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spo_verl import core
+from spo_verl.config import ForgettingMode
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker.arguments import shown
 from spo_verl.tracker.observing import Outcomes
 from spo_verl.tracker.reports import ObserveReport
-from spo_verl.tracker.settings import ForgettingMode, TrackerSettings
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import PromptTable, TouchedRows
 
 Column = NDArray[np.float64]
@@ -160,26 +161,26 @@ class Discounting(Forgetting):
 
         A late outcome of an older version finds evidence that has been discounted beyond it: it is only added.
         """
-        divergence_S = self.divergence(rows, outcomes, clock)
-        if divergence_S is not None:  # 0 at a first visit, before which there was nothing to move away from
-            divergence_S = np.where(rows.visits_S == 0, 0.0, divergence_S)
-        due_S = np.ones(len(rows.slot_S), dtype=np.bool_)
+        divergence_D = self.divergence(rows, outcomes, clock)
+        if divergence_D is not None:  # 0 at a first visit, before which there was nothing to move away from
+            divergence_D = np.where(rows.visits_D == 0, 0.0, divergence_D)
+        due_D = np.ones(len(rows.slot_D), dtype=np.bool_)
         reports = []
         for part in by_version(rows, outcomes):
             at = part.at
-            discounted_B = (rows.version_S[at] < part.version) & due_S[at]
-            if divergence_S is None:
+            discounted_B = (rows.version_D[at] < part.version) & due_D[at]
+            if divergence_D is None:
                 rho_B, divergence_B = np.where(discounted_B, self.settings.rho, 1.0), None
             else:  # one measurement discounts once
-                due_S[at] &= ~discounted_B
-                divergence_B = np.where(discounted_B, divergence_S[at], 0.0)
+                due_D[at] &= ~discounted_B
+                divergence_B = np.where(discounted_B, divergence_D[at], 0.0)
                 rho_B = np.where(discounted_B, self._retention(divergence_B), 1.0)
                 self.note_discount(rows, at[discounted_B], clock)
-            alpha_B, beta_B = rows.alpha_S[at], rows.beta_S[at]
-            rows.alpha_S[at], rows.beta_S[at] = core.update_evidence(
+            alpha_B, beta_B = rows.alpha_D[at], rows.beta_D[at]
+            rows.alpha_D[at], rows.beta_D[at] = core.update_evidence(
                 alpha_B, beta_B, part.reward_sum, rho_B, count=part.count
             )
-            rows.version_S[at] = np.maximum(rows.version_S[at], part.version)
+            rows.version_D[at] = np.maximum(rows.version_D[at], part.version)
             n_eff_B = core.effective_sample_size(alpha_B, beta_B)
             reports.append(_report(rows, part, rho_B, n_eff_B, discounted_B, divergence_B))
         return reports
@@ -200,10 +201,10 @@ class KlForgetting(Discounting):
 
     def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
         """The largest divergence of the prompt's outcomes, NaN ignored, or 0: the same in any order."""
-        divergence_S = np.zeros(len(rows.slot_S))
+        divergence_D = np.zeros(len(rows.slot_D))
         if outcomes.divergence_B is not None:
-            np.fmax.at(divergence_S, rows.position_B, outcomes.divergence_B)
-        return divergence_S
+            np.fmax.at(divergence_D, rows.position_B, outcomes.divergence_B)
+        return divergence_D
 
 
 class DriftForgetting(Discounting):
@@ -266,10 +267,10 @@ class VersionForgetting(Forgetting):
         rho, reports = self.settings.rho, []
         for part in by_version(rows, outcomes):
             at, version = part.at, part.version
-            alpha_B, beta_B, newest_B = rows.alpha_S[at], rows.beta_S[at], _newest_event(rows.version_S[at])
+            alpha_B, beta_B, newest_B = rows.alpha_D[at], rows.beta_D[at], _newest_event(rows.version_D[at])
             _, n_eff_B = self.read(version, alpha_B, beta_B, newest_B)
             event_B = np.full(len(part.reward_B), version)
-            rows.alpha_S[at], rows.beta_S[at], rows.version_S[at] = core.fold_events(
+            rows.alpha_D[at], rows.beta_D[at], rows.version_D[at] = core.fold_events(
                 alpha_B, beta_B, newest_B, part.group_B, event_B, part.reward_B, rho=rho
             )
             rho_B = core.decay(version - newest_B, rho)
@@ -287,10 +288,10 @@ def _report(
 ) -> ObserveReport:
     """Count the visits of one version, and say what was done."""
     count = part.count
-    first_visit_B = rows.visits_S[part.at] == 0
-    rows.visits_S[part.at] += count.astype(np.int32)
+    first_visit_B = rows.visits_D[part.at] == 0
+    rows.visits_D[part.at] += count.astype(np.int32)
     return ObserveReport(
-        slot_B=rows.slot_S[part.at],
+        slot_B=rows.slot_D[part.at],
         version_B=np.full(len(part.at), part.version, dtype=np.int64),
         count_B=count.astype(np.int64),
         rho_B=rho_B,

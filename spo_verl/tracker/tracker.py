@@ -283,7 +283,7 @@ class Tracker:
     def absorb(self, late: Sequence[Late]) -> ObserveReport:
         """``observe`` and ``settle`` for rollouts that end without training, as one verb: all of it, or nothing.
 
-        What was verified is evidence, whether it was trained on or not; repeats change nothing, as in ``observe``.
+        What was verified becomes evidence, whether it was trained on or not; repeats change nothing, as in ``observe``.
 
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
@@ -453,11 +453,11 @@ class Tracker:
         limit = self.settings.max_in_flight
         if limit is None:
             return np.empty(0, dtype=np.int64)
-        slot_T = self._ledger.slots_in_flight(limit)
-        return slot_T[slot_T < self.size]  # a prompt that was kept aside may still have an open rollout
+        slot_X = self._ledger.slots_in_flight(limit)
+        return slot_X[slot_X < self.size]  # a prompt that was kept aside may still have an open rollout
 
     def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
-        value_B, n_eff_B = self._rule.read(version, *self._table.evidence(slot_B))
+        value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
         return Frozen(slot_B, value_B, n_eff_B, version_B=np.full(len(slot_B), version, dtype=np.int64))
 
     def _plan(self, trained: Late, late: Sequence[Late] = ()) -> Plan:
@@ -480,7 +480,7 @@ class Tracker:
         for uid, session in plan.outcomes.source_B:
             self._ledger.add_session(uid, session)
         # A prompt that was kept aside may still have an open rollout.
-        self._drawing.update(plan.rows.slot_S[plan.rows.slot_S < self.size], self._version)
+        self._drawing.update(plan.rows.slot_D[plan.rows.slot_D < self.size], self._version)
         self._counters["observations"] += plan.report.new
         self._counters["duplicates"] += plan.report.duplicate
         self._counters["first_visits"] += plan.report.first_visits
