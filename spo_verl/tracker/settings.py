@@ -39,7 +39,7 @@ ADDED_LATER = {
 """Names that a checkpoint may lack because it is older than they are; it then had their defaults."""
 
 KEYS = {
-    "references": "sampling.mode",
+    "sampling_mode": "sampling.mode",
     "gamma": "sampling.gamma",
     "epsilon": "sampling.epsilon",
     "forgetting_mode": "forgetting.mode",
