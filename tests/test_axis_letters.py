@@ -77,13 +77,17 @@ def test_the_letters_of_the_code_are_those_of_the_glossary_and_where_it_says():
         assert explained[letter] in (None, set(rooms)), (letter, rooms)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_shapes_in_docstrings_are_those_of_the_names(path):
-    for docstring in docstrings_of(path.read_text()):
-        for found in SHAPE.finditer(docstring):
-            for name in re.findall(r"\w+", found["names"]):
-                if axes := axes_of(name):
-                    assert list(axes) == found["shape"].split(", "), found[0]
+def test_shapes_in_docstrings_are_those_of_the_names():
+    stated = [
+        (path.name, name, found["shape"])
+        for path in PACKAGE.rglob("*.py")
+        for docstring in docstrings_of(path.read_text())
+        for found in SHAPE.finditer(docstring)
+        for name in re.findall(r"\w+", found["names"])
+        if axes_of(name)
+    ]
+    assert len(stated) > 50
+    assert [one for one in stated if ", ".join(axes_of(one[1])) != one[2]] == []
 
 
 @pytest.mark.parametrize(
