@@ -7,9 +7,11 @@ defaults for readers and a test compares the two.
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -18,9 +20,16 @@ from spo_verl.errors import SpoConfigError
 
 _CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+SamplingMode = Literal["prioritized", "uniform"]
+ForgettingMode = Literal["kl", "constant", "version", "drift"]
+
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Retention = Annotated[float, Field(gt=0, le=1)]
+Bonus = Annotated[float, Field(ge=0, le=1e100)]
+"""Bounded above so that the weights of all prompts can be summed."""
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**128)]
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -51,16 +60,16 @@ class InitialConfig:
 class SamplingConfig:
     """How prompts are drawn, equation (11)."""
 
-    mode: Literal["prioritized", "uniform"] = "prioritized"
+    mode: SamplingMode = "prioritized"
     """By the weight of equation (11), or all prompts alike."""
     gamma: Share = 0.0
     """Exponent of the effective sample size."""
-    epsilon: Annotated[float, Field(ge=0)] = 0.05
+    epsilon: Bonus = 0.05
     """Exploration bonus."""
     quota: dict[str, Positive] | None = None
     """Part of every batch that each data source (``data_source``) gets; all of them, only the proportions count.
     ``None``: sources play no part. In braces: ``spo.sampling.quota='{openai/gsm8k: 3, code: 1}'``."""
-    max_in_flight: Annotated[int, Field(ge=1)] | None = 1
+    max_in_flight: Count | None = 1
     """A prompt with so many rollouts under way is not drawn; ``None``: no limit. In the synchronous trainer all
     rollouts are over before the next draw."""
 
@@ -69,7 +78,7 @@ class SamplingConfig:
 class ForgettingConfig:
     """How fast evidence is discounted as the policy drifts."""
 
-    mode: Literal["kl", "constant", "version", "drift"] = "kl"
+    mode: ForgettingMode = "kl"
     """Retention from each prompt's divergence; ``rho`` at every visit; ``rho`` per policy version since the outcome was
     generated (event time, SPO++); or from the policy's movement since the prompt's last visit, without a forward."""
     reference: Literal["acting", "updated"] = "acting"
@@ -97,11 +106,11 @@ class DriftConfig:
     tokens: Literal["generated", "all"] = "generated"
     """Tokens of a stored response that the divergence is the mean over: those that the policy generated, or all of
     them, what tools returned included, as in the published recipe."""
-    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_tokens: Count | None = None
     """Stored tokens per response; ``None`` stores all of them."""
     measure_both: bool = False
     """Also measure the divergence of the other reference, for comparison."""
-    max_prompts: Annotated[int, Field(gt=0)] | None = None
+    max_prompts: Count | None = None
     """Stored responses that are scored per step at most; ``None``: all. Of prompts beyond the budget the divergence
     stays unknown, and their evidence is discounted with the step's mean retention."""
 
@@ -125,7 +134,7 @@ class LateConfig:
 
     policy: Literal["carry", "abort", "drop"] = "carry"
     """What becomes of them: they may join a later batch; they are stopped at the end of their policy version; or they
-    finish, and their outcomes are evidence without training."""
+    finish, and their outcomes become evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
     """At least this share of each batch is taken in the order of dispatch instead of that of finishing, which favours
     short responses; ``None``: none of it."""
@@ -137,9 +146,9 @@ class EstimateConfig:
 
     output: str | None = None
     """Parquet file to write; when set, the run only estimates and does not train."""
-    trials: Annotated[int, Field(gt=0)] = 8
+    trials: Count = 8
     """Responses per prompt, n0."""
-    chunk: Annotated[int, Field(gt=0)] = 256
+    chunk: Count = 256
     """Prompts per finished part: what an interrupted estimation loses at most."""
 
 
@@ -149,7 +158,7 @@ class SpoConfig:
 
     preset: str | None = None
     """Name of the preset that was composed; set by the preset itself."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the plugin's own random choices (the draws of prompts)."""
     bspo: bool = False
     """Several independent rollouts per prompt (``rollout.n`` > 1) are intended."""
@@ -247,7 +256,7 @@ def _ranges(config: SpoConfig) -> Iterator[str]:
             "spo.advantage.baseline=initial subtracts the value that each prompt had before training, and none is "
             "given: set spo.initial.values to a file of offline values, or spo.advantage.baseline=value or none."
         )
-    if config.forgetting.rho_min > config.forgetting.rho_max:
+    if not retentions_in_order(config.forgetting.rho_min, config.forgetting.rho_max):
         yield (
             f"spo.forgetting.rho_min={config.forgetting.rho_min} is above "
             f"spo.forgetting.rho_max={config.forgetting.rho_max}; swap or narrow them."
@@ -255,6 +264,39 @@ def _ranges(config: SpoConfig) -> Iterator[str]:
     if config.sampling.quota is not None and not config.sampling.quota:
         yield "spo.sampling.quota={} names no data source; name each with its share of a batch, or set it to null."
     yield from _of_other_modes(config)
+
+
+def retentions_in_order(rho_min: float, rho_max: float) -> bool:
+    """Whether these bounds of the retention leave room for one."""
+    return rho_min <= rho_max
+
+
+def fault(key: str, given: object) -> str | None:
+    """What is wrong with a setting that a program passes, None where nothing is.
+
+    The range is that of the settings' tree; unlike there, text is no number, and True and 3.0 are no whole numbers.
+
+    Args:
+        key: dotted name without ``spo.``, e.g. ``sampling.gamma``.
+        given: its value.
+    """
+    try:
+        _checker(key).validate_python(given, strict=True)
+        json.dumps(given)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    except TypeError:  # an array that can be read as a number
+        return "Input should be a plain value, not an array"
+    return None
+
+
+@functools.cache
+def _checker(key: str) -> TypeAdapter[Any]:
+    *sections, name = key.split(".")
+    owner: type = SpoConfig
+    for section in sections:
+        owner = get_type_hints(owner)[section]
+    return TypeAdapter(get_type_hints(owner, include_extras=True)[name], config=ConfigDict(allow_inf_nan=False))
 
 
 def _of_other_modes(config: SpoConfig) -> Iterator[str]:

@@ -112,7 +112,7 @@ def _values(hint: Any, limits: list[Any]) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return ", ".join(str(choice) for choice in typing.get_args(hint))
     bounds = {
-        name: getattr(limit, name)
+        name: _bound(getattr(limit, name))
         for limit in limits
         for name in ("ge", "gt", "le", "lt", "min_length")
         if getattr(limit, name, None) is not None
@@ -131,6 +131,12 @@ def _values(hint: Any, limits: list[Any]) -> str:
     inner = [_unwrap(part) for part in typing.get_args(hint) if part is not Ellipsis]
     within = [text for text in (_values(plain, held) for plain, held, _ in inner) if text]
     return f"each {within[-1]}" if within else ""
+
+
+def _bound(number: Any) -> str:
+    """A bound as it is read best: 9223372036854775808 is 2^63."""
+    large_power = isinstance(number, int) and number >= 2**53 and number.bit_count() == 1
+    return f"2^{number.bit_length() - 1}" if large_power else str(number)
 
 
 def _yaml(value: Any) -> str:

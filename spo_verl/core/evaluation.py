@@ -3,7 +3,7 @@ r"""Metrics of several graded responses per prompt: avg@k, pass@k, maj@k, and ho
 | symbol | name here | meaning |
 |---|---|---|
 | P | suffix ``_P`` | prompt |
-| n | ``responses_P`` or the second axis of ``correct_PN`` | responses of a prompt, >= 1 |
+| n | ``responses_P`` or the second axis of ``correct_PG`` | responses of a prompt, >= 1 |
 | c | ``correct_P`` | right ones among them, 0 <= c <= n |
 | k | ``k`` | responses that a metric looks at, 1 <= k <= n |
 
@@ -46,13 +46,13 @@ class Interval:
     prompts: int
 
 
-def average_at_k(correct_PN: npt.ArrayLike) -> FloatArray:
+def average_at_k(correct_PG: npt.ArrayLike) -> FloatArray:
     """avg@k: share of right responses of each prompt.
 
     Its expectation is the same for every k, so all n responses are used whatever k is.
 
     Args:
-        correct_PN: 1 for a right response, 0 for a wrong one; or partial credit in [0, 1].
+        correct_PG: 1 for a right response, 0 for a wrong one; or partial credit in [0, 1].
 
     Returns:
         One number per prompt, in [0, 1].
@@ -60,7 +60,7 @@ def average_at_k(correct_PN: npt.ArrayLike) -> FloatArray:
     Raises:
         SpoArgumentError: Not two axes, no response, or a value outside [0, 1].
     """
-    return np.asarray(_graded(correct_PN).mean(axis=1))
+    return np.asarray(_graded(correct_PG).mean(axis=1))
 
 
 def pass_at_k(responses_P: npt.ArrayLike, correct_P: npt.ArrayLike, k: int) -> FloatArray:
@@ -93,8 +93,8 @@ def pass_at_k(responses_P: npt.ArrayLike, correct_P: npt.ArrayLike, k: int) -> F
 
 
 def majority_at_k(
-    answers_PN: Sequence[Sequence[str]],
-    correct_PN: npt.ArrayLike,
+    answers_PG: Sequence[Sequence[str]],
+    correct_PG: npt.ArrayLike,
     k: int,
     *,
     subsets: int = 1000,
@@ -111,8 +111,8 @@ def majority_at_k(
     replacement, one generator for each prompt from (seed, position of the prompt).
 
     Args:
-        answers_PN: Answers in canonical form; equal strings vote together.
-        correct_PN: As in `average_at_k`.
+        answers_PG: Answers in canonical form; equal strings vote together.
+        correct_PG: As in `average_at_k`.
         k: Responses looked at, 1 <= k <= n.
         subsets: Random subsets per prompt where k < n, >= 1.
         seed: >= 0.
@@ -123,24 +123,24 @@ def majority_at_k(
     Raises:
         SpoArgumentError: Shapes differ, or a number is outside its range.
     """
-    graded_PN = _graded(correct_PN)
-    prompts, n = graded_PN.shape
-    lengths = {len(answers) for answers in answers_PN}
-    require_number(len(answers_PN) == prompts and lengths <= {n}, "answers_PN", (len(answers_PN), sorted(lengths)),
-                   f"it must have the shape of correct_PN, ({prompts}, {n})")  # fmt: skip
+    graded_PG = _graded(correct_PG)
+    prompts, n = graded_PG.shape
+    lengths = {len(answers) for answers in answers_PG}
+    require_number(len(answers_PG) == prompts and lengths <= {n}, "answers_PG", (len(answers_PG), sorted(lengths)),
+                   f"it must have the shape of correct_PG, ({prompts}, {n})")  # fmt: skip
     require_number(_whole(k) and 1 <= k <= n, "k", k, f"it must be a whole number from 1 to n = {n}")
     require_number(_whole(subsets) and subsets >= 1, "subsets", subsets, "it must be a whole number >= 1")
     require_number(_whole(seed) and seed >= 0, "seed", seed, "it must be a whole number >= 0")
     result_P = np.empty(prompts)
-    for position, answers in enumerate(answers_PN):
-        vote_AN, right_A = _votes(answers, graded_PN[position])
+    for position, answers in enumerate(answers_PG):
+        vote_AG, right_A = _votes(answers, graded_PG[position])
         if k == n:
-            chosen_SN = np.ones((1, n))
+            chosen_ZG = np.ones((1, n))
         else:
             rng = np.random.default_rng([seed, position])
-            order_SN = np.argsort(rng.random((subsets, n)), axis=1)
-            chosen_SN = (order_SN < k).astype(np.float64)
-        result_P[position] = _modal_credit(chosen_SN @ vote_AN.T, right_A).mean()
+            order_ZG = np.argsort(rng.random((subsets, n)), axis=1)
+            chosen_ZG = (order_ZG < k).astype(np.float64)
+        result_P[position] = _modal_credit(chosen_ZG @ vote_AG.T, right_A).mean()
     return result_P
 
 
@@ -176,8 +176,8 @@ def bootstrap_interval(
     require_number(_whole(seed) and seed >= 0, "seed", seed, "it must be a whole number >= 0")
     strata = _strata(value_P, stratum_P)
     rng = np.random.default_rng(seed)
-    mean_R = np.mean([_resampled_means(stratum, resamples, rng) for stratum in strata], axis=0)
-    low, high = np.quantile(mean_R, [(1 - level) / 2, (1 + level) / 2])
+    mean_Z = np.mean([_resampled_means(stratum, resamples, rng) for stratum in strata], axis=0)
+    low, high = np.quantile(mean_Z, [(1 - level) / 2, (1 + level) / 2])
     mean = np.mean([stratum.mean() for stratum in strata])
     return Interval(float(mean), float(low), float(high), float(level), int(value_P.size))
 
@@ -217,33 +217,33 @@ def _strata(value_P: FloatArray, stratum_P: Sequence[str] | None) -> list[FloatA
 
 def _resampled_means(value_P: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
     # How often each prompt is drawn is multinomial, which needs no index array.
-    count_RP = rng.multinomial(value_P.size, np.full(value_P.size, 1.0 / value_P.size), size=resamples)
-    return np.asarray(count_RP @ value_P / value_P.size)
+    count_ZP = rng.multinomial(value_P.size, np.full(value_P.size, 1.0 / value_P.size), size=resamples)
+    return np.asarray(count_ZP @ value_P / value_P.size)
 
 
-def _graded(correct_PN: npt.ArrayLike) -> FloatArray:
-    graded_PN = as_float64("correct_PN", correct_PN)
-    if graded_PN.ndim != 2 or graded_PN.shape[1] == 0:
+def _graded(correct_PG: npt.ArrayLike) -> FloatArray:
+    graded_PG = as_float64("correct_PG", correct_PG)
+    if graded_PG.ndim != 2 or graded_PG.shape[1] == 0:
         raise SpoArgumentError(
-            f"correct_PN has shape {graded_PN.shape}; pass a row per prompt and a column per response"
+            f"correct_PG has shape {graded_PG.shape}; pass a row per prompt and a column per response"
         )
-    require((graded_PN >= 0) & (graded_PN <= 1), "correct_PN", graded_PN, "it must be in [0, 1]")
-    return graded_PN
+    require((graded_PG >= 0) & (graded_PG <= 1), "correct_PG", graded_PG, "it must be in [0, 1]")
+    return graded_PG
 
 
-def _votes(answers: Sequence[str], graded_N: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Who gave which answer, ``vote_AN``, and each answer's correctness, ``right_A``; missing answers have no row."""
+def _votes(answers: Sequence[str], graded_G: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Who gave which answer, ``vote_AG``, and each answer's correctness, ``right_A``; missing answers have no row."""
     different = [answer for answer in Counter(answers) if answer != MISSING]
-    vote_AN = np.array([[answer == one for answer in answers] for one in different], dtype=np.float64)
-    vote_AN = vote_AN.reshape(len(different), len(answers))
-    return vote_AN, vote_AN @ graded_N / np.maximum(vote_AN.sum(axis=1), 1.0)
+    vote_AG = np.array([[answer == one for answer in answers] for one in different], dtype=np.float64)
+    vote_AG = vote_AG.reshape(len(different), len(answers))
+    return vote_AG, vote_AG @ graded_G / np.maximum(vote_AG.sum(axis=1), 1.0)
 
 
-def _modal_credit(count_SA: FloatArray, right_A: FloatArray) -> FloatArray:
+def _modal_credit(count_ZA: FloatArray, right_A: FloatArray) -> FloatArray:
     """Mean correctness of the answers with the most votes in each subset; 0 where nobody answered."""
-    most_S = count_SA.max(axis=1, initial=0.0)
-    modal_SA = (count_SA == most_S[:, None]) & (count_SA > 0)
-    return np.asarray(modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1))
+    most_Z = count_ZA.max(axis=1, initial=0.0)
+    modal_ZA = (count_ZA == most_Z[:, None]) & (count_ZA > 0)
+    return np.asarray(modal_ZA @ right_A / np.maximum(modal_ZA.sum(axis=1), 1))
 
 
 def _whole(number: object) -> bool:

@@ -105,7 +105,7 @@ def draw(
         size: number of slots, >= 0; at most P without replacement, less those that are taken.
         rng: the generator that is advanced; equal weights and state give equal draws.
         replace: draw independently; a slot may then come up repeatedly.
-        taken: (T,) distinct slots that count as drawn already: the draw is that from the other slots alone.
+        taken: (X,) distinct slots that count as drawn already: the draw is that from the other slots alone.
 
     Returns:
         slot_B: (size,) int64 in the order drawn.
@@ -119,9 +119,9 @@ def draw(
     """
     weight_P = _checked_weights("weight_P", weight_P)
     require_number(weight_P.ndim == 1, "weight_P.shape", weight_P.shape, "it must be (P,), one per prompt slot")
-    taken_T = _checked_slots("taken", taken, weight_P.size)
-    if taken_T.size:
-        free = np.delete(np.arange(weight_P.size), taken_T)
+    taken_X = _checked_slots("taken", taken, weight_P.size)
+    if taken_X.size:
+        free = np.delete(np.arange(weight_P.size), taken_X)
         place_B, share_B = draw(weight_P[free], size, rng, replace=replace)
         return free[place_B], share_B
     total = _checked_total(weight_P.sum())
@@ -197,21 +197,21 @@ class WeightIndex:
         that is exact too, as it continues from the slots drawn so far. With nothing taken neither the random numbers
         nor the results depend on there being such an argument.
         """
-        taken_T = _checked_slots("taken", taken, self._size)
-        available = self._size - taken_T.size
+        taken_X = _checked_slots("taken", taken, self._size)
+        available = self._size - taken_X.size
         _check_request(size, available, rng, replace=False)
-        total = _checked_total(self._total_without(taken_T))
+        total = _checked_total(self._total_without(taken_X))
         slot_B = np.empty(0, dtype=np.int64)
         for _ in range(REJECTION_ROUNDS if total > 0 else 0):
             missing = size - slot_B.size
             if missing == 0:
                 break
             candidates = self._candidates(self._worthwhile(missing + SPARE_CANDIDATES, total), rng)
-            if taken_T.size:
-                candidates = candidates[~np.isin(candidates, taken_T)]
+            if taken_X.size:
+                candidates = candidates[~np.isin(candidates, taken_X)]
             slot_B = _first_occurrences(np.concatenate([slot_B, candidates]))[:size]
         if slot_B.size < size:
-            gone = np.concatenate([taken_T, slot_B])
+            gone = np.concatenate([taken_X, slot_B])
             slot_B = np.concatenate([slot_B, _race(self.weight_P, size - slot_B.size, rng, taken=gone)])
         return slot_B, _share(self.weight_P, slot_B, total, available)
 
@@ -228,14 +228,14 @@ class WeightIndex:
             self._cumulative = np.cumsum(self._block_sums)
         return self._cumulative
 
-    def _total_without(self, taken_T: IntArray) -> float:
+    def _total_without(self, taken_X: IntArray) -> float:
         """Sum of the weights that are not taken; summed and not subtracted, as the taken may hold nearly all."""
-        if not taken_T.size:
+        if not taken_X.size:
             return self.total
         block = self._blocks.shape[1]
-        touched, row_T = np.unique(taken_T // block, return_inverse=True)
+        touched, row_X = np.unique(taken_X // block, return_inverse=True)
         blocks = self._blocks[touched]
-        blocks[row_T, taken_T % block] = 0.0
+        blocks[row_X, taken_X % block] = 0.0
         sums = self._block_sums.copy()
         sums[touched] = blocks.sum(axis=1)
         return float(np.cumsum(sums)[-1])
@@ -250,8 +250,8 @@ class WeightIndex:
         """``count`` independent slots by weight: first the block, then the element in it."""
         uniform = rng.random((count, 2))
         block_C = _locate(self._cumulative_sums(), uniform[:, 0])
-        cumulative_CE = np.cumsum(self._blocks[block_C], axis=1)
-        element_C = (cumulative_CE / cumulative_CE[:, -1:] <= uniform[:, 1:]).sum(axis=1)
+        cumulative_CK = np.cumsum(self._blocks[block_C], axis=1)
+        element_C = (cumulative_CK / cumulative_CK[:, -1:] <= uniform[:, 1:]).sum(axis=1)
         return np.asarray(block_C * self._blocks.shape[1] + element_C, dtype=np.int64)
 
 

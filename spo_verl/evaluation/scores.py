@@ -201,14 +201,14 @@ def _each(prompts: dict[str, Prompt], k: int, settings: EvaluationSettings, metr
     found: dict[str, float] = {}
     for n in sorted({len(one.correct) for one in prompts.values()}):
         alike = {key: one for key, one in prompts.items() if len(one.correct) == n}
-        correct_PN = [one.correct for one in alike.values()]
+        correct_PG = [one.correct for one in alike.values()]
         if metric == "avg":
-            value_P = average_at_k(correct_PN)
+            value_P = average_at_k(correct_PG)
         elif metric == "pass":
             value_P = pass_at_k(np.full(len(alike), n), _right(alike), k)
         else:
-            answers_PN = [[answer or "" for answer in one.answers] for one in alike.values()]
-            value_P = majority_at_k(answers_PN, correct_PN, k, subsets=settings.subsets, seed=settings.seed)
+            answers_PG = [[answer or "" for answer in one.answers] for one in alike.values()]
+            value_P = majority_at_k(answers_PG, correct_PG, k, subsets=settings.subsets, seed=settings.seed)
         found |= dict(zip(alike, value_P.tolist(), strict=True))
     return {key: found[key] for key in prompts}
 

@@ -102,7 +102,7 @@ class Drawing:
 
     def _weights(self, rows: NDArray[np.int64] | slice, version: int) -> NDArray[np.float64]:
         """What rows of the table are drawn by, at a policy version."""
-        alpha_B, beta_B, version_B = self._table.evidence(rows)
+        alpha_B, beta_B, version_B = self._table.read_from(rows)
         if not self._prioritized:
             return np.ones(len(alpha_B))
         value_B, n_eff_B = self._rule.read(version, alpha_B, beta_B, version_B)

@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spo_verl import core
+from spo_verl.config import ForgettingMode
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker.arguments import shown
-from spo_verl.tracker.ledger import Outcomes
+from spo_verl.tracker.observing import Outcomes
 from spo_verl.tracker.reports import ObserveReport
-from spo_verl.tracker.settings import ForgettingMode, TrackerSettings
+from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import PromptTable, TouchedRows
 
 Column = NDArray[np.float64]
@@ -144,101 +145,69 @@ class Forgetting(ABC):
     def fold(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> list[ObserveReport]:
         """Fold outcomes into the rows of their prompts, in place; a report for each policy version."""
 
-    def _discount_and_add(
-        self, rows: TouchedRows, part: OneVersion, discounted_B: NDArray[np.bool_], rho_B: Column, divergence_B: Column
-    ) -> ObserveReport:
-        """Discount some of the rows once and add outcomes to all (equation 5).
 
-        A late outcome of an older version finds evidence that has been discounted beyond it: it is only added.
-        """
-        at = part.at
-        alpha_B, beta_B = rows.alpha_S[at], rows.beta_S[at]
-        rho_B = np.where(discounted_B, rho_B, 1.0)
-        rows.alpha_S[at], rows.beta_S[at] = core.update_evidence(
-            alpha_B, beta_B, part.reward_sum, rho_B, count=part.count
-        )
-        rows.version_S[at] = np.maximum(rows.version_S[at], part.version)
-        return _report(rows, part, rho_B, divergence_B, core.effective_sample_size(alpha_B, beta_B), discounted_B)
+class Discounting(Forgetting):
+    """What ``kl``, ``constant`` and ``drift`` share: discount a row at a new version, and add its outcomes."""
 
-
-def _report(
-    rows: TouchedRows,
-    part: OneVersion,
-    rho_B: Column,
-    divergence_B: Column,
-    n_eff_B: Column,
-    discounted_B: NDArray[np.bool_],
-) -> ObserveReport:
-    """Count the visits of one version, and say what was done."""
-    count = part.count
-    first_visit_B = rows.visits_S[part.at] == 0
-    rows.visits_S[part.at] += count.astype(np.int32)
-    return ObserveReport(
-        slot_B=rows.slot_S[part.at],
-        version_B=np.full(len(part.at), part.version, dtype=np.int64),
-        count_B=count.astype(np.int64),
-        rho_B=rho_B,
-        divergence_B=divergence_B,
-        n_eff_B=n_eff_B,
-        discounted_B=discounted_B,
-        first_visit_B=first_visit_B,
-        new=len(part.reward_B),
-        duplicate=0,
-    )
-
-
-class ConstantForgetting(Forgetting):
-    """``constant``: ``rho`` at the first outcome of each version beyond the one of the last discount."""
-
-    def fold(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> list[ObserveReport]:
-        reports = []
-        for part in by_version(rows, outcomes):
-            discounted_B = rows.version_S[part.at] < part.version
-            rho_B, nothing_B = np.full(len(part.at), self.settings.rho), np.zeros(len(part.at))
-            reports.append(self._discount_and_add(rows, part, discounted_B, rho_B, nothing_B))
-        return reports
-
-
-class MeasuredForgetting(Forgetting):
-    """What ``kl`` and ``drift`` share: a divergence is measured, and discounts each prompt of a request once."""
-
-    @abstractmethod
-    def measured(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
-        """How far the policy has moved since the last discount of each row, at least 0."""
-
-    def fold(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> list[ObserveReport]:
-        settings = self.settings
-        # 0 at a first visit, before which there was nothing to move away from (Algorithm 1).
-        divergence_S = np.where(rows.visits_S == 0, 0.0, self.measured(rows, outcomes, clock))
-        due_S = np.ones(len(rows.slot_S), dtype=np.bool_)
-        reports = []
-        for part in by_version(rows, outcomes):
-            at = part.at
-            discounted_B = (rows.version_S[at] < part.version) & due_S[at]
-            due_S[at] &= ~discounted_B
-            divergence_B = np.where(discounted_B, divergence_S[at], 0.0)
-            rho_B = core.retention(
-                divergence_B, half_life=settings.half_life, rho_min=settings.rho_min, rho_max=settings.rho_max
-            )
-            self.note_discount(rows, at[discounted_B], clock)
-            reports.append(self._discount_and_add(rows, part, discounted_B, rho_B, divergence_B))
-        return reports
+    def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column | None:
+        """How far the policy has moved since the last discount of each row, at least 0; None: it is not measured."""
+        return None
 
     def note_discount(self, rows: TouchedRows, at: NDArray[np.int64], clock: Clock) -> None:
         """Store with these rows what the next measurement starts from."""
 
+    def fold(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> list[ObserveReport]:
+        """Equation (5), version by version.
 
-class KlForgetting(MeasuredForgetting):
+        A late outcome of an older version finds evidence that has been discounted beyond it: it is only added.
+        """
+        divergence_D = self.divergence(rows, outcomes, clock)
+        if divergence_D is not None:  # 0 at a first visit, before which there was nothing to move away from
+            divergence_D = np.where(rows.visits_D == 0, 0.0, divergence_D)
+        due_D = np.ones(len(rows.slot_D), dtype=np.bool_)
+        reports = []
+        for part in by_version(rows, outcomes):
+            at = part.at
+            discounted_B = (rows.version_D[at] < part.version) & due_D[at]
+            if divergence_D is None:
+                rho_B, divergence_B = np.where(discounted_B, self.settings.rho, 1.0), None
+            else:  # one measurement discounts once
+                due_D[at] &= ~discounted_B
+                divergence_B = np.where(discounted_B, divergence_D[at], 0.0)
+                rho_B = np.where(discounted_B, self._retention(divergence_B), 1.0)
+                self.note_discount(rows, at[discounted_B], clock)
+            alpha_B, beta_B = rows.alpha_D[at], rows.beta_D[at]
+            rows.alpha_D[at], rows.beta_D[at] = core.update_evidence(
+                alpha_B, beta_B, part.reward_sum, rho_B, count=part.count
+            )
+            rows.version_D[at] = np.maximum(rows.version_D[at], part.version)
+            n_eff_B = core.effective_sample_size(alpha_B, beta_B)
+            reports.append(_report(rows, part, rho_B, n_eff_B, discounted_B, divergence_B))
+        return reports
+
+    def _retention(self, divergence_B: Column) -> Column:
+        settings = self.settings
+        return core.retention(
+            divergence_B, half_life=settings.half_life, rho_min=settings.rho_min, rho_max=settings.rho_max
+        )
+
+
+class ConstantForgetting(Discounting):
+    """``constant``: ``rho`` at the first outcome of each version beyond the one of the last discount."""
+
+
+class KlForgetting(Discounting):
     """``kl``: retention from the divergence of the prompt's stored response, which the request brings."""
 
-    def measured(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
+    def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
         """The largest divergence of the prompt's outcomes, NaN ignored, or 0: the same in any order."""
-        divergence_S = np.zeros(len(rows.slot_S))
-        np.fmax.at(divergence_S, rows.position_B, outcomes.divergence_B)
-        return divergence_S
+        divergence_D = np.zeros(len(rows.slot_D))
+        if outcomes.divergence_B is not None:
+            np.fmax.at(divergence_D, rows.position_B, outcomes.divergence_B)
+        return divergence_D
 
 
-class DriftForgetting(MeasuredForgetting):
+class DriftForgetting(Discounting):
     """``drift``: retention from the movement of the policy since the prompt's last discount, scaled."""
 
     stores_movement = True
@@ -257,7 +226,7 @@ class DriftForgetting(MeasuredForgetting):
             raise SpoStateError(f"movement {shown(movement)} takes the sum beyond all floats; pass nats per token.")
         return moved
 
-    def measured(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
+    def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
         """The scaled movement since the row's last discount."""
         with np.errstate(over="ignore"):  # beyond all bounds is far enough
             return self.settings.drift_scale * ((clock.movement or 0.0) - rows.require_moved())
@@ -298,15 +267,41 @@ class VersionForgetting(Forgetting):
         rho, reports = self.settings.rho, []
         for part in by_version(rows, outcomes):
             at, version = part.at, part.version
-            alpha_B, beta_B, newest_B = rows.alpha_S[at], rows.beta_S[at], _newest_event(rows.version_S[at])
+            alpha_B, beta_B, newest_B = rows.alpha_D[at], rows.beta_D[at], _newest_event(rows.version_D[at])
             _, n_eff_B = self.read(version, alpha_B, beta_B, newest_B)
             event_B = np.full(len(part.reward_B), version)
-            rows.alpha_S[at], rows.beta_S[at], rows.version_S[at] = core.fold_events(
+            rows.alpha_D[at], rows.beta_D[at], rows.version_D[at] = core.fold_events(
                 alpha_B, beta_B, newest_B, part.group_B, event_B, part.reward_B, rho=rho
             )
-            rho_B, nothing_B = core.decay(version - newest_B, rho), np.zeros(len(at))
-            reports.append(_report(rows, part, rho_B, nothing_B, n_eff_B, newest_B < version))
+            rho_B = core.decay(version - newest_B, rho)
+            reports.append(_report(rows, part, rho_B, n_eff_B, newest_B < version))
         return reports
+
+
+def _report(
+    rows: TouchedRows,
+    part: OneVersion,
+    rho_B: Column,
+    n_eff_B: Column,
+    discounted_B: NDArray[np.bool_],
+    divergence_B: Column | None = None,
+) -> ObserveReport:
+    """Count the visits of one version, and say what was done."""
+    count = part.count
+    first_visit_B = rows.visits_D[part.at] == 0
+    rows.visits_D[part.at] += count.astype(np.int32)
+    return ObserveReport(
+        slot_B=rows.slot_D[part.at],
+        version_B=np.full(len(part.at), part.version, dtype=np.int64),
+        count_B=count.astype(np.int64),
+        rho_B=rho_B,
+        divergence_B=np.zeros(len(part.at)) if divergence_B is None else divergence_B,
+        n_eff_B=n_eff_B,
+        discounted_B=discounted_B,
+        first_visit_B=first_visit_B,
+        new=len(part.reward_B),
+        duplicate=0,
+    )
 
 
 def _newest_event(version_B: Versions) -> Versions:

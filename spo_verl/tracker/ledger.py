@@ -34,28 +34,6 @@ class Rollout(NamedTuple):
     sessions: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """Outcomes that had not been observed before, one row each.
-
-    Attributes:
-        slot_B, version_B: prompt slot, and policy version of the dispatch, int64.
-        reward_B: in [0, 1].
-        divergence_B: at least 0, or NaN.
-        trained_B: whether the rollout was trained on, bool.
-        source_B: the rollout and the session that they come from.
-        duplicate: how many of the request had been observed before.
-    """
-
-    slot_B: NDArray[np.int64]
-    version_B: NDArray[np.int64]
-    reward_B: NDArray[np.float64]
-    divergence_B: NDArray[np.float64]
-    trained_B: NDArray[np.bool_]
-    source_B: list[tuple[str, int]]
-    duplicate: int
-
-
 def opened(uids: Sequence[str], frozen: Frozen) -> dict[str, Rollout]:
     """Records of rollouts that were just dispatched."""
     columns = (
@@ -117,9 +95,9 @@ class Ledger:
 
     def slots_in_flight(self, at_least: int) -> NDArray[np.int64]:
         """Prompt slots with at least so many open rollouts, ascending."""
-        slot_T = np.fromiter(self.in_flight.keys(), dtype=np.int64, count=len(self.in_flight))
-        count_T = np.fromiter(self.in_flight.values(), dtype=np.int64, count=len(self.in_flight))
-        return np.sort(slot_T[count_T >= at_least])
+        slot_X = np.fromiter(self.in_flight.keys(), dtype=np.int64, count=len(self.in_flight))
+        count_X = np.fromiter(self.in_flight.values(), dtype=np.int64, count=len(self.in_flight))
+        return np.sort(slot_X[count_X >= at_least])
 
     def refuse_known(self, uids: Sequence[str]) -> None:
         """Raise :class:`SpoStateError` when a uid occurs twice, is open, or ended lately."""
@@ -204,7 +182,7 @@ class Ledger:
             del self.recent[uid]
         return failed
 
-    def move_slots(self, new_slot_P: NDArray[np.int64]) -> None:
+    def move_slots(self, new_slot_O: NDArray[np.int64]) -> None:
         """Rename the slots of the open rollouts."""
-        self.open = {uid: one._replace(slot=int(new_slot_P[one.slot])) for uid, one in self.open.items()}
+        self.open = {uid: one._replace(slot=int(new_slot_O[one.slot])) for uid, one in self.open.items()}
         self.__post_init__()

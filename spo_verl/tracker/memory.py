@@ -170,11 +170,11 @@ class ResponseMemory:
             packed = pack(unpack(packed, every_E), packed.slot_B, every_E, self.max_tokens)
         self._append(packed)
 
-    def remapped(self, new_slot_P: NDArray[np.int64], rows: int) -> ResponseMemory:
-        """The same responses where slot ``s`` is now called ``new_slot_P[s]``, out of ``rows`` slots."""
+    def remapped(self, new_slot_O: NDArray[np.int64], rows: int) -> ResponseMemory:
+        """The same responses where slot ``s`` is now called ``new_slot_O[s]``, out of ``rows`` slots."""
         moved = ResponseMemory(rows, self.references, self.max_tokens)
         slot_E = np.flatnonzero(self._length_P)
-        to_E = new_slot_P[slot_E]
+        to_E = new_slot_O[slot_E]
         moved._start_P[to_E] = self._start_P[slot_E]
         moved._length_P[to_E] = self._length_P[slot_E]
         moved._prompt_hash_P[to_E] = self._prompt_hash_P[slot_E]

@@ -21,7 +21,7 @@ def read_parts(table: PromptTable, rule: Forgetting, version: int) -> Readings:
     """(value, effective sample size) of the prompts of the dataset as read at a policy version, part by part."""
     for first in range(0, table.active, SCAN_ROWS):
         rows = slice(first, min(first + SCAN_ROWS, table.active))
-        yield rule.read(version, *table.evidence(rows))
+        yield rule.read(version, *table.read_from(rows))
 
 
 def value_histogram(parts: Readings, bins: int) -> NDArray[np.int64]:

@@ -241,13 +241,13 @@ class QuotaIndex:
             SpoStateError: a source has fewer prompts than such a batch may need; no random number was used.
         """
         self.refuse(size, taken)
-        taken_of_T = self.sources.source_P[taken]
+        taken_of_X = self.sources.source_P[taken]
         count_Q = core.quota_counts(self._part_Q, size, mixing)
         slots, shares = [], []
         for source, (count, share, slot_of_place, index) in enumerate(
             zip(count_Q.tolist(), self._share_Q, self._slots_Q, self._index_Q, strict=True)
         ):
-            mine = taken[taken_of_T == source]
+            mine = taken[taken_of_X == source]
             place_B, share_B = index.draw(count, rng, taken=_places(slot_of_place, mine))
             slots.append(slot_of_place[place_B].astype(np.int64))
             shares.append(share * share_B)

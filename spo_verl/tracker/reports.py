@@ -50,14 +50,14 @@ class Recall:
 
 @dataclass(frozen=True)
 class Late:
-    """Rollouts that end without having been trained on, and the outcomes that they had.
+    """Rollouts that end for one reason, and the outcomes that they had.
 
     Attributes:
         kind: why they end, see ``Tracker.settle``.
         uids: (B,) rollout of each outcome; may repeat.
         session_B, reward_B: (B,) as for ``Tracker.observe``.
-        divergence_B: (B,) the same; ``None`` where none was measured.
-        ended: rollouts that end; ``None`` for those in ``uids``. Rollouts without an outcome stand here only.
+        divergence_B: (B,) the same; None where none was measured.
+        ended: rollouts that end; None for those in ``uids``. Rollouts without an outcome are only here.
     """
 
     kind: Ending

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from operator import attrgetter
+from typing import Any, Literal
 
 import numpy as np
 
-from spo_verl.config import SpoConfig
+from spo_verl.config import ForgettingMode, SamplingMode, SpoConfig, fault, retentions_in_order
 from spo_verl.errors import SpoConfigError
-from spo_verl.tracker.arguments import LARGEST, is_whole, shown
+from spo_verl.tracker.arguments import shown
 
-SamplingMode = Literal["prioritized", "uniform"]
-ForgettingMode = Literal["kl", "constant", "version", "drift"]
 Ending = Literal["trained", "stale", "surplus", "rejected", "failed", "aborted"]
 """Why a rollout ends; see ``Tracker.settle``."""
 
@@ -40,74 +38,63 @@ ADDED_LATER = {
 }
 """Names that a checkpoint may lack because it is older than they are; it then had their defaults."""
 
-LARGEST_EPSILON = 1e100
+KEYS = {
+    "sampling_mode": "sampling.mode",
+    "gamma": "sampling.gamma",
+    "epsilon": "sampling.epsilon",
+    "forgetting_mode": "forgetting.mode",
+    "half_life": "forgetting.half_life",
+    "rho_min": "forgetting.rho_min",
+    "rho_max": "forgetting.rho_max",
+    "rho": "forgetting.rho",
+    "max_tokens": "drift.max_tokens",
+    "seed": "seed",
+    "quota": "sampling.quota",
+    "floor": "forgetting.floor",
+    "drift_scale": "forgetting.drift_scale",
+    "max_in_flight": "sampling.max_in_flight",
+}
+"""Settings of a tracker, and the keys of :class:`SpoConfig` that have their defaults, ranges and meanings."""
+
+_DEFAULT = SpoConfig()
 
 
-def _number(given: object) -> bool:
-    """Whether it is a finite number of Python."""
-    return isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) <= sys.float_info.max
-
-
-def _one_of(choices: Any, given: object) -> bool:
-    return isinstance(given, str) and given in get_args(choices)
-
-
-def _identifiers(names: object) -> bool:
-    """Whether these are distinct names that can be columns of a file."""
-    if not isinstance(names, tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
-        return False
-    return len(set(names)) == len(names)
-
-
-def _quota(quota: object) -> bool:
-    return isinstance(quota, dict) and all(
-        isinstance(name, str) and _number(part) and part > 0 for name, part in quota.items()
-    )
+def _names_fault(names: object) -> str | None:
+    """What keeps these from being the names of columns of a file, None where nothing does."""
+    if isinstance(names, tuple) and all(isinstance(name, str) and name.isidentifier() for name in names):
+        return None if len(set(names)) == len(names) else "Input should have each name once"
+    return "Input should be a tuple of identifiers"
 
 
 @dataclass(frozen=True)
 class TrackerSettings:
     """How prompts are drawn, how evidence is forgotten, what is stored (see docs/algorithm.md).
 
+    Defaults, ranges and meanings are those of the keys of :class:`SpoConfig` that ``KEYS`` names. An empty ``quota``
+    becomes None.
+
     Attributes:
-        sampling_mode: draw by the weights of equation (11), or all prompts alike.
-        gamma: exponent of the effective sample size in (11), in [0, 1].
-        epsilon: exploration bonus of (11), not negative, at most ``LARGEST_EPSILON``, so that weights can be summed.
-        quota: data source -> its part of every batch, finite and positive; only the proportions count. ``None`` (and an
-            empty mapping, which becomes it): sources play no part.
-        max_in_flight: a prompt with so many open rollouts is not drawn, at least 1; ``None``: no limit.
-        forgetting_mode: ``kl``: retention from the divergence of each prompt; ``constant``: always ``rho``;
-            ``version``: ``rho`` per policy version between the event and the reading; ``drift``: retention from the
-            movement of the policy since the prompt's last visit.
-        half_life: divergence at which half of the evidence is forgotten, positive.
-        rho_min, rho_max: bounds of the retention under ``kl`` and ``drift``, in (0, 1].
-        rho: the retention under ``constant``, and that per version under ``version``, in (0, 1].
-        floor: prior mass that does not decay under ``version``, finite and not negative.
-        drift_scale: what the summed movement is multiplied by to stand for a divergence under ``drift``, positive.
-        references: log-prob columns of stored responses, the one that forgetting uses first; ``()`` stores
-            none.
-        max_tokens: stored tokens per response, ``None`` for all.
-        seed: of the plugin's own random choices, not negative, below 2^128.
+        references: log-prob columns of stored responses, the one that forgetting uses first; ``()`` stores none.
 
     Raises:
         SpoConfigError: lists every setting that is out of range.
     """
 
-    sampling_mode: SamplingMode = "prioritized"
-    gamma: float = 0.0
-    epsilon: float = 0.05
-    forgetting_mode: ForgettingMode = "kl"
-    half_life: float = 0.06
-    rho_min: float = 0.875
-    rho_max: float = 0.96
-    rho: float = 0.875
-    references: tuple[str, ...] = ("acting",)
-    max_tokens: int | None = None
-    seed: int = 0
-    quota: Mapping[str, float] | None = field(default=None, hash=False)
-    floor: float = 0.0
-    drift_scale: float = 1.0
-    max_in_flight: int | None = 1
+    sampling_mode: SamplingMode = _DEFAULT.sampling.mode
+    gamma: float = _DEFAULT.sampling.gamma
+    epsilon: float = _DEFAULT.sampling.epsilon
+    forgetting_mode: ForgettingMode = _DEFAULT.forgetting.mode
+    half_life: float = _DEFAULT.forgetting.half_life
+    rho_min: float = _DEFAULT.forgetting.rho_min
+    rho_max: float = _DEFAULT.forgetting.rho_max
+    rho: float = _DEFAULT.forgetting.rho
+    references: tuple[str, ...] = _DEFAULT.references
+    max_tokens: int | None = _DEFAULT.drift.max_tokens
+    seed: int = _DEFAULT.seed
+    quota: Mapping[str, float] | None = field(default=_DEFAULT.sampling.quota, hash=False)
+    floor: float = _DEFAULT.forgetting.floor
+    drift_scale: float = _DEFAULT.forgetting.drift_scale
+    max_in_flight: int | None = _DEFAULT.sampling.max_in_flight
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -118,50 +105,21 @@ class TrackerSettings:
             object.__setattr__(self, "references", tuple(self.references))
         if isinstance(self.quota, Mapping):
             object.__setattr__(self, "quota", dict(self.quota) or None)
-        allowed = {
-            "sampling_mode": _one_of(SamplingMode, self.sampling_mode),
-            "gamma": _number(self.gamma) and 0 <= self.gamma <= 1,
-            "epsilon": _number(self.epsilon) and 0 <= self.epsilon <= LARGEST_EPSILON,
-            "forgetting_mode": _one_of(ForgettingMode, self.forgetting_mode),
-            "half_life": _number(self.half_life) and self.half_life > 0,
-            "rho_min": _number(self.rho_min) and _number(self.rho_max) and 0 < self.rho_min <= self.rho_max,
-            "rho_max": _number(self.rho_max) and self.rho_max <= 1,
-            "rho": _number(self.rho) and 0 < self.rho <= 1,
-            "references": _identifiers(self.references),
-            "max_tokens": self.max_tokens is None or (is_whole(self.max_tokens) and 0 < self.max_tokens <= LARGEST),
-            "seed": is_whole(self.seed) and 0 <= self.seed < 2**128,
-            "floor": _number(self.floor) and self.floor >= 0,
-            "drift_scale": _number(self.drift_scale) and self.drift_scale > 0,
-            "max_in_flight": self.max_in_flight is None
-            or (is_whole(self.max_in_flight) and 1 <= self.max_in_flight <= LARGEST),
-            "quota": self.quota is None or _quota(self.quota),
-        }
-        wrong = [f"{name}={shown(getattr(self, name))}" for name, fine in allowed.items() if not fine]
+        faults = {name: fault(key, getattr(self, name)) for name, key in KEYS.items()}
+        faults["references"] = _names_fault(self.references)
+        if not (faults["rho_min"] or faults["rho_max"] or retentions_in_order(self.rho_min, self.rho_max)):
+            faults["rho_min"] = "Input should not be above rho_max"
+        wrong = {name: faults[name] for name in self.__dataclass_fields__ if faults[name]}
         if wrong:
-            raise SpoConfigError(
-                f"tracker settings out of range: {', '.join(wrong)}; the ranges stand in TrackerSettings."
-            )
+            given = ", ".join(f"{name}={shown(getattr(self, name))}" for name in wrong)
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
+            raise SpoConfigError(f"tracker settings out of range: {given}. {reasons}.")
 
     @classmethod
     def of(cls, spo: SpoConfig) -> TrackerSettings:
         """The part of a run's configuration that its tracker works by."""
-        return cls(
-            sampling_mode=spo.sampling.mode,
-            gamma=spo.sampling.gamma,
-            epsilon=spo.sampling.epsilon,
-            forgetting_mode=spo.forgetting.mode,
-            half_life=spo.forgetting.half_life,
-            rho_min=spo.forgetting.rho_min,
-            rho_max=spo.forgetting.rho_max,
-            rho=spo.forgetting.rho,
-            references=spo.references,
-            max_tokens=spo.drift.max_tokens,
-            seed=spo.seed,
-            quota=spo.sampling.quota,
-            floor=spo.forgetting.floor,
-            drift_scale=spo.forgetting.drift_scale,
-            max_in_flight=spo.sampling.max_in_flight,
-        )
+        given = {name: attrgetter(key)(spo) for name, key in KEYS.items()}
+        return cls(references=spo.references, **given)
 
     @property
     def purposes(self) -> tuple[str, ...]:

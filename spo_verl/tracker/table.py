@@ -80,14 +80,14 @@ def _refuse_equal_keys(key_P: NDArray[np.void]) -> None:
         )
 
 
-def match_keys(saved_key_R: NDArray[np.void], key_P: NDArray[np.void]) -> NDArray[np.int64]:
-    """For each key its row in ``saved_key_R``, or -1; both hold every key at most once. O(n log n)."""
-    saved, size = len(saved_key_R), len(key_P)
+def match_keys(saved_key_O: NDArray[np.void], key_P: NDArray[np.void]) -> NDArray[np.int64]:
+    """For each key its row in ``saved_key_O``, or -1; both hold every key at most once. O(n log n)."""
+    saved, size = len(saved_key_O), len(key_P)
     found_P = np.full(size, -1, dtype=np.int64)
-    if saved >= size and np.array_equal(_words(saved_key_R[:size]), _words(key_P)):
+    if saved >= size and np.array_equal(_words(saved_key_O[:size]), _words(key_P)):
         found_P[:] = np.arange(size)
         return found_P
-    high, low = _words(np.concatenate([saved_key_R, key_P]))
+    high, low = _words(np.concatenate([saved_key_O, key_P]))
     order = np.lexsort((low, high))  # stable, so the saved one of an equal pair comes first
     first = _equal_neighbours(high, low, order)
     found_P[order[first + 1] - saved] = order[first]
@@ -101,29 +101,29 @@ def fingerprint(key_P: NDArray[np.void]) -> str:
 
 @dataclass
 class TouchedRows:
-    """Rows of the table while outcomes are folded into them (suffix S: distinct slots, ascending).
+    """Rows of the table while outcomes are folded into them (suffix D: different slots, ascending).
 
     ``position_B``: the row of each outcome; the other columns as in :class:`PromptTable`.
     """
 
-    slot_S: NDArray[np.int64]
+    slot_D: NDArray[np.int64]
     position_B: NDArray[np.int64]
-    alpha_S: NDArray[np.float64]
-    beta_S: NDArray[np.float64]
-    visits_S: NDArray[np.int32]
-    version_S: NDArray[np.int64]
-    moved_S: NDArray[np.float64] | None
+    alpha_D: NDArray[np.float64]
+    beta_D: NDArray[np.float64]
+    visits_D: NDArray[np.int32]
+    version_D: NDArray[np.int64]
+    moved_D: NDArray[np.float64] | None
 
     def require_moved(self) -> NDArray[np.float64]:
         """The column of movements; raises :class:`SpoStateError` where the table has none."""
-        if self.moved_S is None:
+        if self.moved_D is None:
             raise SpoStateError("the table has no moved_P; fit it to the forgetting mode first.")
-        return self.moved_S
+        return self.moved_D
 
 
 @dataclass(frozen=True)
 class PromptTable:
-    """The columns, ``(R,)`` each with R = active prompts + prompts kept aside.
+    """The columns, ``(P,)`` each: the active prompts, then those kept aside.
 
     | column | meaning |
     |---|---|
@@ -196,23 +196,23 @@ class PromptTable:
             if column is not None:
                 yield name, column
 
-    def evidence(self, rows: NDArray[np.int64] | slice) -> tuple[NDArray, NDArray, NDArray]:
-        """alpha, beta and version of these rows: what a reading needs."""
+    def read_from(self, rows: NDArray[np.int64] | slice) -> tuple[NDArray, NDArray, NDArray]:
+        """Evidence (alpha and beta) of these rows, and the version it is of: what ``Forgetting.read`` takes."""
         return self.alpha_P[rows], self.beta_P[rows], self.version_P[rows]
 
     def touched(self, slot_B: NDArray[np.int64]) -> TouchedRows:
         """Copies of the rows that outcomes of these slots change."""
-        slot_S, position_B = np.unique(slot_B, return_inverse=True)
-        moved_S = None if self.moved_P is None else self.moved_P[slot_S]
-        alpha_S, beta_S, version_S = self.evidence(slot_S)
-        return TouchedRows(slot_S, position_B, alpha_S, beta_S, self.visits_P[slot_S], version_S, moved_S)
+        slot_D, position_B = np.unique(slot_B, return_inverse=True)
+        moved_D = None if self.moved_P is None else self.moved_P[slot_D]
+        alpha_D, beta_D, version_D = self.read_from(slot_D)
+        return TouchedRows(slot_D, position_B, alpha_D, beta_D, self.visits_P[slot_D], version_D, moved_D)
 
     def write(self, rows: TouchedRows) -> None:
         """Put changed rows in their places."""
-        self.alpha_P[rows.slot_S], self.beta_P[rows.slot_S] = rows.alpha_S, rows.beta_S
-        self.visits_P[rows.slot_S], self.version_P[rows.slot_S] = rows.visits_S, rows.version_S
+        self.alpha_P[rows.slot_D], self.beta_P[rows.slot_D] = rows.alpha_D, rows.beta_D
+        self.visits_P[rows.slot_D], self.version_P[rows.slot_D] = rows.visits_D, rows.version_D
         if self.moved_P is not None:
-            self.moved_P[rows.slot_S] = rows.require_moved()
+            self.moved_P[rows.slot_D] = rows.require_moved()
 
     def copy(self) -> PromptTable:
         """A copy that later updates do not reach; the keys, which never change, are shared."""
@@ -224,10 +224,10 @@ class PromptTable:
             return self
         return replace(self, moved_P=np.zeros(len(self)) if wanted else None)
 
-    def anchored(self, version: int, row_R: NDArray[np.bool_] | None = None) -> PromptTable:
+    def anchored(self, version: int, row_P: NDArray[np.bool_] | None = None) -> PromptTable:
         """The table where the evidence of these rows, or of all, stands at ``version``; 0 is -1, see ``version_P``."""
         at = version or NO_VERSION
-        return replace(self, version_P=np.where(True if row_R is None else row_R, at, self.version_P))
+        return replace(self, version_P=np.where(True if row_P is None else row_P, at, self.version_P))
 
     def with_columns(self, key_P: NDArray[np.void], columns: dict[str, NDArray]) -> PromptTable:
         """A table of the same dataset with other columns."""

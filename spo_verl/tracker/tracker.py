@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spo_verl.errors import SpoStateError
-from spo_verl.tracker import checkpoint, observing
+from spo_verl.tracker import checkpoint
 from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, shown
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
@@ -24,7 +24,7 @@ from spo_verl.tracker.forgetting import forgetting
 from spo_verl.tracker.ledger import Ledger, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.metrics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
-from spo_verl.tracker.observing import Request, checked_late
+from spo_verl.tracker.observing import Plan, checked_groups, joined, new_outcomes
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
 from spo_verl.tracker.responses import StoredResponses
@@ -220,7 +220,7 @@ class Tracker:
         return Recall(frozen, self._memory.recall(frozen.slot_B))
 
     def observe(
-        self, uids: Sequence[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike
+        self, uids: Sequence[str], session_B: ArrayLike, reward_B: ArrayLike, divergence_B: ArrayLike | None = None
     ) -> ObserveReport:
         """Fold outcomes into the evidence, each ``(uid, session)`` once, however often it is passed.
 
@@ -235,15 +235,15 @@ class Tracker:
             session_B: (B,) which of the rollout's sessions.
             reward_B: (B,) in [0, 1].
             divergence_B: (B,) D of the prompt, at least 0; NaN or 0 without a stored response. Of several
-                values for one prompt the largest counts. A prompt's first visit has D = 0. Only
-                ``forgetting_mode="kl"`` reads it.
+                values for one prompt the largest counts. A prompt's first visit has D = 0. None where no D was
+                measured: only ``forgetting_mode="kl"`` reads it.
 
         Raises:
             SpoRewardError: a reward is NaN or outside [0, 1].
             SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
                 after its rollout was settled.
         """
-        return self._commit(self._plan(Request.of(uids, session_B, reward_B, divergence_B)))
+        return self._commit(self._plan(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
 
     def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
         """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
@@ -283,12 +283,12 @@ class Tracker:
     def absorb(self, late: Sequence[Late]) -> ObserveReport:
         """``observe`` and ``settle`` for rollouts that end without training, as one verb: all of it, or nothing.
 
-        What was verified is evidence, whether it was trained on or not; repeats change nothing, as in ``observe``.
+        What was verified becomes evidence, whether it was trained on or not; repeats change nothing, as in ``observe``.
 
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
         """
-        return self._observe_and_settle(([], [], [], []), (), late).report
+        return self._commit(self._plan(Late("trained"), late)).report
 
     def advance(self, movement: float) -> None:
         """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
@@ -303,7 +303,7 @@ class Tracker:
         uids: Sequence[str],
         session_B: ArrayLike,
         reward_B: ArrayLike,
-        divergence_B: ArrayLike,
+        divergence_B: ArrayLike | None = None,
         *,
         remember_uids: Sequence[str] = (),
         responses: StoredResponses | None = None,
@@ -319,7 +319,7 @@ class Tracker:
             uids, session_B, reward_B, divergence_B: outcomes of the rollouts that were trained on, see ``observe``.
             remember_uids, responses: see ``remember``.
             settle_uids: rollouts that were trained on, or that failed; see ``settle``.
-            late: rollouts that end for another reason. Where one of ``settle_uids`` stands here too, this is its kind.
+            late: rollouts that end for another reason. Where one of ``settle_uids`` is here too, this is its kind.
             movement: see ``advance``; the outcomes of this step are discounted by what came before it.
 
         Raises:
@@ -327,11 +327,12 @@ class Tracker:
         """
         moved = self._clock.movement if movement is None else self._rule.moved(self._clock, movement)
         slots = None if responses is None else self._slots_to_remember(remember_uids, responses)
-        done = self._observe_and_settle((uids, session_B, reward_B, divergence_B), settle_uids, late)
+        trained = Late("trained", uids, session_B, reward_B, divergence_B, ended=settle_uids)
+        plan = self._commit(self._plan(trained, late))
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
         self._clock.movement = moved
-        return StepReport(done.report, self.metrics(), done.untrained)
+        return StepReport(plan.report, self.metrics(), plan.untrained)
 
     # -- looking at it
 
@@ -452,39 +453,38 @@ class Tracker:
         limit = self.settings.max_in_flight
         if limit is None:
             return np.empty(0, dtype=np.int64)
-        slot_T = self._ledger.slots_in_flight(limit)
-        return slot_T[slot_T < self.size]  # a prompt that was kept aside may still have an open rollout
+        slot_X = self._ledger.slots_in_flight(limit)
+        return slot_X[slot_X < self.size]  # a prompt that was kept aside may still have an open rollout
 
     def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
-        value_B, n_eff_B = self._rule.read(version, *self._table.evidence(slot_B))
+        value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
         return Frozen(slot_B, value_B, n_eff_B, version_B=np.full(len(slot_B), version, dtype=np.int64))
 
-    def _plan(self, request: Request) -> observing.Plan:
-        return observing.plan(request, self._ledger, self._table, self._rule, self._clock)
+    def _plan(self, trained: Late, late: Sequence[Late] = ()) -> Plan:
+        """What observing and settling these rollouts will do; changes nothing.
 
-    def _commit(self, plan: observing.Plan) -> ObserveReport:
-        observing.commit(plan, self._ledger, self._table)
-        slot_S = plan.rows.slot_S
+        Args:
+            trained: rollouts that were trained on.
+            late: those that end for another reason, which is then the kind of a rollout that is in both.
+        """
+        groups = checked_groups(trained, late)
+        ending = [(group.kind, self._ledger.to_settle(group.over)) for group in (*groups[1:], groups[0])]
+        outcomes = new_outcomes(groups, self._ledger)
+        rows = self._table.touched(outcomes.slot_B)
+        report = joined(self._rule.fold(rows, outcomes, self._clock), outcomes.duplicate)
+        return Plan(rows, outcomes, report, ending)
+
+    def _commit(self, plan: Plan) -> Plan:
+        """Do what was planned."""
+        self._table.write(plan.rows)
+        for uid, session in plan.outcomes.source_B:
+            self._ledger.add_session(uid, session)
         # A prompt that was kept aside may still have an open rollout.
-        self._drawing.update(slot_S[slot_S < self.size], self._version)
+        self._drawing.update(plan.rows.slot_D[plan.rows.slot_D < self.size], self._version)
         self._counters["observations"] += plan.report.new
         self._counters["duplicates"] += plan.report.duplicate
         self._counters["first_visits"] += plan.report.first_visits
-        return plan.report
-
-    def _observe_and_settle(
-        self,
-        trained: tuple[Sequence[str], ArrayLike, ArrayLike, ArrayLike],
-        settle_uids: Sequence[str],
-        late: Sequence[Late],
-    ) -> observing.Plan:
-        """Observe outcomes of rollouts that were trained on, and those of late ones; then settle all of them."""
-        late = checked_late(late)
-        groups = (*late, Late("trained", ended=checked_uids(settle_uids, "settle")))
-        ending = [(self._ledger.to_settle(group.over), group.kind) for group in groups]
-        plan = self._plan(Request.of(*trained).joined([Request.of_late(group) for group in late]))
-        self._commit(plan)
-        for uids, kind in ending:
+        for kind, uids in plan.ending:
             self._end(uids, kind)
         self._count("untrained", plan.untrained)
         return plan

@@ -3,7 +3,7 @@
 verl's agent-loop workers start one asyncio task per prompt and have no verb to end it. The workers here remember the
 task of each prompt and cancel it: its sessions end where they wait (for the rollout engine, a tool or a reward), and
 :class:`CancellableClient` has the engine drop the request that it was computing. What a prompt's other sessions had
-delivered by then stays in verl's queue, so that the caller can read it as evidence before it clears it.
+delivered by then stays in verl's queue, so that the caller can add it to the evidence before it clears it.
 
 The manager is chosen through verl's own setting (:func:`stoppable_rollouts`); no name of verl is replaced.
 """

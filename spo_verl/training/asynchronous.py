@@ -116,7 +116,7 @@ class OpenRollouts:
         super().on_step_end()  # type: ignore[misc]
 
     def _end_version(self) -> None:
-        """With ``abort``: stop what the batches of this version did not wait for; what has finished is evidence."""
+        """With ``abort``: stop what the version's batches did not wait for; what has finished becomes evidence."""
         if not self._aborts:
             return
         under_way = _under_way()

@@ -94,11 +94,13 @@ class Rewarded:
             "uids": sessions.uid_S,
             "session_B": sessions.session_S,
             "reward_B": self.reward_S,
-            "divergence_B": np.full(len(sessions), np.nan),
         }
         if divergence is not None:
-            outcomes["divergence_B"] = divergence.divergence_B[sessions.prompt_S]
-            outcomes |= {"remember_uids": list(sessions.uid_B), "responses": divergence.responses}
+            outcomes |= {
+                "divergence_B": divergence.divergence_B[sessions.prompt_S],
+                "remember_uids": list(sessions.uid_B),
+                "responses": divergence.responses,
+            }
         return outcomes
 
     def metrics(self) -> dict[str, float]:

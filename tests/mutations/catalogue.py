@@ -44,7 +44,7 @@ _CLIP = "np.clip(np.exp2(-divergence / half_life), rho_min, rho_max)"
 _CLOCKS = "np.log(rng.standard_exponential(racing.size)) - np.log(weight_P[racing])"
 _RESUM = "        self._block_sums[touched] = self._blocks[touched].sum(axis=1)"
 _STORE = "        self._blocks.reshape(-1)[slot_B] = weight_B"
-_ELEMENT = "element_C = (cumulative_CE / cumulative_CE[:, -1:] <= uniform[:, 1:]).sum(axis=1)"
+_ELEMENT = "element_C = (cumulative_CK / cumulative_CK[:, -1:] <= uniform[:, 1:]).sum(axis=1)"
 _SHARE = "        return np.asarray(weight_P[slot_B] / total)"
 _TOKENS = '    return count_B if measure == "token" else (count_B > 0).astype(np.float64)'
 _PROMOTE = "torch.promote_types(torch.promote_types(then_BT.dtype, now_BT.dtype), torch.float32)"
@@ -194,19 +194,19 @@ SAMPLING = [
         "slot_B = _locate(np.cumsum(weight_P), rng.random(size))",
         "slot_B = rng.integers(weight_P.size, size=size)",
     ),
-    ("what is taken is drawn", "candidates[~np.isin(candidates, taken_T)]", "candidates"),
-    ("what is taken races", "gone = np.concatenate([taken_T, slot_B])", "gone = slot_B"),
+    ("what is taken is drawn", "candidates[~np.isin(candidates, taken_X)]", "candidates"),
+    ("what is taken races", "gone = np.concatenate([taken_X, slot_B])", "gone = slot_B"),
     (
         "share of all the weight",
-        "total = _checked_total(self._total_without(taken_T))",
+        "total = _checked_total(self._total_without(taken_X))",
         "total = _checked_total(self.total)",
     ),
     (
         "what is free by subtraction",
         "return float(np.cumsum(sums)[-1])",
-        "return max(self.total - float(self.weight_P[taken_T].sum()), 0.0)",
+        "return max(self.total - float(self.weight_P[taken_X].sum()), 0.0)",
     ),
-    ("what is taken counts as available", "available = self._size - taken_T.size", "available = self._size"),
+    ("what is taken counts as available", "available = self._size - taken_X.size", "available = self._size"),
     ("places instead of slots", "return free[place_B], share_B", "return place_B, share_B"),
     ("quota: always rounded down", "point = math.floor(reached + u)", "point = math.floor(reached)"),
     (
@@ -268,8 +268,8 @@ DIVERGENCE = [
 
 _FACTOR = "np.prod(wrong_Pk / (n_P[..., None] - taken), axis=-1)"
 _WRONG = "wrong_Pk = n_P[..., None] - c_P[..., None] - taken"
-_MODAL = "modal_SA @ right_A / np.maximum(modal_SA.sum(axis=1), 1)"
-_RESAMPLED = "count_RP @ value_P / value_P.size"
+_MODAL = "modal_ZA @ right_A / np.maximum(modal_ZA.sum(axis=1), 1)"
+_RESAMPLED = "count_ZP @ value_P / value_P.size"
 _BOUNDS = "[(1 - level) / 2, (1 + level) / 2]"
 
 EVALUATION = [
@@ -280,23 +280,23 @@ EVALUATION = [
     ("probability that all k are wrong", "np.asarray(1.0 - np.prod", "np.asarray(np.prod"),
     ("more right ones than responses", "(c_P >= 0) & (c_P <= n_P)", "(c_P >= 0)"),
     ("k beyond n gives a number", "(n_P >= k)", "(n_P >= 1)"),
-    ("average over prompts", "_graded(correct_PN).mean(axis=1)", "_graded(correct_PN).mean(axis=0)"),
+    ("average over prompts", "_graded(correct_PG).mean(axis=1)", "_graded(correct_PG).mean(axis=0)"),
     ("missing answers vote", "if answer != MISSING]", "if answer is not None]"),
-    ("the first of tied answers wins", _MODAL, "right_A[modal_SA.argmax(axis=1)] if right_A.size else most_S"),
-    ("a tie goes to the right answer", _MODAL, "(modal_SA * right_A).max(axis=1, initial=0.0)"),
-    ("a tie counts each answer whole", _MODAL, "modal_SA @ right_A"),
-    ("votes do not count", "(count_SA == most_S[:, None]) & (count_SA > 0)", "count_SA > 0"),
-    ("the rarest answer wins", "count_SA.max(axis=1, initial=0.0)", "count_SA.min(axis=1, initial=9e9)"),
+    ("the first of tied answers wins", _MODAL, "right_A[modal_ZA.argmax(axis=1)] if right_A.size else most_Z"),
+    ("a tie goes to the right answer", _MODAL, "(modal_ZA * right_A).max(axis=1, initial=0.0)"),
+    ("a tie counts each answer whole", _MODAL, "modal_ZA @ right_A"),
+    ("votes do not count", "(count_ZA == most_Z[:, None]) & (count_ZA > 0)", "count_ZA > 0"),
+    ("the rarest answer wins", "count_ZA.max(axis=1, initial=0.0)", "count_ZA.min(axis=1, initial=9e9)"),
     (
         "one right response makes an answer right",
-        "vote_AN @ graded_N / np.maximum(vote_AN.sum(axis=1), 1.0)",
-        "(vote_AN @ graded_N > 0) * 1.0",
+        "vote_AG @ graded_G / np.maximum(vote_AG.sum(axis=1), 1.0)",
+        "(vote_AG @ graded_G > 0) * 1.0",
     ),
-    ("subsets of one response too many", "(order_SN < k)", "(order_SN <= k)"),
-    ("the first k responses instead of subsets", "(order_SN < k)", "(np.arange(n) < k + 0 * order_SN)"),
+    ("subsets of one response too many", "(order_ZG < k)", "(order_ZG <= k)"),
+    ("the first k responses instead of subsets", "(order_ZG < k)", "(np.arange(n) < k + 0 * order_ZG)"),
     ("all prompts share their subsets", "np.random.default_rng([seed, position])", "np.random.default_rng([seed, 0])"),
     ("the seed is ignored", "np.random.default_rng([seed, position])", "np.random.default_rng([0, position])"),
-    ("resampled sums", _RESAMPLED, "count_RP @ value_P"),
+    ("resampled sums", _RESAMPLED, "count_ZP @ value_P"),
     ("benchmarks weighted by their prompts", "np.mean([stratum.mean() for stratum in strata])", "value_P.mean()"),
     (
         "resampled across benchmarks",

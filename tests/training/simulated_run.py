@@ -193,12 +193,12 @@ class Client:
             self.observed.update(zip(entry.uids, np.asarray(entry.session_B).tolist(), strict=True))
         return self.tracker.absorb(late)
 
-    def finish_step(self, uids, session_B, reward_B, divergence_B, *, late=(), **rest):
+    def finish_step(self, uids, session_B, reward_B, *, late=(), **rest):
         self.observed.update(zip(uids, np.asarray(session_B).tolist(), strict=True))
         for entry in late:
             self.observed.update(zip(entry.uids, np.asarray(entry.session_B).tolist(), strict=True))
         self.world.steps.append(Step(self.world.version, sorted(set(uids))))
-        return self.tracker.finish_step(uids, session_B, reward_B, divergence_B, late=late, **rest)
+        return self.tracker.finish_step(uids, session_B, reward_B, late=late, **rest)
 
     def stop(self) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from verl.utils.import_utils import load_class_from_fqn
 
 from spo_verl.errors import SpoConfigError, SpoStateError
+from spo_verl.training import abort
 from spo_verl.training.abort import (
     StoppableManager,
     StoppableRollouts,
@@ -58,14 +60,21 @@ class Worker(StoppableRollouts, Plain):
 
 
 @pytest.fixture(scope="module")
-def worker_class():
+def workers():
     start_ray(num_cpus=2)
-    yield ray.remote(Worker)
+    # Their classes travel as code, not as names of modules: to import verl takes an actor longer than all tests here.
+    by_value = (abort, sys.modules[__name__])
+    for module in by_value:
+        ray.cloudpickle.register_pickle_by_value(module)
+    worker_class = ray.remote(Worker)
+    started = [worker_class.remote() for _ in range(2)]
+    for module in by_value:
+        ray.cloudpickle.unregister_pickle_by_value(module)
+    yield started
     ray.shutdown()
 
 
-def test_only_the_named_prompts_are_stopped_and_none_of_them_is_left(worker_class):
-    workers = [worker_class.remote() for _ in range(2)]
+def test_only_the_named_prompts_are_stopped_and_none_of_them_is_left(workers):
     ray.get(workers[0].start.remote({"late": 60.0, "kept": 60.0}))
     ray.get(workers[1].start.remote({"late2": 60.0, "done": 0.0}))
     ray.get([worker.report.remote() for worker in workers])
@@ -76,12 +85,11 @@ def test_only_the_named_prompts_are_stopped_and_none_of_them_is_left(worker_clas
     ]
 
 
-def test_a_loop_that_swallows_the_cancellation_is_an_error_and_not_a_silent_straggler(worker_class):
-    worker = worker_class.remote()
-    ray.get(worker.start.remote({"a": 60.0}, stubborn=True))
-    ray.get(worker.report.remote())
+def test_a_loop_that_swallows_the_cancellation_is_an_error_and_not_a_silent_straggler(workers):
+    ray.get(workers[1].start.remote({"a": 60.0}, stubborn=True))
+    ray.get(workers[1].report.remote())
     with pytest.raises(SpoStateError, match=r"1 rollouts still run 0.2 s after they were cancelled"):
-        abort_rollouts(SimpleNamespace(agent_loop_workers=[worker]), ["a"], patience=0.2)
+        abort_rollouts(SimpleNamespace(agent_loop_workers=workers[1:]), ["a"], patience=0.2)
 
 
 def test_verl_loads_the_manager_by_its_setting():
@@ -150,7 +158,7 @@ def test_a_server_without_the_verb_is_left_alone():
     assert [type(one) for one in asyncio.run(cancelled(client, ("a", 60)))] == [asyncio.CancelledError]
 
 
-def test_the_client_travels_to_the_workers(worker_class):
+def test_the_client_travels_to_the_workers(workers):
     client = cancellable_client(Client(None))
     assert asyncio.run(ray.get(ray.put(client)).generate("a", prompt_ids=[0])) == "a in vllm"
 

@@ -32,16 +32,16 @@ def merge(*values: OfflineValues, mixed_policies: bool = False) -> OfflineValues
             "only: merge those of the model that you train, state the policy when importing, or allow mixed policies"
         )
     _refuse_repeats(values)
-    key_R = np.concatenate([table.key_N for table in values])
-    slot_R, first_N = slots_of_keys(key_R) if len(key_R) else (np.empty(0, np.int64), np.empty(0, np.int64))
-    trials_N = np.zeros(len(first_N), dtype=np.int64)
-    np.add.at(trials_N, slot_R, np.concatenate([table.trials_N for table in values]))
-    successes_R = np.concatenate([table.successes_N for table in values])
-    successes_N = np.bincount(slot_R, weights=successes_R, minlength=len(first_N)).astype(np.float64)
+    key_N = np.concatenate([table.key_N for table in values])
+    slot_N, first_row_P = slots_of_keys(key_N) if len(key_N) else (np.empty(0, np.int64), np.empty(0, np.int64))
+    trials_P = np.zeros(len(first_row_P), dtype=np.int64)
+    np.add.at(trials_P, slot_N, np.concatenate([table.trials_N for table in values]))
+    successes_N = np.concatenate([table.successes_N for table in values])
+    successes_P = np.bincount(slot_N, weights=successes_N, minlength=len(first_row_P)).astype(np.float64)
     return OfflineValues(
-        key_R[first_N],
-        successes_N,
-        trials_N,
+        key_N[first_row_P],
+        successes_P,
+        trials_P,
         tuple(_distinct(entry for table in values for entry in table.source)),
     )
 

@@ -54,18 +54,18 @@ def from_tracker(
             f"({saved.manifest.spo_verl_version})"
         )
     table = saved.table
-    initial_R = (table.alpha_P == UNTRIED_EVIDENCE) & (table.beta_P == UNTRIED_EVIDENCE)
-    kept_R = (table.visits_P > 0) | ~initial_R
-    alpha_N, beta_N = table.alpha_P[kept_R], table.beta_P[kept_R]
+    initial_P = (table.alpha_P == UNTRIED_EVIDENCE) & (table.beta_P == UNTRIED_EVIDENCE)
+    kept_P = (table.visits_P > 0) | ~initial_P
+    alpha_N, beta_N = table.alpha_P[kept_P], table.beta_P[kept_P]
     trials_N = np.maximum(1, np.rint(core.effective_sample_size(alpha_N, beta_N))).astype(np.int64)
     details = {"step": saved.manifest.step, "tracker_digest": saved.manifest.digest}
     values = OfflineValues(
-        table.key_P[kept_R],
+        table.key_P[kept_P],
         core.value(alpha_N, beta_N) * trials_N,
         trials_N,
         (provenance("tracker", policy=policy, sampling=sampling, date=date, **details),),
     )
-    report = _report(folder, values, keys, int((~kept_R).sum()))
+    report = _report(folder, values, keys, int((~kept_P).sum()))
     logger.info("%s", report)
     return values, report
 

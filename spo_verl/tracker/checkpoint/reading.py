@@ -209,12 +209,12 @@ def _read_prompts(path: Path, manifest: folders.Manifest) -> PromptTable:
     if first != rows:
         raise folders.damaged(path, PROMPTS, f"has {first} rows instead of {rows}")
     table = PromptTable(active=active, key_P=key_P, **columns)
-    wrong_R = ~usable(table.alpha_P, table.beta_P) | (table.draws_P < 0) | (table.visits_P < 0)
-    wrong_R |= table.version_P < NO_VERSION
+    wrong_P = ~usable(table.alpha_P, table.beta_P) | (table.draws_P < 0) | (table.visits_P < 0)
+    wrong_P |= table.version_P < NO_VERSION
     if table.moved_P is not None:
-        wrong_R |= ~((table.moved_P >= 0) & np.isfinite(table.moved_P))
-    if wrong_R.any():
-        at = int(np.argmax(wrong_R))
+        wrong_P |= ~((table.moved_P >= 0) & np.isfinite(table.moved_P))
+    if wrong_P.any():
+        at = int(np.argmax(wrong_P))
         row = ", ".join(f"{name} {column_P[at]}" for name, column_P in table.columns())
         raise folders.damaged(path, PROMPTS, f"has impossible values in row {at}: {row}")
     return table

@@ -28,15 +28,15 @@ class Meeting:
     aside: int
 
 
-def _join(saved: PromptTable, fresh: PromptTable, old_row_P: NDArray[np.int64], aside_R: NDArray) -> PromptTable:
+def _join(saved: PromptTable, fresh: PromptTable, old_row_P: NDArray[np.int64], aside_O: NDArray) -> PromptTable:
     """The dataset's rows, with what is known of them, and behind them the rows kept aside."""
     known_P = old_row_P >= 0
     columns = {}
-    for name, saved_R in saved.columns():
+    for name, saved_O in saved.columns():
         fresh_P = getattr(fresh, name)
-        fresh_P[known_P] = saved_R[old_row_P[known_P]]
-        columns[name] = np.concatenate([fresh_P, saved_R[aside_R]])
-    return fresh.with_columns(np.concatenate([fresh.key_P, saved.key_P[aside_R]]), columns)
+        fresh_P[known_P] = saved_O[old_row_P[known_P]]
+        columns[name] = np.concatenate([fresh_P, saved_O[aside_O]])
+    return fresh.with_columns(np.concatenate([fresh.key_P, saved.key_P[aside_O]]), columns)
 
 
 def meet(saved: Saved, fresh: PromptTable) -> Meeting:
@@ -57,23 +57,23 @@ def meet(saved: Saved, fresh: PromptTable) -> Meeting:
             "prompt), or start a new run in another "
             f"trainer.default_local_dir. {REMEDY}"
         )
-    left_R = np.ones(len(table), dtype=np.bool_)
-    left_R[old_row_P[known_P]] = False
-    aside_R = np.flatnonzero(left_R)
+    left_O = np.ones(len(table), dtype=np.bool_)
+    left_O[old_row_P[known_P]] = False
+    aside_O = np.flatnonzero(left_O)
     meeting = Meeting(
         matched=matched,
         new=size - matched,
-        vanished=int((aside_R < table.active).sum()),
+        vanished=int((aside_O < table.active).sum()),
         returned=int((old_row_P >= table.active).sum()),
-        aside=len(aside_R),
+        aside=len(aside_O),
     )
     if meeting.new or not np.array_equal(old_row_P, np.arange(table.active)):
-        new_slot_R = np.empty(len(table), dtype=np.int64)
-        new_slot_R[old_row_P[known_P]] = np.flatnonzero(known_P)
-        new_slot_R[aside_R] = np.arange(size, size + len(aside_R))
-        saved.table = _join(table, fresh, old_row_P, aside_R)
-        saved.memory = saved.memory.remapped(new_slot_R, len(saved.table))
-        saved.ledger.move_slots(new_slot_R)
+        new_slot_O = np.empty(len(table), dtype=np.int64)
+        new_slot_O[old_row_P[known_P]] = np.flatnonzero(known_P)
+        new_slot_O[aside_O] = np.arange(size, size + len(aside_O))
+        saved.table = _join(table, fresh, old_row_P, aside_O)
+        saved.memory = saved.memory.remapped(new_slot_O, len(saved.table))
+        saved.ledger.move_slots(new_slot_O)
     return meeting
 
 
