@@ -23,7 +23,7 @@ NOT_IN_THE_GROUP = -1
 
 @CheckpointEngineRegistry.register(BACKEND)
 class GlooCheckpointEngine(CheckpointEngine):
-    """The first training process sends to every rollout process; each update makes a new group.
+    """The first training process sends to every rollout process; the group is made anew for each update.
 
     Args:
         bucket_size: bytes to send at once (``checkpoint_engine.update_weights_bucket_megabytes``).

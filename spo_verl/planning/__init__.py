@@ -1,4 +1,5 @@
 """What a run will need, from its configuration alone: tokens, memory, floating-point operations.
 
-The formulae are in :mod:`~spo_verl.planning.formulas`; what they were compared with is in ``docs/planning.md``.
+Formulae stand in :mod:`~spo_verl.planning.formulas` and in
+``docs/planning.md``, which also has what was measured beside them.
 """

@@ -1,6 +1,6 @@
 """The pages are tested like code.
 
-| what stands in a page | what is tested |
+| in a page | tested |
 |---|---|
 | a command with ``main_ppo`` in a bash block | its overrides compose with verl's configuration, and SPO accepts them |
 | a row of a status table ("exercised", "composes", "refused") | the same, or that SPO refuses it |

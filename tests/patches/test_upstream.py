@@ -112,7 +112,7 @@ def test_a_page_is_the_text_of_a_pull_request(patch: str) -> None:
         assert snippet in (VERL.parent / name).read_text().splitlines()[int(line) - 1], f"{name}:{line}"
 
 
-# What the patched code does, beside what verl 0.9.1 does
+# What the patched code does, next to what verl 0.9.1 does
 
 Reports = tuple[dict[str, Any], dict[str, Any]]
 
