@@ -96,7 +96,10 @@ def prepare_streams() -> None:
 
 
 def stdout_console() -> Console:
-    """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible."""
+    """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible.
+
+    The width is the terminal's, or ``COLUMNS``; 120 characters where neither says any.
+    """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -105,7 +108,8 @@ def stdout_console() -> Console:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else visible(text), style, control)
 
-    return Careful(highlight=False, width=None if sys.stdout.isatty() else 120)
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Careful(highlight=False, width=None if known else 120)
 
 
 def print_json(data: Any) -> None:
