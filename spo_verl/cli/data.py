@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHORT_HELP = "Training and evaluation data: list, prepare, check, overlap."
 HELP = "Problems from public sources as files in verl's columns: list, prepare, check, overlap."
 
-LIST_HELP = "The sources that can be prepared: where they lie, how many rows they have, their licences."
+LIST_HELP = "The sources that can be prepared: where they are, how many rows they have, their licences."
 PREPARE_HELP = """Bring a source into verl's columns and write one Parquet file.
 
 NAME is one of `spo-verl data list`. Rows are streamed from the Hugging Face hub, or from the folder or the files
@@ -30,7 +30,7 @@ CHECK_HELP = """Check the rows of FILE: each problem names the row and the field
 
 FILE has verl's columns (data_source, prompt, reward_model, ...). With --source NAME it is a file, a folder or a hub id
 with rows as that source publishes them, and is checked as `prepare` would."""
-OVERLAP_HELP = """Which problems of the EVAL files stand in TRAIN, typesetting aside.
+OVERLAP_HELP = """Which problems of the EVAL files are in TRAIN, typesetting aside.
 
 Exit status 1 if there are any."""
 
@@ -41,7 +41,7 @@ Conflicts = Literal["drop", "first", "keep"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-ConfigName = Annotated[str | None, typer.Option("--config", help="Configuration on the hub; default: the release's.")]
+ConfigName = Annotated[str | None, typer.Option("--config", help="Configuration of the source on the hub; default: the release's.")]
 Split = Annotated[str | None, typer.Option(help="Split on the hub or in the folder; for files a name for their rows.")]
 
 
@@ -86,7 +86,7 @@ def prepare_source(
     ] = None,
     config: ConfigName = None,
     split: Split = None,
-    template: Annotated[Template, typer.Option(help="The instruction behind each problem.")] = "boxed",
+    template: Annotated[Template, typer.Option(help="The instruction that follows each problem.")] = "boxed",
     conflicts: Annotated[
         Conflicts, typer.Option(help="A problem with several answers: drop it, keep the first answer, or keep all.")
     ] = "drop",
@@ -128,7 +128,7 @@ def prepare_source(
 @verb
 def check_data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file; with --source also a folder or a hub id.")],
-    source: Annotated[str | None, typer.Option(metavar="NAME", help="Check as rows of this source.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="Check the rows as this source publishes them.")] = None,
     config: ConfigName = None,
     split: Split = None,
     json_output: Json = False,
@@ -146,7 +146,7 @@ def check_data(
     )
 
 
-@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that stand in training and evaluation data.")
+@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that are in training and evaluation data.")
 @verb
 def overlap_data(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training file in verl's columns.")],
