@@ -51,9 +51,9 @@ def _asks_for_order(config: Any) -> bool:
 
 
 def _register_config_groups(module: ModuleType) -> None:
-    from spo_verl.conf import store_groups
+    from spo_verl.conf import chosen_platform, store_groups
 
-    store_groups(module.ConfigStore.instance())
+    store_groups(module.ConfigStore.instance(), chosen_platform())
 
 
 def _register_estimator(module: ModuleType) -> None:

@@ -31,7 +31,7 @@ def groups(*, cpu: bool = False) -> Iterator[tuple[str, str, Any]]:
             yield group, path.name, OmegaConf.load(path)
 
 
-def store_groups(store: Any) -> None:
-    """Put every group into hydra's ConfigStore; ``platform`` only where ``VERL_PLATFORM`` says that there is a CPU."""
-    for group, name, node in groups(cpu=chosen_platform() == "cpu"):
+def store_groups(store: Any, platform: str) -> None:
+    """Put every group into hydra's ConfigStore; the group ``platform`` only where that is ``cpu``."""
+    for group, name, node in groups(cpu=platform == "cpu"):
         store.store(group=group, name=name, node=node, package="_global_", provider="spo_verl")

@@ -6,6 +6,8 @@ a test compares the result with hydra's own.
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from spo_verl.conf import chosen_platform, store_groups
 from spo_verl.errors import SpoConfigError
 
 STOCK_PATH = "config"
@@ -84,7 +87,7 @@ def take(overrides: Sequence[str], *, config_name: str, places: Places) -> Taken
     from hydra._internal.defaults_list import create_defaults_list
 
     version.setbase(None)  # as main_ppo does
-    _register_groups()
+    _register_groups(chosen_platform())
     loader = ConfigLoaderImpl(_search_path(places))
     parsed, refused = _parsed(overrides)
     search = _searched(parsed, places.search)
@@ -108,19 +111,13 @@ def take(overrides: Sequence[str], *, config_name: str, places: Places) -> Taken
         raise SpoConfigError(_does_not_compose(config_name, places, error)) from error
     OmegaConf.set_struct(config, True)
     OmegaConf.set_readonly(config.hydra, False)
-    keys = []
-    for override in defaults.config_overrides:
-        try:
-            ConfigLoaderImpl._apply_overrides_to_config([override], config)
-        except _reasons() as error:
-            refused.append((override.input_line, error))
-        else:
-            keys += [] if override.is_delete() else [override.key_or_group]
+    config, accepted = _applied(config, defaults.config_overrides, refused)
     order = {line: number for number, line in reversed(list(enumerate(overrides)))}
     refused.sort(key=lambda entry: order[entry[0]])
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     OmegaConf.set_struct(config, True)
+    keys = [one.key_or_group for one in accepted if not one.is_delete()]
     return Taken(config, dict(defaults.overrides.known_choices), keys, refused)
 
 
@@ -139,13 +136,12 @@ def _reasons() -> tuple[type[Exception], ...]:
     return (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError, AssertionError)
 
 
-def _register_groups() -> None:
+@functools.cache
+def _register_groups(platform: str) -> None:
     """Make the plugin's presets known to hydra, as the import of verl would."""
     from hydra.core.config_store import ConfigStore
 
-    from spo_verl.conf import store_groups
-
-    store_groups(ConfigStore.instance())
+    store_groups(ConfigStore.instance(), platform)
 
 
 def _search_path(places: Places) -> Any:
@@ -235,6 +231,25 @@ def _accepted(listed: Callable[[Sequence[Any]], Any], parsed: list[Any], refused
         else:
             accepted.append(one)
     return accepted
+
+
+def _applied(
+    config: DictConfig, overrides: Sequence[Any], refused: list[tuple[str, Exception]]
+) -> tuple[DictConfig, list[Any]]:
+    """The configuration with the values of all overrides that it takes, and these; the others join ``refused``."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    before, accepted = copy.deepcopy(config), []
+    for override in overrides:
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([override], config)
+        except _reasons() as error:
+            refused.append((override.input_line, error))
+            config = copy.deepcopy(before)  # a refused override may have changed something already
+            ConfigLoaderImpl._apply_overrides_to_config(accepted, config)
+        else:
+            accepted.append(override)
+    return config, accepted
 
 
 def _does_not_compose(config_name: str, places: Places, error: Exception) -> str:
