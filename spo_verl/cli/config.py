@@ -44,7 +44,7 @@ _PRINTS = "prints something and trains nothing; leave it out"
 @verb
 def config(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="OVERRIDES", help="As on main_ppo's command line.")
+        list[str] | None, typer.Argument(metavar="OVERRIDES", help="What follows main_ppo on the command line of the run.")
     ] = None,
     config_name: Annotated[
         str, typer.Option("--config-name", "-cn", help="Name of the configuration file, as hydra's --config-name.")

@@ -43,7 +43,7 @@ def plan(
         float | None, typer.Option(min=0.001, help="Generated tokens per second and rollout GPU.")
     ] = None,
     model_config: Annotated[
-        Path | None, typer.Option(exists=True, help="config.json of the model, or its folder.")
+        Path | None, typer.Option(exists=True, help="The model's config.json, or its folder.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print each formula with its numbers.")] = False,
     json_output: Json = False,

@@ -59,7 +59,7 @@ def import_values(
     policy: Annotated[str | None, typer.Option(help="Model that gave the responses, noted in the file.")] = None,
     sampling: Annotated[
         list[str] | None,
-        typer.Option("--sampling", metavar="NAME=VALUE", help="How responses were sampled, e.g. temperature=1.0; repeatable."),
+        typer.Option("--sampling", metavar="NAME=VALUE", help="A setting of the sampling, e.g. temperature=1.0; repeatable."),
     ] = None,
     date: Annotated[str | None, typer.Option(help="Date of the responses, as 2026-01-31; default: now.")] = None,
     reward_key: Annotated[str | None, typer.Option(help="Field of a dump that is the reward, as spo.reward.key.")] = None,

@@ -61,7 +61,7 @@ def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     source_key, source = newest(config, "reward_model.reward_loop_source", "reward.reward_manager.source")
     if source == "importlib":
         yield f"{source_key}=importlib: nothing tells the range of your reward manager's rewards; {stops}."
-    elif manager not in KNOWN_MANAGERS:
+    elif manager not in (None, *KNOWN_MANAGERS):
         yield f"{key}={manager}: nothing tells the range of this reward manager's rewards; {stops}."
     model_key, has_model = newest(config, "reward_model.enable", "reward.reward_model.enable")
     if has_model and function is None:
