@@ -36,12 +36,15 @@ class Composed:
         preset: name of the preset that was chosen, on the command line or in a configuration file.
         overridden: the keys that the command line sets.
         problems: overrides that hydra refused, each as a sentence; they are left out of ``config``.
+        mistyped: keys that hold a number or a truth value in verl's configuration and were set to something else, each
+            with the sentence.
     """
 
     config: DictConfig
     preset: str | None
     overridden: tuple[str, ...]
     problems: list[str] = field(default_factory=list)
+    mistyped: dict[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
         """Where the value of ``key`` comes from."""
@@ -92,6 +95,7 @@ def compose(
         None if choice is None else str(choice),
         tuple(taken.keys),
         [_refused(override, error, taken.config) for override, error in taken.refused],
+        dict(_mistyped(taken)),
     )
 
 
@@ -111,7 +115,8 @@ def examine(composed: Composed) -> Examined:
         )
     dangling = dict(_dangling(composed.config))
     problems += [f"{key}: {why}; correct the reference, or set {key}." for key, why in dangling.items()]
-    _, refused, remarks = checks.find(_without(composed.config, dangling))
+    problems += [why for key, why in composed.mistyped.items() if key not in dangling]
+    _, refused, remarks = checks.find(_without(composed.config, {**composed.mistyped, **dangling}))
     return Examined([*problems, *refused], remarks)
 
 
@@ -271,6 +276,21 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, name)
         else:
             yield name, value
+
+
+def _mistyped(taken: hydra_side.Taken) -> Iterator[tuple[str, str]]:
+    """Yield each key outside ``spo`` with a text, a list or a section where verl's configuration has a number."""
+    for key in dict.fromkeys(taken.keys):
+        old, new = (
+            OmegaConf.select(config, key, default=None, throw_on_resolution_failure=False)
+            for config in (taken.before, taken.config)
+        )
+        given = OmegaConf.to_container(new, resolve=False) if OmegaConf.is_config(new) else new
+        if key.startswith(("spo.", "hydra.")) or not isinstance(old, bool | int | float):
+            continue
+        if isinstance(given, str | list | dict) and "${" not in str(given):
+            kind = next(name for type_, name in _KINDS.items() if isinstance(old, type_))
+            yield key, f"{key}={given}: it has to be {kind}, such as {old}."
 
 
 def _refused(override: str, error: Exception, config: DictConfig) -> str:

@@ -46,12 +46,14 @@ class Taken:
 
     Attributes:
         config: the composed configuration, without hydra's own section.
+        before: the same before the overrides set values, with hydra's section.
         choices: the chosen file of each config group.
         keys: the keys that overrides set, in their order; config groups and deletions are left out.
         refused: each refused override with hydra's error.
     """
 
     config: DictConfig
+    before: DictConfig
     choices: dict[str, Any]
     keys: list[str] = field(default_factory=list)
     refused: list[tuple[str, Exception]] = field(default_factory=list)
@@ -111,6 +113,7 @@ def take(overrides: Sequence[str], *, config_name: str, places: Places) -> Taken
         raise SpoConfigError(_does_not_compose(config_name, places, error)) from error
     OmegaConf.set_struct(config, True)
     OmegaConf.set_readonly(config.hydra, False)
+    before = copy.deepcopy(config)
     config, accepted = _applied(config, defaults.config_overrides, refused)
     order = {line: number for number, line in reversed(list(enumerate(overrides)))}
     refused.sort(key=lambda entry: order[entry[0]])
@@ -118,7 +121,7 @@ def take(overrides: Sequence[str], *, config_name: str, places: Places) -> Taken
     del config["hydra"]
     OmegaConf.set_struct(config, True)
     keys = [one.key_or_group for one in accepted if not one.is_delete()]
-    return Taken(config, dict(defaults.overrides.known_choices), keys, refused)
+    return Taken(config, before, dict(defaults.overrides.known_choices), keys, refused)
 
 
 def one_line(error: BaseException) -> str:

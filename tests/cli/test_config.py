@@ -192,6 +192,18 @@ def test_flags_of_hydra_that_start_no_run_are_refused_with_the_reason(flag):
     assert "is an option of main_ppo that" in " ".join(result.stderr.split())
 
 
+def test_a_number_that_is_none_is_a_problem_and_the_others_are_found_too():
+    overrides = ["+spo=paper", "actor_rollout_ref.rollout.n=abc", "data.train_batch_size=[1]", "critic.enable=True"]
+    problems = examine(compose(overrides, config_name="ppo_trainer")).problems
+    assert problems[:2] == [
+        "actor_rollout_ref.rollout.n=abc: it has to be a whole number, such as 1.",
+        "data.train_batch_size=[1]: it has to be a whole number, such as 1024.",
+    ]
+    assert "critic.enable=null" in problems[2]
+    fine = ["data.train_files=[a,b]", "trainer.logger=console", "trainer.v1.colocate_async.num_warmup_batches=1.5"]
+    assert examine(compose(["+spo=paper", *fine], config_name="ppo_trainer")).problems == []
+
+
 def test_a_misspelt_key_of_verl_gets_a_suggestion():
     [problem] = compose(["data.train_batchsize=4"], config_name="ppo_trainer").problems
     assert "did you mean data.train_batch_size?" in problem
