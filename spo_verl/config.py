@@ -288,8 +288,8 @@ def read(section: Mapping[str, Any] | None) -> tuple[SpoConfig, list[str], set[s
     """Build the settings from plain mappings (the resolved ``spo`` section), as far as they are right.
 
     Returns:
-        The settings, with the default for each that was refused; every problem as a sentence that names the fix; and the
-        keys of the refused settings.
+        The settings, with the default for each that was refused; every problem as a sentence that names the fix; and
+        the keys of the refused settings.
     """
     plain = copy.deepcopy(dict(section or {}))
     problems: list[str] = []

@@ -44,7 +44,8 @@ _PRINTS = "prints something and trains nothing; leave it out"
 @verb
 def config(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="OVERRIDES", help="What follows main_ppo on the command line of the run.")
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="What follows main_ppo on the command line of the run."),
     ] = None,
     config_name: Annotated[
         str, typer.Option("--config-name", "-cn", help="Name of the configuration file, as hydra's --config-name.")
@@ -69,10 +70,10 @@ def config(
         bool,
         typer.Option("--files/--no-files", help="Look for the files that the configuration names, on this machine."),
     ] = True,
-    show_all: Annotated[
-        bool, typer.Option("--all", help="Show the settings also where there are problems.")
+    show_all: Annotated[bool, typer.Option("--all", help="Show the settings also where there are problems.")] = False,
+    run: Annotated[
+        bool, typer.Option("--run", "-r", hidden=True, help="Of main_ppo; it is what it does anyway.")
     ] = False,
-    run: Annotated[bool, typer.Option("--run", "-r", hidden=True, help="Of main_ppo; it is what it does anyway.")] = False,
     multirun: Annotated[
         bool, _hydras("--multirun", "-m", why="starts several runs; check the command line of each without it")
     ] = False,

@@ -41,7 +41,9 @@ Conflicts = Literal["drop", "first", "keep"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-ConfigName = Annotated[str | None, typer.Option("--config", help="Configuration of the source on the hub; default: the release's.")]
+ConfigName = Annotated[
+    str | None, typer.Option("--config", help="Configuration of the source on the hub; default: the release's.")
+]
 Split = Annotated[str | None, typer.Option(help="Split on the hub or in the folder; for files a name for their rows.")]
 
 
@@ -128,7 +130,9 @@ def prepare_source(
 @verb
 def check_data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file; with --source also a folder or a hub id.")],
-    source: Annotated[str | None, typer.Option(metavar="NAME", help="Check the rows as this source publishes them.")] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Check the rows as this source publishes them.")
+    ] = None,
     config: ConfigName = None,
     split: Split = None,
     json_output: Json = False,

@@ -39,10 +39,18 @@ _GRACE_S = 30.0
 
 @verb
 def estimate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The initial policy: a folder or hub id, as actor_rollout_ref.model.path.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="The initial policy: a folder or hub id, as actor_rollout_ref.model.path."
+        ),
+    ],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Training data; several files with commas.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="Overrides of your training run, as on main_ppo's command line.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="Overrides of your training run, as on main_ppo's command line."),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Responses per prompt; default spo.estimate.trials.")
     ] = None,
@@ -165,7 +173,10 @@ def _noting(signals: Sequence[int], received: list[int]) -> Iterator[None]:
 def _failed(command: Sequence[str], returncode: int, ended_by: Sequence[int]) -> Outcome:
     again = "start the same command again: finished parts are kept"
     if ended_by:
-        why, fix = f"verl was ended by {signal.Signals(ended_by[0]).name} (exit status {returncode})", f"to continue, {again}"
+        why, fix = (
+            f"verl was ended by {signal.Signals(ended_by[0]).name} (exit status {returncode})",
+            f"to continue, {again}",
+        )
     else:
         why, fix = f"verl ended with exit status {returncode}", f"correct what the last lines above name, and {again}"
     data = {"error": {"returncode": returncode, "fix": fix, "command": list(command)}}

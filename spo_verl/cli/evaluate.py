@@ -27,22 +27,40 @@ What is incomplete (prompts missing, too few or uneven responses) is listed, and
 
 @verb
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders of validation dumps, or files of generations.")],
-    k: Annotated[int | None, typer.Option("-k", min=1, help="Responses per prompt that count; default: all there are.")] = None,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders of validation dumps, or files of generations.")
+    ],
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Responses per prompt that count; default: all there are.")
+    ] = None,
     step: Annotated[int | None, typer.Option(help="Training step whose dumps are read; default: the last.")] = None,
     source: Annotated[str | None, typer.Option(help="Name of the benchmark for lines without data_source.")] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Data with the prompts, which names benchmarks and sizes; repeatable."),
+        typer.Option(
+            "--data", metavar="FILE", help="Data with the prompts, which names benchmarks and sizes; repeatable."
+        ),
     ] = None,
-    grade_key: Annotated[str | None, typer.Option(help="Field of a response's grade; default: acc, else score.")] = None,
-    regrade: Annotated[bool, typer.Option("--regrade", help="Grade every response again instead of reading its grade.")] = False,
-    verifier: Annotated[Literal["math_verify", "math_dapo"], typer.Option(help="The verifier that --regrade uses.")] = "math_verify",
+    grade_key: Annotated[
+        str | None, typer.Option(help="Field of a response's grade; default: acc, else score.")
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade every response again instead of reading its grade.")
+    ] = False,
+    verifier: Annotated[
+        Literal["math_verify", "math_dapo"], typer.Option(help="The verifier that --regrade uses.")
+    ] = "math_verify",
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap, which gives the intervals.")] = 10_000,
-    subsets: Annotated[int, typer.Option(min=1, help="Subsets drawn per prompt for maj@k where there are more than k responses.")] = 1000,
+    resamples: Annotated[
+        int, typer.Option(min=100, help="Resamples of the bootstrap, which gives the intervals.")
+    ] = 10_000,
+    subsets: Annotated[
+        int, typer.Option(min=1, help="Subsets drawn per prompt for maj@k where there are more than k responses.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the subsets.")] = 0,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables to this file, as Markdown.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables to this file, as Markdown.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k into this file.")] = None,
     json_output: Json = False,
     debug: Debug = False,

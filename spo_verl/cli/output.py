@@ -138,8 +138,8 @@ def _print_error(error: SpoError, *, as_json: bool) -> None:
 def contained(command: Callable[[], None]) -> None:
     """Run the command line; nothing that it raises reaches the user as a traceback.
 
-    Errors that are expected are printed by :func:`verb`. What arrives here is a closed pipe, which ends quietly, a stdout
-    that cannot be written, or a defect: one line, with the traceback in a file.
+    Errors that are expected are printed by :func:`verb`. What arrives here is a closed pipe, which ends quietly, a
+    stdout that cannot be written, or a defect: one line, with the traceback in a file.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller

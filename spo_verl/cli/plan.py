@@ -27,18 +27,26 @@ GIB = 2**30
 @verb
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe, as on main_ppo's command line.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe, as on main_ppo's command line."),
+    ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: the recipe's.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the recipe's.")] = None,
     gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU in GiB.")] = 80.0,
     reserve: Annotated[float, typer.Option(min=0, help="GiB of a GPU's memory for what no formula covers.")] = 4.0,
     prompts: Annotated[
-        int | None, typer.Option(min=1, help="Number of different prompts; default: the rows of the files, if they are there.")
+        int | None,
+        typer.Option(min=1, help="Number of different prompts; default: the rows of the files, if they are there."),
     ] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a prompt.")] = None,
     response_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a response.")] = None,
-    mfu: Annotated[float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that training reaches.")] = None,
-    gpu_tflops: Annotated[float | None, typer.Option(min=0.001, help="Peak of one GPU while training, in TFLOP/s.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that training reaches.")
+    ] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Peak of one GPU while training, in TFLOP/s.")
+    ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=0.001, help="Generated tokens per second and rollout GPU.")
     ] = None,

@@ -25,9 +25,12 @@ model_engine=megatron. Every key that differs from the recipe is printed with th
 @verb
 def rehearse(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe's launch.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe's launch.")
+    ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", metavar="FILE", help="Prepared rows to run on; default: the recipe's files.")
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Prepared rows to run on; default: the recipe's files."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="New folder; default runs/rehearsals/...")

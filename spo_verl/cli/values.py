@@ -48,7 +48,8 @@ PromptKey = Annotated[str, typer.Option(help="Column of the data with the prompt
 def import_values(
     output: Output,
     sources: Annotated[
-        list[Path] | None, typer.Argument(metavar="SOURCE", exists=True, help="Files or folders to read: JSON, .jsonl dumps, a tracker.")
+        list[Path] | None,
+        typer.Argument(metavar="SOURCE", exists=True, help="Files or folders to read: JSON, .jsonl dumps, a tracker."),
     ] = None,
     data: Data = None,
     kind: Annotated[Kind, typer.Option(help="Kind of SOURCE; auto recognises it by its name.")] = "auto",
@@ -59,17 +60,31 @@ def import_values(
     policy: Annotated[str | None, typer.Option(help="Model that gave the responses, noted in the file.")] = None,
     sampling: Annotated[
         list[str] | None,
-        typer.Option("--sampling", metavar="NAME=VALUE", help="A setting of the sampling, e.g. temperature=1.0; repeatable."),
+        typer.Option(
+            "--sampling", metavar="NAME=VALUE", help="A setting of the sampling, e.g. temperature=1.0; repeatable."
+        ),
     ] = None,
     date: Annotated[str | None, typer.Option(help="Date of the responses, as 2026-01-31; default: now.")] = None,
-    reward_key: Annotated[str | None, typer.Option(help="Field of a dump that is the reward, as spo.reward.key.")] = None,
-    reward_low: Annotated[float | None, typer.Option(help="Lower end of the rewards' range, as spo.reward.low.")] = None,
-    reward_high: Annotated[float | None, typer.Option(help="Upper end of the rewards' range, as spo.reward.high.")] = None,
+    reward_key: Annotated[
+        str | None, typer.Option(help="Field of a dump that is the reward, as spo.reward.key.")
+    ] = None,
+    reward_low: Annotated[
+        float | None, typer.Option(help="Lower end of the rewards' range, as spo.reward.low.")
+    ] = None,
+    reward_high: Annotated[
+        float | None, typer.Option(help="Upper end of the rewards' range, as spo.reward.high.")
+    ] = None,
     mixed_steps: Annotated[bool, typer.Option("--mixed-steps", help="Add up dumps of several training steps.")] = False,
     prompt_key: PromptKey = "prompt",
-    image_key: Annotated[str, typer.Option(help="Column of the data with images, as verl's data.image_key.")] = "images",
-    video_key: Annotated[str, typer.Option(help="Column of the data with videos, as verl's data.video_key.")] = "videos",
-    audio_key: Annotated[str, typer.Option(help="Column of the data with audios, as verl's data.audio_key.")] = "audios",
+    image_key: Annotated[
+        str, typer.Option(help="Column of the data with images, as verl's data.image_key.")
+    ] = "images",
+    video_key: Annotated[
+        str, typer.Option(help="Column of the data with videos, as verl's data.video_key.")
+    ] = "videos",
+    audio_key: Annotated[
+        str, typer.Option(help="Column of the data with audios, as verl's data.audio_key.")
+    ] = "audios",
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
@@ -173,9 +188,9 @@ def kind_of(paths: list[Path], column: str | None) -> Kind:
     named = ", ".join(map(str, paths)) or "no source"
     with_column = "" if column is None else f" with --column {column}"
     raise SpoConfigError(
-        f"cannot tell what to import from {named}{with_column}: give one .json file of the reference recipe, verl's .jsonl "
-        "dumps or their folder, the spo folder of a checkpoint, or no source and --column NAME; --kind says which it "
-        "is where names do not."
+        f"cannot tell what to import from {named}{with_column}: give one .json file of the reference recipe, verl's "
+        ".jsonl dumps or their folder, the spo folder of a checkpoint, or no source and --column NAME; --kind says "
+        "which it is where names do not."
     )
 
 

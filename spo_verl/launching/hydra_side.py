@@ -1,7 +1,7 @@
 """What hydra does with ``main_ppo``'s command line, in one pass that reports every override it refuses.
 
-hydra itself stops at the first one. The steps here are those of ``hydra._internal.config_loader_impl`` in the same order;
-a test compares the result with hydra's own.
+hydra itself stops at the first one. The steps here are those of ``hydra._internal.config_loader_impl`` in the same
+order; a test compares the result with hydra's own.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def take(overrides: Sequence[str], *, config_name: str, places: Places) -> Taken
         raise SpoConfigError(_does_not_compose(config_name, places, error)) from error
     OmegaConf.set_struct(config, True)
     OmegaConf.set_readonly(config.hydra, False)
-    before = copy.deepcopy(config)
-    config, accepted = _applied(config, defaults.config_overrides, refused)
+    before = config
+    config, accepted = _applied(before, defaults.config_overrides, refused)
     order = {line: number for number, line in reversed(list(enumerate(overrides)))}
     refused.sort(key=lambda entry: order[entry[0]])
     OmegaConf.set_struct(config, False)
@@ -237,12 +237,12 @@ def _accepted(listed: Callable[[Sequence[Any]], Any], parsed: list[Any], refused
 
 
 def _applied(
-    config: DictConfig, overrides: Sequence[Any], refused: list[tuple[str, Exception]]
+    before: DictConfig, overrides: Sequence[Any], refused: list[tuple[str, Exception]]
 ) -> tuple[DictConfig, list[Any]]:
-    """The configuration with the values of all overrides that it takes, and these; the others join ``refused``."""
+    """A copy with the values of all overrides that hydra takes, and these; the others join ``refused``."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    before, accepted = copy.deepcopy(config), []
+    config, accepted = copy.deepcopy(before), []
     for override in overrides:
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], config)

@@ -1,8 +1,8 @@
 """Files and folders that a configuration names, looked for on this machine before a run is started.
 
 What verl 0.9.1 accepts where: ``hdfs://`` and other addresses are fetched by verl and not looked for; a model may be an
-id of the Hugging Face hub; reward functions may be modules (``pkg://``); files of tools are also looked for below verl's
-package (``verl.utils.import_utils.resolve_config_path``).
+id of the Hugging Face hub; reward functions may be modules (``pkg://``); files of tools are also looked for below
+verl's package (``verl.utils.import_utils.resolve_config_path``).
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _module_file(module: str) -> tuple[str | None, str | None]:
     places: Any = None
     spec = None
     parts = module.split(".")
-    for number, part in enumerate(parts, 1):
+    for number in range(1, len(parts) + 1):
         full = ".".join(parts[:number])
         spec = PathFinder.find_spec(full, places)
         if spec is None:
@@ -307,7 +307,9 @@ def _values_fault(path: str) -> str | None:
 
 def _tracker_fault(path: str) -> str | None:
     if not os.path.isdir(path):
-        return "this is a file; name the folder spo of a checkpoint" if os.path.exists(path) else _absent(path, "folder")
+        return (
+            "this is a file; name the folder spo of a checkpoint" if os.path.exists(path) else _absent(path, "folder")
+        )
     if not os.path.isfile(os.path.join(path, "manifest.json")):
         inner = os.path.join(path, "spo")
         hint = inner if os.path.isfile(os.path.join(inner, "manifest.json")) else "<checkpoint>/global_step_N/spo"
@@ -327,10 +329,15 @@ def _resumed_faults(config: DictConfig) -> Iterator[Fault]:
 
 def _checkpoint_fault(path: Any) -> str | None:
     if not isinstance(path, str) or not re.search(r"global_step_\d+$", path):
-        return "trainer.resume_mode=resume_path needs the folder of a step; name <checkpoints>/global_step_N, no slash after N"
+        needed = "<checkpoints>/global_step_N, without a slash"
+        return f"trainer.resume_mode=resume_path needs the folder of a step; name {needed}"
     if _remote(path) or os.path.isdir(os.path.join(path, "actor")):
         return None
-    return "the folder has no actor in it; name one that verl has saved" if os.path.isdir(path) else _absent(path, "folder")
+    return (
+        "the folder has no actor in it; name one that verl has saved"
+        if os.path.isdir(path)
+        else _absent(path, "folder")
+    )
 
 
 def _short(text: str) -> str:

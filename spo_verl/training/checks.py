@@ -292,8 +292,8 @@ def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
     """Read and check the whole configuration of an SPO run.
 
     Returns:
-        The settings under ``spo`` (the paper's defaults where nothing is set, or something wrong; None where they cannot
-        be read at all); every problem, and every remark of what may not be meant, each with its fix.
+        The settings under ``spo`` (the paper's defaults where nothing is set, or something wrong; None where they
+        cannot be read at all); every problem, and every remark of what may not be meant, each with its fix.
     """
     section = select(config, "spo", None)
     if section is not None and not isinstance(section, DictConfig):

@@ -53,7 +53,8 @@ def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     if penalty is not None and function is None and -1 - penalty[1] < spo.reward.low <= -penalty[1]:
         yield (
             f"{penalty[0]}.penalty_factor={penalty[1]:g} with spo.reward.low={spo.reward.low:g} fits scores of 0 to 1; "
-            f"for verl's scores of -1 to 1 (data_source math, math_dapo, aime...) set spo.reward.low={-1 - penalty[1]:g}."
+            "for verl's scores of -1 to 1 (data_source math, math_dapo, aime...) set spo.reward.low="
+            f"{-1 - penalty[1]:g}."
         )
     if (spo.reward.low, spo.reward.high) != (0.0, 1.0):
         return  # somebody has thought of the range

@@ -120,7 +120,11 @@ def test_verls_own_check_is_asked_for():
     [problem] = run_json("config", "+spo=paper", "--verl", "--no-files")["problems"]
     assert problem.startswith("verl's own check: ")
     assert "ppo_micro_batch_size" in problem
-    whole = [f"{needed}=1", "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1", "trainer.n_gpus_per_node=1"]
+    whole = [
+        f"{needed}=1",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+        "trainer.n_gpus_per_node=1",
+    ]
     assert run_json("config", "+spo=paper", "--verl", "--no-files", *whole)["problems"] == []
     defaults = run_json("config", "+spo=paper", "--verl", *whole)["problems"]
     assert [problem.partition("=")[0] for problem in defaults] == [

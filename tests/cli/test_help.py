@@ -100,7 +100,8 @@ def test_no_color_prints_no_colour_on_a_terminal():
     def shown(**environment):
         main, other = pty.openpty()
         child = subprocess.Popen(
-            [sys.executable, "-m", "spo_verl.cli", "config", "critic.enable=1"], stdout=other, stderr=other, stdin=other,
+            [sys.executable, "-m", "spo_verl.cli", "config", "critic.enable=1"],
+            stdout=other, stderr=other, stdin=other,
             env={**os.environ, "TERM": "xterm-256color", "COLUMNS": WIDTH, **environment},
         )  # fmt: skip
         os.close(other)

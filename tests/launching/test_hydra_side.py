@@ -24,7 +24,18 @@ FILES = {
 }
 OVERRIDES = (
     *("a.b=2", "a.c='[3,4]'", "a.d={e: y}", 'a.d.e="a b"', "s=null", "a.b=${s}", "+a.new=1", "++a.newer=[x,{y: z}]"),
-    *("+a.d={f: 1}", "+a.b=9", "~a.b", "~a.d", "~a.b=2", "db=postgres", "db=oracle", "db.host=q", "+more=one", "more=one"),
+    *(
+        "+a.d={f: 1}",
+        "+a.b=9",
+        "~a.b",
+        "~a.d",
+        "~a.b=2",
+        "db=postgres",
+        "db=oracle",
+        "db.host=q",
+        "+more=one",
+        "more=one",
+    ),
     *("+more@here=one", "~db", "~nothing", "a.x=1", "a.b.c=1", "a=b=[", "=", "", "a.b", "a.b=1,2", "a.b=range(1,3)"),
     *("a.b=int('3')", "hydra.job.name=j", "hydra.nope=1", "a.c.0=7", "++db=postgres", "a.b='", "key with space=1"),
 )
@@ -125,7 +136,15 @@ def own(tmp_path_factory):
 COMMANDS = {
     "a path with verl on its search path": ["--config-path", "{own}", "--config-name=mine", "data.seed=3"],
     "verl's file wins over one of that name": ["--config-dir", "{own}/named", "+spo=paper", "++data.x={a: [1]}"],
-    "short flags": ["-cp", "{own}/named", "-cn", "ppo_trainer", "hydra.searchpath=[file://{own}]", "a.b=2", "+spo=paper"],
+    "short flags": [
+        "-cp",
+        "{own}/named",
+        "-cn",
+        "ppo_trainer",
+        "hydra.searchpath=[file://{own}]",
+        "a.b=2",
+        "+spo=paper",
+    ],
 }
 
 

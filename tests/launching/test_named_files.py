@@ -91,7 +91,11 @@ MISSING = [  # settings, key of the fault, what its text says
     ({f"{MODEL}.path": "reward.py"}, f"{MODEL}.path", "this is a file"),
     ({f"{MODEL}.lora_adapter_path": "model"}, f"{MODEL}.lora_adapter_path", "no adapter_config.json"),
     ({f"{MODEL}.custom_chat_template": "chat.jinja"}, f"{MODEL}.custom_chat_template", "text of the template"),
-    ({"reward.reward_model": {"enable": True, "model_path": "/no/model"}}, "reward.reward_model.model_path", "no folder"),
+    (
+        {"reward.reward_model": {"enable": True, "model_path": "/no/model"}},
+        "reward.reward_model.model_path",
+        "no folder",
+    ),
     (
         {"distillation": {"enabled": True, "teacher_models": {"t": {"model_path": "/no/model"}}}},
         "distillation.teacher_models.t.model_path",
@@ -105,7 +109,7 @@ MISSING = [  # settings, key of the fault, what its text says
     ({"spo.initial.tracker": "ckpt"}, "spo.initial.tracker", "no manifest.json"),
     ({**RESUME, "trainer.resume_from_path": None}, "trainer.resume_from_path", "needs the folder of a step"),
     ({**RESUME, "trainer.resume_from_path": "ckpt"}, "trainer.resume_from_path", "needs the folder of a step"),
-    ({**RESUME, "trainer.resume_from_path": "ckpt/global_step_5/"}, "trainer.resume_from_path", "no slash"),
+    ({**RESUME, "trainer.resume_from_path": "ckpt/global_step_5/"}, "trainer.resume_from_path", "without a slash"),
     ({**RESUME, "trainer.resume_from_path": "ckpt/global_step_6"}, "trainer.resume_from_path", "no actor"),
     ({**RESUME, "trainer.resume_from_path": "ckpt/global_step_7"}, "trainer.resume_from_path", "no folder"),
 ]

@@ -78,9 +78,15 @@ MANAGER, MODEL = {"reward_manager": {"name": "remote", "source": "register"}}, {
         ({"reward": MANAGER}, "reward.reward_manager.name=remote"),
         ({"reward": {"reward_manager": {"name": "gdpo"}}}, "reward.reward_manager.name=gdpo"),
         ({"reward_model": {"reward_manager": "remote"}}, "reward_model.reward_manager=remote"),
-        ({"reward": {"reward_manager": {"name": "Mine", "source": "importlib"}}}, "reward.reward_manager.source=importlib"),
+        (
+            {"reward": {"reward_manager": {"name": "Mine", "source": "importlib"}}},
+            "reward.reward_manager.source=importlib",
+        ),
         ({"reward": {"reward_manager": {"name": "naive"}, **MODEL}}, "reward.reward_model.enable=True"),
-        ({"reward_model": {"enable": True}, "reward": {"reward_manager": {"name": "naive"}}}, "reward_model.enable=True"),
+        (
+            {"reward_model": {"enable": True}, "reward": {"reward_manager": {"name": "naive"}}},
+            "reward_model.enable=True",
+        ),
     ],
 )
 def test_rewards_of_unknown_range_are_a_warning_until_the_range_is_declared(config, key):
@@ -96,7 +102,7 @@ def test_rewards_of_unknown_range_are_a_warning_until_the_range_is_declared(conf
 @pytest.mark.parametrize("task_rewards", [True, False])
 @pytest.mark.parametrize("policy_gradient", [True, False])
 def test_distillation_whose_loss_reads_no_reward_is_refused(enabled, task_rewards, policy_gradient):
-    # verl.trainer.distillation.losses: the policy loss is 0.0 unless use_task_rewards, with a policy gradient or without
+    # verl.trainer.distillation.losses: the policy loss is 0.0 unless use_task_rewards, policy gradient or not
     loss = {"use_task_rewards": task_rewards, "use_policy_gradient": policy_gradient}
     problems = found(contradictions, {"distillation": {"enabled": enabled, "distillation_loss": loss}})
     assert bool(problems) == (enabled and not task_rewards)
