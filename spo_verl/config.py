@@ -6,10 +6,12 @@ defaults for readers and a test compares the two.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -324,18 +326,49 @@ def _of_other_modes(config: SpoConfig) -> Iterator[str]:
         )
 
 
-def parse(section: Mapping[str, Any] | None) -> tuple[SpoConfig | None, list[str]]:
-    """Build the settings from plain mappings (the resolved ``spo`` section).
+def read(section: Mapping[str, Any] | None) -> tuple[SpoConfig, list[str], set[str]]:
+    """Build the settings from plain mappings (the resolved ``spo`` section), as far as they are right.
 
     Returns:
-        The settings and no problems, or ``None`` and every problem as a sentence that names the fix. When only
-        the relations between settings are wrong, both are returned so that other checks can go on.
+        The settings, with the default for each that was refused; every problem as a sentence that names the fix; and
+        the keys of the refused settings.
     """
-    try:
-        config: SpoConfig = TypeAdapter(SpoConfig).validate_python(dict(section or {}))
-    except ValidationError as error:
-        return None, [_describe(item) for item in error.errors()]
-    return config, list(_ranges(config))
+    plain = copy.deepcopy(dict(section or {}))
+    problems: list[str] = []
+    refused: set[str] = set()
+    while True:
+        try:
+            config: SpoConfig = TypeAdapter(SpoConfig).validate_python(plain)
+            break
+        except ValidationError as error:
+            # Once more without what was refused, so that the relations of the others are checked in the same go.
+            found = error.errors()
+            problems += [_describe(item) for item in found]
+            refused |= {_drop(plain, item["loc"]) for item in found if item["loc"]}
+    return config, problems + [relation for relation in _ranges(config) if not mentions(relation, refused)], refused
+
+
+def _drop(plain: dict[str, Any], place: Sequence[Any]) -> str:
+    """Take out what pydantic refused; returns the key of the setting."""
+    section, key = plain, str(place[0])
+    for number, part in enumerate(place[:-1], 1):
+        inner = section.get(part)
+        if not isinstance(inner, dict) or place[number] not in inner:
+            break
+        section, key = inner, f"{key}.{place[number]}"
+    del section[place[key.count(".")]]
+    return f"spo.{key}"
+
+
+def mentions(sentence: str, keys: Iterable[str]) -> bool:
+    """Whether a sentence names one of these keys, or a key below one."""
+    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", sentence) for key in keys)
+
+
+def parse(section: Mapping[str, Any] | None) -> tuple[SpoConfig | None, list[str]]:
+    """Like :func:`read`, with None for the settings where one of them was refused."""
+    config, problems, refused = read(section)
+    return (None if refused else config), problems
 
 
 def refuse(problems: list[str], what: str = "the configuration of SPO") -> None:

@@ -51,11 +51,9 @@ def _asks_for_order(config: Any) -> bool:
 
 
 def _register_config_groups(module: ModuleType) -> None:
-    from spo_verl.conf import chosen_platform, groups
+    from spo_verl.conf import chosen_platform, store_groups
 
-    store = module.ConfigStore.instance()
-    for group, name, node in groups(cpu=chosen_platform() == "cpu"):
-        store.store(group=group, name=name, node=node, package="_global_", provider="spo_verl")
+    store_groups(module.ConfigStore.instance(), chosen_platform())
 
 
 def _register_estimator(module: ModuleType) -> None:

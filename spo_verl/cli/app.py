@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from spo_verl import __version__
 from spo_verl.cli import config, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
+from spo_verl.cli.output import COULD_NOT, print_json
+
+# typer has a copy of click in newer versions; its public error leads to the right one in all of them.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Root(TyperGroup):
+    """The root command, whose complaints about arguments are JSON where ``--json`` is among them."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if "--json" not in (kwargs.get("args") or sys.argv[1:]):
+            return super().main(*args, **kwargs)
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except _UsageError as error:
+            print_json({"error": {"type": "UsageError", "message": error.format_message()}})
+            raise SystemExit(COULD_NOT) from None
+        except typer.Abort:
+            raise SystemExit(1) from None
+        raise SystemExit(status if isinstance(status, int) else 0)
+
 
 # typer's own tracebacks are switched off: what is expected is printed without one, a defect by `output.contained`.
 app = typer.Typer(
+    cls=_Root,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Single-stream Policy Optimization for verl.",

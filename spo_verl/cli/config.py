@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spo_verl.cli.layout import paragraph, table
 from spo_verl.cli.output import Debug, Json, Outcome, verb
-from spo_verl.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,47 +17,109 @@ if TYPE_CHECKING:
 SHORT_HELP = "Check the configuration of a run before it is started."
 HELP = """Compose verl's configuration as `python -m verl.trainer.main_ppo OVERRIDES` would, and check it.
 
-Shows each setting of SPO and where it comes from, verl's keys that differ from the paper, and all problems at once.
-Exit status 1 if there are problems."""
+Shows all problems at once, then warnings, then each setting of SPO with its origin and verl's keys that differ from the
+paper. Files that the configuration names are looked for on this machine. OVERRIDES may hold hydra's --config-path,
+--config-name and --config-dir. Exit status 1 if there are problems."""
+
+
+def _only_hydras(name: str, why: str) -> Callable[[Any], Any]:
+    """The callback of an option of hydra that does not start one training run."""
+
+    def refuse(given: Any) -> Any:
+        if given:
+            raise typer.BadParameter(f"{name} {why}")
+        return given
+
+    return refuse
+
+
+def _hydras(*names: str, why: str) -> Any:
+    callback = _only_hydras(names[0], f"is an option of main_ppo that {why}")
+    return typer.Option(*names, hidden=True, is_eager=True, callback=callback, help="Of main_ppo; refused here.")
+
+
+_PRINTS = "prints something and trains nothing; leave it out"
 
 
 @verb
 def config(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="OVERRIDES", help="As on main_ppo's command line.")
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="What follows main_ppo on the command line of the run."),
     ] = None,
-    config_name: Annotated[str, typer.Option(help="As hydra's --config-name.")] = "ppo_trainer",
+    config_name: Annotated[
+        str, typer.Option("--config-name", "-cn", help="Name of the configuration file, as hydra's --config-name.")
+    ] = "ppo_trainer",
     config_dir: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="A folder with configuration files of your own."),
+        typer.Option("--config-dir", "-cd", help="A further folder with configuration files, as hydra's --config-dir."),
+    ] = None,
+    config_path: Annotated[
+        str | None,
+        typer.Option(
+            "--config-path",
+            "-cp",
+            help="The folder of the configuration instead of verl's, as hydra's --config-path: absolute, or relative "
+            "to verl's folder `trainer`.",
+        ),
     ] = None,
     verl: Annotated[
         bool, typer.Option("--verl", help="Run verl's own check too; it needs the whole command line of the run.")
     ] = False,
+    files: Annotated[
+        bool,
+        typer.Option("--files/--no-files", help="Look for the files that the configuration names, on this machine."),
+    ] = True,
+    show_all: Annotated[bool, typer.Option("--all", help="Show the settings also where there are problems.")] = False,
+    run: Annotated[
+        bool, typer.Option("--run", "-r", hidden=True, help="Of main_ppo; it is what it does anyway.")
+    ] = False,
+    multirun: Annotated[
+        bool, _hydras("--multirun", "-m", why="starts several runs; check the command line of each without it")
+    ] = False,
+    cfg: Annotated[str | None, _hydras("--cfg", "-c", why=_PRINTS)] = None,
+    package: Annotated[str | None, _hydras("--package", "-p", why=_PRINTS)] = None,
+    info: Annotated[bool, _hydras("--info", "-i", why=_PRINTS)] = False,
+    resolve: Annotated[bool, _hydras("--resolve", why=_PRINTS)] = False,
+    hydra_help: Annotated[bool, _hydras("--hydra-help", why=_PRINTS)] = False,
+    shell_completion: Annotated[bool, _hydras("--shell-completion", "-sc", why=_PRINTS)] = False,
+    rerun: Annotated[
+        str | None,
+        _hydras("--experimental-rerun", why="takes a finished configuration and no overrides; give the overrides"),
+    ] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.launching.composition import compose, examine, setting_values, unknown_settings, verl_problem
+    from spo_verl.launching.composition import (
+        compose,
+        examine,
+        examine_files,
+        setting_values,
+        unknown_settings,
+        verl_problem,
+    )
     from spo_verl.training.checks import differences_to_paper
 
-    composed = compose(overrides or [], config_name=config_name, config_dir=config_dir)
-    examined = examine(composed)
-    problems = list(examined.problems)
+    composed = compose(overrides or [], config_name=config_name, config_dir=config_dir, config_path=config_path)
+    found = [examine(composed)]
+    if files:
+        found.append(examine_files(composed, whole=verl))
+    problems = [problem for one in found for problem in one.problems]
     if verl and (problem := verl_problem(composed.config)):
         problems.append(problem)
     values = {**setting_values(composed.config), **unknown_settings(composed.config)}
     data = {
         "config_name": config_name,
         "preset": composed.preset,
+        "problems": problems,
+        "warnings": [warning for one in found for warning in one.warnings],
         "settings": {key: {"value": value, "source": composed.source(key)} for key, value in values.items()},
         "differs_from_paper": [
             {"key": key, "value": _plain(actual), "paper": paper, "source": composed.source(key)}
             for key, actual, paper in differences_to_paper(composed.config)
         ],
-        "warnings": examined.warnings,
-        "problems": problems,
     }
-    return Outcome(data, lambda console: _show(console, data), status=1 if problems else 0)
+    return Outcome(data, lambda console: _show(console, data, show_all=show_all), status=1 if problems else 0)
 
 
 def _plain(value: Any) -> Any:
@@ -65,35 +128,32 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _show(console: Console, data: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    settings = Table("setting", "value", "from", box=box.SIMPLE, pad_edge=False)
-    for key, entry in data["settings"].items():
-        style = "" if entry["source"] == "default" else "bold"
-        settings.add_row(*(Text(visible(text), style) for text in (key, _yaml(entry["value"]), entry["source"])))
-    console.print(settings)
-
-    if data["differs_from_paper"]:
-        differing = Table("verl's key", "this run", "paper", "from", box=box.SIMPLE, pad_edge=False)
-        for entry in data["differs_from_paper"]:
-            cells = (entry["key"], _yaml(entry["value"]), _yaml(entry["paper"]), entry["source"])
-            differing.add_row(*(Text(visible(text)) for text in cells))
-        console.print("Different from the paper:")
-        console.print(differing)
-    else:
-        console.print("verl's own keys are those of the paper.")
+def _show(console: Console, data: dict[str, Any], *, show_all: bool) -> None:
+    problems = data["problems"]
+    for number, problem in enumerate(problems, 1):
+        if number == 1:
+            paragraph(console, f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}:", style="bold red")
+        paragraph(console, problem, first=f"  {number}. ")
     for warning in data["warnings"]:
-        console.print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
-    if not data["problems"]:
-        console.print(Text("no problems", "green"))
+        paragraph(console, warning, first="warning: ", style="yellow")
+    if problems and not show_all:
+        paragraph(console, "The settings are shown where there are no problems, or with --all.")
         return
-    noun = "problem" if len(data["problems"]) == 1 else "problems"
-    console.print(Text(f"{len(data['problems'])} {noun}:", "bold red"))
-    for number, problem in enumerate(data["problems"], 1):
-        console.print(Text(f"  {number}. {problem}"), soft_wrap=True)
+    settings = data["settings"]
+    rows = [(key, _yaml(entry["value"]), entry["source"]) for key, entry in settings.items()]
+    styles = ["" if entry["source"] == "default" else "bold" for entry in settings.values()]
+    table(console, ("setting", "value", "from"), rows, styles=styles)
+    if data["differs_from_paper"]:
+        paragraph(console, "Different from the paper:")
+        rows = [
+            (entry["key"], _yaml(entry["value"]), _yaml(entry["paper"]), entry["source"])
+            for entry in data["differs_from_paper"]
+        ]
+        table(console, ("verl's key", "this run", "paper", "from"), rows)
+    else:
+        paragraph(console, "verl's own keys are those of the paper.")
+    if not problems:
+        paragraph(console, "no problems", style="green")
 
 
 def _yaml(value: Any) -> str:

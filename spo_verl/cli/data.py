@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHORT_HELP = "Training and evaluation data: list, prepare, check, overlap."
 HELP = "Problems from public sources and your own as files in verl's columns: list, prepare, check, overlap."
 
-LIST_HELP = "The sources that can be prepared: where they lie, how many rows they have, their licences."
+LIST_HELP = "The sources that can be prepared: where they are, how many rows they have, their licences."
 PREPARE_HELP = """Bring a source into verl's columns and write one Parquet file.
 
 NAME is one of `spo-verl data list`, or with --question and --answer the data_source of your own rows. Rows are
@@ -44,7 +44,9 @@ Form = Literal["whole", "hashes", "boxed"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-ConfigName = Annotated[str | None, typer.Option("--config", help="Configuration on the hub; default: the release's.")]
+ConfigName = Annotated[
+    str | None, typer.Option("--config", help="Configuration of the source on the hub; default: the release's.")
+]
 Question = Annotated[
     str | None,
     typer.Option("--question", metavar="COLUMN", help="Your own data: the column of text or chat messages."),
@@ -120,9 +122,12 @@ def prepare_source(
     config: ConfigName = None,
     split: Split = None,
     template: Annotated[
-        Template | None, typer.Option(help="The instruction after each problem; default: boxed, for mathematics.")
+        Template | None,
+        typer.Option(help="The instruction that follows each problem; default: boxed, for mathematics."),
     ] = None,
-    instruction: Annotated[str | None, typer.Option(help="An instruction of your own instead of a template.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="An instruction of your own after each problem, instead of a template.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt before each problem.")] = None,
     conflicts: Annotated[
         Conflicts, typer.Option(help="A problem with several answers: drop it, keep the first answer, or keep all.")
@@ -172,7 +177,9 @@ def prepare_source(
 @verb
 def check_data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file; with --source also a folder or a hub id.")],
-    source: Annotated[str | None, typer.Option(metavar="NAME", help="Check as rows of this source.")] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Check the rows as this source publishes them.")
+    ] = None,
     question: Question = None,
     answer: Answer = None,
     answer_form: AnswerForm = "whole",
@@ -201,7 +208,7 @@ def check_data(
     )
 
 
-@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that are in both training and evaluation data.")
+@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that are in training and evaluation data.")
 @verb
 def overlap_data(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training file in verl's columns.")],

@@ -27,7 +27,9 @@ _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "b
 
 @verb
 def doctor(
-    time_limit: Annotated[float, typer.Option(min=1.0, help="Seconds that each import may take.")] = 120.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that the import of each library may take.")
+    ] = 120.0,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:

@@ -29,7 +29,7 @@ SHORT_HELP = "Sample every prompt with the initial policy."
 HELP = """Estimate the success rate of every prompt in DATA with the model MODEL, and write one Parquet file.
 
 Runs `python -m verl.trainer.main_ppo` in the foreground; OVERRIDES are those of your training run (model, rollout,
-reward, cluster). Started again after an interruption it goes on where it was."""
+reward, cluster). Started again after an interruption it continues where it was."""
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MODE = re.compile(r"\+{0,2}trainer\.v1\.trainer_mode=")
@@ -39,10 +39,18 @@ _GRACE_S = 30.0
 
 @verb
 def estimate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As actor_rollout_ref.model.path.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="The initial policy: a folder or hub id, as actor_rollout_ref.model.path."
+        ),
+    ],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Training data; several files with commas.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="verl's overrides.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="Overrides of your training run, as on main_ppo's command line."),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, help="Responses per prompt; default spo.estimate.trials.")
     ] = None,
@@ -65,9 +73,9 @@ def estimate(
     command = estimate_command(model, data.split(","), settings, overrides or [], os.environ)
     if dry_run:
         return Outcome({"command": command}, lambda console: print(shlex.join(command)))
-    returncode, told = _run(command, quiet=json_output)
+    returncode, ended_by = _run(command, quiet=json_output)
     if returncode:
-        return _failed(command, returncode, told)
+        return _failed(command, returncode, ended_by)
 
     from spo_verl.data.values import OfflineValues
 
@@ -126,7 +134,7 @@ def _absolute(place: str) -> str:
 def _run(command: Sequence[str], *, quiet: bool) -> tuple[int, list[int]]:
     """Run in the foreground with its output passing through; with ``quiet`` nothing of it reaches stdout.
 
-    Returns the exit status and the signals that told this process to end.
+    Returns the exit status and the signals that asked this process to end.
 
     No process of verl outlives this one. The command has a session of its own, so that Ctrl-C reaches it once and
     through here only (a second one would break off Ray's own ending), and so that the session names everything that
@@ -135,26 +143,26 @@ def _run(command: Sequence[str], *, quiet: bool) -> tuple[int, list[int]]:
     from spo_verl.launching.supervise import die_with_parent, end_session
 
     sys.stderr.flush()
-    told: list[int] = []
-    with _noting(_ENDING_SIGNALS, told):
+    received: list[int] = []
+    with _noting(_ENDING_SIGNALS, received):
         child = subprocess.Popen(
             list(command), stdout=2 if quiet else None, start_new_session=True, preexec_fn=die_with_parent
         )
         try:
-            while child.poll() is None and not told:
+            while child.poll() is None and not received:
                 time.sleep(0.2)
         finally:
             end_session(child, grace_s=_GRACE_S)
-        return child.wait(), told
+        return child.wait(), received
 
 
 @contextmanager
-def _noting(signals: Sequence[int], told: list[int]) -> Iterator[None]:
-    """Append to ``told`` instead of ending; signals that are ignored (nohup) stay ignored."""
+def _noting(signals: Sequence[int], received: list[int]) -> Iterator[None]:
+    """Append to ``received`` instead of ending; signals that are ignored (nohup) stay ignored."""
     before = {number: signal.getsignal(number) for number in signals}
     listened = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in listened:
-        signal.signal(number, lambda received, frame: told.append(received))
+        signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
@@ -162,12 +170,15 @@ def _noting(signals: Sequence[int], told: list[int]) -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def _failed(command: Sequence[str], returncode: int, told: Sequence[int]) -> Outcome:
+def _failed(command: Sequence[str], returncode: int, ended_by: Sequence[int]) -> Outcome:
     again = "start the same command again: finished parts are kept"
-    if told:
-        why, fix = f"verl was ended by {signal.Signals(told[0]).name} (exit status {returncode})", f"to go on, {again}"
+    if ended_by:
+        why, fix = (
+            f"verl was ended by {signal.Signals(ended_by[0]).name} (exit status {returncode})",
+            f"to continue, {again}",
+        )
     else:
-        why, fix = f"verl ended with exit status {returncode}", f"mend what the last lines above name, and {again}"
+        why, fix = f"verl ended with exit status {returncode}", f"correct what the last lines above name, and {again}"
     data = {"error": {"returncode": returncode, "fix": fix, "command": list(command)}}
 
     def show(console: Console) -> None:

@@ -28,23 +28,41 @@ What is incomplete (prompts missing, too few or uneven responses) is listed, and
 
 @verb
 def evaluate(
-    runs: Annotated[list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders or files, see above.")],
-    k: Annotated[int | None, typer.Option("-k", min=1, help="Responses looked at; default: all there are.")] = None,
-    step: Annotated[int | None, typer.Option(help="Which step of a folder of dumps; default: the last.")] = None,
-    source: Annotated[str | None, typer.Option(help="Benchmark of lines without data_source.")] = None,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders of validation dumps, or files of generations.")
+    ],
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, help="Responses per prompt that count; default: all there are.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Training step whose dumps are read; default: the last.")] = None,
+    source: Annotated[str | None, typer.Option(help="Name of the benchmark for lines without data_source.")] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="The data of the prompts: tells benchmarks and sizes; repeatable."),
+        typer.Option(
+            "--data", metavar="FILE", help="Data with the prompts, which names benchmarks and sizes; repeatable."
+        ),
     ] = None,
-    grade_key: Annotated[str | None, typer.Option(help="Field of the grade; default: acc, else score.")] = None,
-    regrade: Annotated[bool, typer.Option("--regrade", help="Grade every response again.")] = False,
-    verifier: Annotated[Literal["math_verify", "math_dapo"], typer.Option(help="Of --regrade.")] = "math_verify",
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(min=100, help="Of the bootstrap.")] = 10_000,
-    subsets: Annotated[int, typer.Option(min=1, help="Subsets per prompt of maj@k where n > k.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of resamples and subsets.")] = 0,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k.")] = None,
+    grade_key: Annotated[
+        str | None, typer.Option(help="Field of a response's grade; default: acc, else score.")
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade every response again instead of reading its grade.")
+    ] = False,
+    verifier: Annotated[
+        Literal["math_verify", "math_dapo"], typer.Option(help="The verifier that --regrade uses.")
+    ] = "math_verify",
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
+    resamples: Annotated[
+        int, typer.Option(min=100, help="Resamples of the bootstrap, which gives the intervals.")
+    ] = 10_000,
+    subsets: Annotated[
+        int, typer.Option(min=1, help="Subsets drawn per prompt for maj@k where there are more than k responses.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the subsets.")] = 0,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables to this file, as Markdown.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k into this file.")] = None,
     lm_eval: Annotated[
         Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write the files of lm-evaluation-harness.")
     ] = None,
@@ -113,7 +131,7 @@ def evaluate(
 
 
 def named(text: str) -> tuple[str, Path]:
-    """Name and path of ``NAME=PATH``; a path that exists has no name before it, and is called after its last part."""
+    """Name and path of ``NAME=PATH``; a path that exists as a whole is called after its last part."""
     name, sign, path = text.partition("=")
     if sign and name and "/" not in name and not os.path.lexists(text):
         return name, Path(path)

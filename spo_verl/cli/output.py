@@ -96,7 +96,10 @@ def prepare_streams() -> None:
 
 
 def stdout_console() -> Console:
-    """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible."""
+    """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible.
+
+    The width is the terminal's, or ``COLUMNS``; 120 characters where neither says any.
+    """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -105,7 +108,8 @@ def stdout_console() -> Console:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else visible(text), style, control)
 
-    return Careful(highlight=False, width=None if sys.stdout.isatty() else 120)
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Careful(highlight=False, width=None if known else 120)
 
 
 def print_json(data: Any) -> None:
@@ -134,8 +138,8 @@ def _print_error(error: SpoError, *, as_json: bool) -> None:
 def contained(command: Callable[[], None]) -> None:
     """Run the command line; nothing that it raises reaches the user as a traceback.
 
-    Errors that are expected are told by :func:`verb`. What arrives here is a closed pipe, which ends quietly, a stdout
-    that cannot be written, or a defect: that is told in one line, with the traceback in a file.
+    Errors that are expected are printed by :func:`verb`. What arrives here is a closed pipe, which ends quietly, a
+    stdout that cannot be written, or a defect: one line, with the traceback in a file.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
@@ -176,9 +180,12 @@ def _defect(error: Exception) -> None:
                                      errors="backslashreplace") as file:  # fmt: skip
         file.write("".join(traceback.format_exception(error)))
     what = " ".join(visible(f"{type(error).__name__}: {error}").split())[:300]
-    print(
-        f"error: a defect of spo-verl ({what}). Please report it with the traceback in {file.name}; "
-        f"{DEBUG_VARIABLE}=1 shows it here.",
-        file=sys.stderr,
+    message = (
+        f"a defect of spo-verl ({what}). Please report it with the traceback in {file.name}; "
+        f"{DEBUG_VARIABLE}=1 shows it here."
     )
+    if "--json" in sys.argv:
+        print_json({"error": {"type": type(error).__name__, "message": message}})
+    else:
+        print(f"error: {message}", file=sys.stderr)
     raise SystemExit(COULD_NOT) from None

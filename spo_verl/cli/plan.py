@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SHORT_HELP = "What a recipe will need: memory, KV cache, operations."
-HELP = """Reckon from a recipe's configuration what its run will need: tokens of a step, memory per GPU, KV cache,
+HELP = """Estimate from a recipe's configuration what its run will need: tokens of a step, memory per GPU, KV cache,
 memory of the tracker, checkpoints, and the operations of a step with the share of the divergence.
 
 RECIPE is <experiment>/<name> below ./recipes (or SPO_RECIPES_DIR), or the path of a YAML file; OVERRIDES as on
@@ -27,23 +27,31 @@ GIB = 2**30
 @verb
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="Hydra overrides.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe, as on main_ppo's command line."),
+    ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: the recipe's.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the recipe's.")] = None,
     gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU in GiB.")] = 80.0,
-    reserve: Annotated[float, typer.Option(min=0, help="GiB of it for what no formula covers.")] = 4.0,
+    reserve: Annotated[float, typer.Option(min=0, help="GiB of a GPU's memory for what no formula covers.")] = 4.0,
     prompts: Annotated[
-        int | None, typer.Option(min=1, help="Different prompts; default: the rows of the files, if they are there.")
+        int | None,
+        typer.Option(min=1, help="Number of different prompts; default: the rows of the files, if they are there."),
     ] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a prompt.")] = None,
     response_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a response.")] = None,
-    mfu: Annotated[float | None, typer.Option(min=0.001, max=1, help="Share of the peak while training.")] = None,
-    gpu_tflops: Annotated[float | None, typer.Option(min=0.001, help="That peak, in TFLOP/s of one GPU.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that training reaches.")
+    ] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Peak of one GPU while training, in TFLOP/s.")
+    ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=0.001, help="Generated tokens per second and rollout GPU.")
     ] = None,
     model_config: Annotated[
-        Path | None, typer.Option(exists=True, help="config.json of the model, or its folder.")
+        Path | None, typer.Option(exists=True, help="The model's config.json, or its folder.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print each formula with its numbers.")] = False,
     json_output: Json = False,

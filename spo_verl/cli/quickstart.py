@@ -21,7 +21,10 @@ def quickstart(context: typer.Context) -> None:
     if len(arguments) == len(context.args):
         status, _ = execute(arguments, lambda line: print(line, flush=True))
         raise typer.Exit(status)
-    with redirect_stdout(sys.stderr):
-        status, result = execute(arguments, lambda line: print(line, flush=True))
+    try:
+        with redirect_stdout(sys.stderr):
+            status, result = execute(arguments, lambda line: print(line, flush=True))
+    except SystemExit as ended:  # argparse has said on stderr what is wrong with the arguments
+        status, result = (ended.code if isinstance(ended.code, int) else 0), None
     print_json({"status": status, "result": result})
     raise typer.Exit(status)

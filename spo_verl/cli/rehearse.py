@@ -18,22 +18,25 @@ if TYPE_CHECKING:
 
 SHORT_HELP = "Run a recipe for two small real steps."
 HELP = """Run RECIPE (<experiment>/<name> below ./recipes, or a YAML file) for two real steps of verl with a small
-stand-in model on rows of its own data, and judge what came of it. OVERRIDES belong to the recipe's launch, such as
+stand-in model on rows of its own data, and judge the result. OVERRIDES belong to the recipe's launch, such as
 model_engine=megatron. Every key that differs from the recipe is printed with the reason."""
 
 
 @verb
 def rehearse(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="hydra's overrides.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe's launch.")
+    ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", metavar="FILE", help="Prepared rows; default: the recipe's files.")
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Prepared rows to run on; default: the recipe's files."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="New folder; default runs/rehearsals/...")
     ] = None,
     device: Annotated[
-        Literal["cpu", "gpu"], typer.Option("--device", help="Where it runs; gpu was never tried.")
+        Literal["cpu", "gpu"], typer.Option("--device", help="Device to run on; gpu was never tried.")
     ] = "cpu",
     time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds that verl may take.")] = 400.0,
     memory_limit: Annotated[float, typer.Option("--memory-limit", min=1, help="GiB that verl may take.")] = 12.0,
@@ -79,7 +82,7 @@ def _show(console: Console, found: Rehearsal) -> None:
     for check in found.checks:
         console.print(Text(f"  {'ok  ' if check.ok else 'FAIL'}  {check.name:<18}{check.found}"), soft_wrap=True)
     console.print(Text(verdict(found)), soft_wrap=True)
-    console.print(Text(f"everything lies in {found.folder}"), soft_wrap=True)
+    console.print(Text(f"everything is in {found.folder}"), soft_wrap=True)
 
 
 def verdict(found: Rehearsal) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spo_verl.cli.layout import table
 from spo_verl.cli.output import Debug, Json, Outcome, verb
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def settings(
         if markdown:
             print(markdown_page(rows), end="")
         else:
-            console.print(_table(rows))
+            cells = [tuple(text.replace("``", "") for text in asdict(row).values()) for row in rows]
+            table(console, COLUMNS, cells)
 
     return Outcome([asdict(row) for row in rows], show)
 
@@ -64,15 +66,3 @@ def markdown_page(rows: Sequence[Setting]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("``", "`")
-
-
-def _table(rows: Sequence[Setting]) -> object:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*COLUMNS, box=box.SIMPLE, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for row in rows:
-        table.add_row(*(Text(text.replace("``", "")) for text in asdict(row).values()))
-    return table

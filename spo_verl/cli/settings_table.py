@@ -1,6 +1,6 @@
 """Every setting under ``spo.*`` as a row, read from the dataclasses of :mod:`spo_verl.config`.
 
-The meaning of a setting is the string that stands below it in the class, as documentation tools read it.
+The meaning of a setting is the string below it in the class, as documentation tools read it.
 """
 
 from __future__ import annotations

@@ -40,36 +40,51 @@ Data = Annotated[
     list[Path] | None, typer.Option("--data", metavar="FILE", help="Training data (parquet, json, jsonl); repeatable.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")]
-PromptKey = Annotated[str, typer.Option(help="As verl's data.prompt_key.")]
+PromptKey = Annotated[str, typer.Option(help="Column of the data with the prompt, as verl's data.prompt_key.")]
 
 
-@app.command("import", help=IMPORT_HELP, short_help="Read them from files of other formats.")
+@app.command("import", help=IMPORT_HELP, short_help="Read offline values from files of other formats.")
 @verb
 def import_values(
     output: Output,
     sources: Annotated[
-        list[Path] | None, typer.Argument(metavar="SOURCE", exists=True, help="Files or folders, see above.")
+        list[Path] | None,
+        typer.Argument(metavar="SOURCE", exists=True, help="Files or folders to read: JSON, .jsonl dumps, a tracker."),
     ] = None,
     data: Data = None,
-    kind: Annotated[Kind, typer.Option(help="What SOURCE is; auto tells by its name.")] = "auto",
+    kind: Annotated[Kind, typer.Option(help="Kind of SOURCE; auto recognises it by its name.")] = "auto",
     column: Annotated[str | None, typer.Option(help="Column of the data with accuracies, e.g. difficulty.")] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Trials behind each accuracy of --column.")
+        int | None, typer.Option(min=1, max=10**9, help="Trials that each accuracy in --column is the mean of.")
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="The model that was sampled.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Model that gave the responses, noted in the file.")] = None,
     sampling: Annotated[
         list[str] | None,
-        typer.Option("--sampling", metavar="NAME=VALUE", help="How it was sampled, e.g. temperature=1.0; repeatable."),
+        typer.Option(
+            "--sampling", metavar="NAME=VALUE", help="A setting of the sampling, e.g. temperature=1.0; repeatable."
+        ),
     ] = None,
-    date: Annotated[str | None, typer.Option(help="When, as 2026-01-31; default: now.")] = None,
-    reward_key: Annotated[str | None, typer.Option(help="As spo.reward.key: which field of a dump counts.")] = None,
-    reward_low: Annotated[float | None, typer.Option(help="As spo.reward.low.")] = None,
-    reward_high: Annotated[float | None, typer.Option(help="As spo.reward.high.")] = None,
+    date: Annotated[str | None, typer.Option(help="Date of the responses, as 2026-01-31; default: now.")] = None,
+    reward_key: Annotated[
+        str | None, typer.Option(help="Field of a dump that is the reward, as spo.reward.key.")
+    ] = None,
+    reward_low: Annotated[
+        float | None, typer.Option(help="Lower end of the rewards' range, as spo.reward.low.")
+    ] = None,
+    reward_high: Annotated[
+        float | None, typer.Option(help="Upper end of the rewards' range, as spo.reward.high.")
+    ] = None,
     mixed_steps: Annotated[bool, typer.Option("--mixed-steps", help="Add up dumps of several training steps.")] = False,
     prompt_key: PromptKey = "prompt",
-    image_key: Annotated[str, typer.Option(help="As verl's data.image_key.")] = "images",
-    video_key: Annotated[str, typer.Option(help="As verl's data.video_key.")] = "videos",
-    audio_key: Annotated[str, typer.Option(help="As verl's data.audio_key.")] = "audios",
+    image_key: Annotated[
+        str, typer.Option(help="Column of the data with images, as verl's data.image_key.")
+    ] = "images",
+    video_key: Annotated[
+        str, typer.Option(help="Column of the data with videos, as verl's data.video_key.")
+    ] = "videos",
+    audio_key: Annotated[
+        str, typer.Option(help="Column of the data with audios, as verl's data.audio_key.")
+    ] = "audios",
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
@@ -105,13 +120,13 @@ def import_values(
     return _written(output, values, report)
 
 
-@app.command("merge", help=MERGE_HELP)
+@app.command("merge", help=MERGE_HELP, short_help="Add up several files, prompt by prompt.")
 @verb
 def merge_values(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Offline values.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files of offline values to add up.")],
     output: Output,
     mixed_policies: Annotated[
-        bool, typer.Option("--mixed-policies", help="Allow files of different policies.")
+        bool, typer.Option("--mixed-policies", help="Allow files that were sampled with different policies.")
     ] = False,
     json_output: Json = False,
     debug: Debug = False,
@@ -125,10 +140,10 @@ def merge_values(
     return _written(output, values, None)
 
 
-@app.command("show", help=SHOW_HELP)
+@app.command("show", help=SHOW_HELP, short_help="What a file of offline values holds.")
 @verb
 def show_values(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Offline values.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of offline values.")],
     data: Data = None,
     prompt_key: PromptKey = "prompt",
     json_output: Json = False,
@@ -157,10 +172,10 @@ def show_values(
 
 
 def kind_of(paths: list[Path], column: str | None) -> Kind:
-    """Tell by their names what the sources are.
+    """What the sources are, by their names.
 
     Raises:
-        SpoConfigError: it cannot be told.
+        SpoConfigError: the names do not say.
     """
     if column is not None and not paths:
         return "column"
@@ -171,11 +186,11 @@ def kind_of(paths: list[Path], column: str | None) -> Kind:
     if column is None and paths and all(path.suffix == ".jsonl" or any(path.glob("*.jsonl")) for path in paths):
         return "dump"
     named = ", ".join(map(str, paths)) or "no source"
-    beside = "" if column is None else f" with --column {column}"
+    with_column = "" if column is None else f" with --column {column}"
     raise SpoConfigError(
-        f"cannot tell what to import from {named}{beside}: give one .json file of the reference recipe, verl's .jsonl "
-        "dumps or their folder, the spo folder of a checkpoint, or no source and --column NAME; --kind says which it "
-        "is where names do not."
+        f"cannot tell what to import from {named}{with_column}: give one .json file of the reference recipe, verl's "
+        ".jsonl dumps or their folder, the spo folder of a checkpoint, or no source and --column NAME; --kind says "
+        "which it is where names do not."
     )
 
 

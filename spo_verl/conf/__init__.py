@@ -29,3 +29,9 @@ def groups(*, cpu: bool = False) -> Iterator[tuple[str, str, Any]]:
     for group, folder in folders.items():
         for path in sorted(folder.glob("*.yaml")):
             yield group, path.name, OmegaConf.load(path)
+
+
+def store_groups(store: Any, platform: str) -> None:
+    """Put every group into hydra's ConfigStore; the group ``platform`` only where that is ``cpu``."""
+    for group, name, node in groups(cpu=platform == "cpu"):
+        store.store(group=group, name=name, node=node, package="_global_", provider="spo_verl")

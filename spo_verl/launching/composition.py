@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import io
-import logging
 import math
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from spo_verl.conf import PRESETS
 from spo_verl.config import SpoConfig, known_keys, no_such_setting
-from spo_verl.errors import SpoConfigError
-from spo_verl.launching.launch import hydra_value
+from spo_verl.launching import hydra_side, named_files
+from spo_verl.launching.hydra_side import one_line
 
 PRESET_GROUP = "spo"
 ESTIMATOR = "spo"
@@ -38,12 +36,15 @@ class Composed:
         preset: name of the preset that was chosen, on the command line or in a configuration file.
         overridden: the keys that the command line sets.
         problems: overrides that hydra refused, each as a sentence; they are left out of ``config``.
+        mistyped: keys that hold a number or a truth value in verl's configuration and were set to something else, each
+            with the sentence.
     """
 
     config: DictConfig
     preset: str | None
     overridden: tuple[str, ...]
     problems: list[str] = field(default_factory=list)
+    mistyped: dict[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
         """Where the value of ``key`` comes from."""
@@ -69,42 +70,33 @@ def compose(
     *,
     config_name: str,
     config_dir: Path | None = None,
+    config_path: str | None = None,
     search: Sequence[Path] = (),
     known_good: Sequence[str] = (),
 ) -> Composed:
-    """Compose verl's stock configuration with command-line overrides.
+    """Compose verl's stock configuration with command-line overrides, without the import of verl.
 
     Args:
         overrides: as after ``python -m verl.trainer.main_ppo``.
         config_name: as hydra's ``--config-name``.
         config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
-        search: folders that follow on hydra's search path; only with ``config_dir``.
-        known_good: overrides that stand before the others and compose without them, which saves trying each.
+        config_path: as hydra's ``--config-path``; relative to verl's ``trainer`` folder.
+        search: folders that follow on hydra's search path.
+        known_good: overrides that stand before the others and are not reported.
 
     Raises:
         SpoConfigError: there is no such configuration, or it does not compose even without the overrides.
     """
-    stock = _verl_config_folder()
-    folder, more = _where(stock, config_name, config_dir, search)
-    more = [*more, *known_good]
-    whole = _try(folder, config_name, [*more, *overrides])
-    if isinstance(whole, DictConfig):
-        return _composed(whole, [*known_good, *overrides], [])
-    # hydra stops at the first override that it refuses. One at a time, groups first as hydra takes them, finds all.
-    accepted, problems = list(more), []
-    for override in sorted(overrides, key=_is_value):
-        outcome = _try(folder, config_name, [*accepted, override])
-        if isinstance(outcome, DictConfig):
-            accepted.append(override)
-        else:
-            problems.append(_refused(override, outcome))
-    whole = _try(folder, config_name, accepted)
-    if not isinstance(whole, DictConfig):
-        raise SpoConfigError(
-            f"the configuration {config_name!r} does not compose: {_one_line(whole)}. Take a name from {stock} "
-            "(ppo_trainer, ppo_megatron_trainer), or name your own with --config-name and its folder with --config-dir."
-        )
-    return _composed(whole, [*known_good, *(o for o in overrides if o in accepted)], problems)
+    places = hydra_side.Places(config_path, config_dir, tuple(search))
+    taken = hydra_side.take([*known_good, *overrides], config_name=config_name, places=places)
+    choice = taken.choices.get(PRESET_GROUP)
+    return Composed(
+        taken.config,
+        None if choice is None else str(choice),
+        tuple(taken.keys),
+        [_refused(override, error, taken.config) for override, error in taken.refused],
+        dict(_mistyped(taken)),
+    )
 
 
 def examine(composed: Composed) -> Examined:
@@ -122,13 +114,40 @@ def examine(composed: Composed) -> Examined:
             "set algorithm.adv_estimator=spo."
         )
     dangling = dict(_dangling(composed.config))
-    problems += [f"{key}: {why}; mend the reference, or set {key}." for key, why in dangling.items()]
-    with _warnings_of(checks.logger) as warnings:
-        try:
-            checks.check(_without(composed.config, dangling))
-        except SpoConfigError as error:
-            problems += problems_in(str(error))
-    return Examined(problems, warnings)
+    problems += [f"{key}: {why}; correct the reference, or set {key}." for key, why in dangling.items()]
+    problems += [why for key, why in composed.mistyped.items() if key not in dangling]
+    _, refused, remarks = checks.find(_without(composed.config, {**composed.mistyped, **dangling}))
+    return Examined([*problems, *refused], remarks)
+
+
+def examine_files(composed: Composed, *, whole: bool) -> Examined:
+    """Look for the files and folders that a configuration names, on this machine.
+
+    Args:
+        whole: the configuration is all of a run's, so that a key left at verl's default is meant.
+    """
+    problems, remarks, defaults = [], [], []
+    stock = dict(_stock_paths())
+    for fault in named_files.faults(composed.config):
+        if not whole and OmegaConf.select(composed.config, fault.key) == stock.get(fault.key, _ABSENT):
+            defaults.append(fault.key)
+        else:
+            (problems if fault.stops else remarks).append(fault.text)
+    if defaults:
+        remarks.append(
+            f"not set, and verl's default is not on this machine: {', '.join(defaults)}. Give the whole command line "
+            "with --verl to have this count as a problem."
+        )
+    return Examined(problems, remarks)
+
+
+def _stock_paths() -> Iterator[tuple[str, Any]]:
+    """The places that verl's own configuration names."""
+    folder = hydra_side.verl_trainer_folder() / hydra_side.STOCK_PATH
+    for section, file in (("data", "data/legacy_data.yaml"), ("actor_rollout_ref.model", "model/hf_model.yaml")):
+        for key, value in leaves(OmegaConf.load(folder / file), section):
+            if isinstance(value, str):
+                yield key, value
 
 
 def verl_problem(config: DictConfig) -> str | None:
@@ -140,11 +159,11 @@ def verl_problem(config: DictConfig) -> str | None:
     try:
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     except InstantiationException as error:  # a dataclass of verl refused; what it said is the cause
-        return f"verl's own check: {_one_line(error.__cause__ or error)}"
+        return f"verl's own check: {one_line(error.__cause__ or error)}"
     except (AssertionError, ValueError, OmegaConfBaseException) as error:
-        return f"verl's own check: {_one_line(error)}"
+        return f"verl's own check: {one_line(error)}"
     except (AttributeError, TypeError, LookupError, ArithmeticError) as error:  # it takes types for granted
-        return f"verl's own check ends in {type(error).__name__}: {_one_line(error)}; a key has a value of another type"
+        return f"verl's own check ends in {type(error).__name__}: {one_line(error)}; a key has a value of another type"
     return None
 
 
@@ -259,69 +278,31 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _verl_config_folder() -> Path:
-    # verl's import loads the plugin, which adds the groups; without it a preset would not be found.
-    try:
-        import verl
-    except ImportError as error:
-        raise SpoConfigError(
-            f"verl cannot be imported ({error}); install it beside spo_verl, and look at `spo-verl doctor`."
-        ) from error
-    return Path(verl.__file__).parent / "trainer" / "config"
+def _mistyped(taken: hydra_side.Taken) -> Iterator[tuple[str, str]]:
+    """Yield each key outside ``spo`` with a text, a list or a section where verl's configuration has a number."""
+    for key in dict.fromkeys(taken.keys):
+        old, new = (
+            OmegaConf.select(config, key, default=None, throw_on_resolution_failure=False)
+            for config in (taken.before, taken.config)
+        )
+        given = OmegaConf.to_container(new, resolve=False) if OmegaConf.is_config(new) else new
+        if key.startswith(("spo.", "hydra.")) or not isinstance(old, bool | int | float):
+            continue
+        if isinstance(given, str | list | dict) and "${" not in str(given):
+            kind = next(name for type_, name in _KINDS.items() if isinstance(old, type_))
+            yield key, f"{key}={given}: it has to be {kind}, such as {old}."
 
 
-def _where(stock: Path, config_name: str, config_dir: Path | None, search: Sequence[Path]) -> tuple[Path, list[str]]:
-    """The folder of the configuration itself, and the override that makes the other folders known to hydra.
-
-    Folders that an override adds serve the defaults of a configuration, not the configuration itself.
-    """
-    if config_dir is None:
-        return stock, []
-    own = Path(os.path.realpath(config_dir))
-    is_own = os.path.isfile(own / f"{config_name.removesuffix('.yaml')}.yaml")
-    first, second = (own, stock) if is_own else (stock, own)
-    others = [f"file://{os.path.realpath(folder)}" for folder in (second, *search)]
-    return first, [f"hydra.searchpath={hydra_value(others, resolved=False)}"]
-
-
-def _try(folder: Path, config_name: str, overrides: Sequence[str]) -> Any:
-    """The composed configuration with hydra's section, or hydra's error."""
-    import hydra
-    from hydra.errors import HydraException
-
-    try:
-        with hydra.initialize_config_dir(config_dir=str(folder), version_base=None):
-            return hydra.compose(config_name=config_name, overrides=list(overrides), return_hydra_config=True)
-    except AssertionError:
-        return ValueError("an override needs a key: key=value")
-    except (HydraException, OmegaConfBaseException) as error:
-        return error
-    except (YAMLError, OSError, ValueError, RecursionError) as error:
-        return error  # a configuration file that cannot be read
-
-
-def _composed(config: DictConfig, overrides: Sequence[str], problems: list[str]) -> Composed:
-    choice = config.hydra.runtime.choices.get(PRESET_GROUP)
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    OmegaConf.set_struct(config, True)
-    keys = tuple(override.lstrip("+~").partition("=")[0] for override in overrides if not override.startswith("~"))
-    values = tuple(key for key in keys if key != PRESET_GROUP)
-    return Composed(config, None if choice is None else str(choice), values, problems)
-
-
-def _is_value(override: str) -> bool:
-    """Whether an override sets a key (``a.b=1``), which hydra does after all groups (``+spo=paper``) are chosen."""
-    return "." in override.partition("=")[0]
-
-
-def _refused(override: str, error: Exception) -> str:
-    text = _one_line(error)
-    if override.partition("=")[0] == PRESET_GROUP:
-        return f"{override}: a preset is added, so it needs the plus sign: +{override}."
+def _refused(override: str, error: Exception, config: DictConfig) -> str:
     key = override.partition("=")[0]
+    if key == PRESET_GROUP:
+        return f"{override}: a preset is added, so it needs the plus sign: +{override}."
     if key.startswith("spo.") and key not in set(known_keys()):
         return no_such_setting(override, key, known_keys(), "`spo-verl settings` lists those that exist.")
+    text = one_line(error)
+    if text.startswith("Could not override"):
+        close = difflib.get_close_matches(key, [name for name, _ in leaves(config)], n=1, cutoff=0.8)
+        text = f"did you mean {close[0]}? {text}" if close else text
     return f"{override}: {text}"
 
 
@@ -346,31 +327,6 @@ def _without(config: DictConfig, keys: Iterable[str]) -> DictConfig:
         section = OmegaConf.select(reduced, parent) if parent else reduced
         del section[name]
     return reduced
-
-
-def _one_line(error: BaseException) -> str:
-    """An error's text on one line, without hydra's account of where it looked."""
-    text = str(error).partition("Config search path:")[0]
-    return " ".join(text.split()).rstrip(".,")
-
-
-@contextmanager
-def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
-    """Collect a logger's warnings instead of letting them out."""
-    collected: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            collected.append(record.getMessage().removeprefix("spo: "))
-
-    handler, propagate = Collect(logging.WARNING), logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield collected
-    finally:
-        logger.propagate = propagate
-        logger.removeHandler(handler)
 
 
 def _belongs(key: str, known: set[str]) -> bool:

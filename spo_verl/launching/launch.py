@@ -90,7 +90,7 @@ def hydra_value(value: object, *, resolved: bool = True) -> str:
     Args:
         value: None, a number, a text, a path, or a list of such.
         resolved: whether OmegaConf resolves the value later, for which ``${`` is escaped; hydra takes its search path
-            as it stands.
+            as it is.
     """
     if value is None:
         return "null"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 
 class RunError(Exception):
-    """A run could not go on; the message says why, and where to look."""
+    """A run could not continue; the message says why, and where to look."""
 
 
 class OutOfTime(RunError):
-    """The time of this call is over. Nothing is wrong: what there is is kept and shown, and the same call goes on."""
+    """The time of this call is over. Nothing is wrong: what there is is kept and shown, and the same call continues."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
         checkpoints/                verl's, with the tracker in global_step_N/spo
         attempts/<stage>-<n>/       each launch of verl: command.txt, train.log, metrics.jsonl, attempt.json
 
-A call that was interrupted, at whatever moment, leaves a folder that the next call goes on with.
+A call that was interrupted, at whatever moment, leaves a folder that the next call continues with.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class VerlRun:
     def records(self, stage: str) -> list[dict[str, Any]]:
         """verl's metric records of all launches of a stage, in the order of writing.
 
-        A step that was trained, lost in a crash and trained again stands in it twice: both were spent.
+        A step that was trained, lost in a crash and trained again is in it twice: both were spent.
         """
         return [record for attempt in self.attempts(stage) for record in read_metrics(attempt / METRICS_NAME)]
 

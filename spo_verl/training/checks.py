@@ -13,9 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from spo_verl.conf import PRESETS
-from spo_verl.config import SpoConfig, parse, refuse
+from spo_verl.config import SpoConfig, mentions, read, refuse
 from spo_verl.core import quota_limits
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, parts_of
+from spo_verl.training import reward_checks
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             "skip.rollout_tq.enable=True: replayed rollouts carry the uids of another run, for which no baseline "
             "was frozen; set skip.rollout_tq.enable=False."
         )
+    yield from reward_checks.contradictions(config, spo)
     yield from _movement(config, spo)
     yield from _estimating(config, spo)
     if select(config, "algorithm.rollout_correction.bypass_mode", False) and "acting" in spo.references:
@@ -247,6 +249,7 @@ def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             f"actor_rollout_ref.rollout.n={repeats}: SPO needs one rollout per prompt; more are independent "
             "trajectories with one shared baseline. Say so with spo.bspo=True (or +spo=bspo), or set rollout.n=1."
         )
+    yield from reward_checks.unusual(config, spo)
     if spo.preset is None:
         differing = list(differences_to_paper(config))
         if differing:
@@ -285,24 +288,34 @@ def differences_to_paper(config: DictConfig) -> Iterator[tuple[str, Any, Any]]:
             yield key, actual, paper
 
 
-def check(config: DictConfig) -> SpoConfig:
+def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
     """Read and check the whole configuration of an SPO run.
 
     Returns:
-        The settings under ``spo`` (the paper's defaults where nothing is set).
+        The settings under ``spo`` (the paper's defaults where nothing is set, or something wrong; None where they
+        cannot be read at all); every problem, and every remark of what may not be meant, each with its fix.
+    """
+    section = select(config, "spo", None)
+    if section is not None and not isinstance(section, DictConfig):
+        wrong = f"spo={section!r}: it must be a section; compose a preset with +spo=paper (with the plus sign)."
+        return None, [wrong], []
+    plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
+    assert isinstance(plain, dict)
+    spo, problems, refused = read({str(key): item for key, item in plain.items()})
+    # What follows from a value that stands in for a refused one would be no problem of the user's.
+    problems += [problem for problem in contradictions(config, spo) if not mentions(problem, refused)]
+    return spo, problems, [remark for remark in unusual(config, spo) if not mentions(remark, refused)]
+
+
+def check(config: DictConfig) -> SpoConfig:
+    """The settings under ``spo`` of a configuration without a problem; what is unusual is logged as a warning.
 
     Raises:
         SpoConfigError: lists every problem at once, each with its fix.
     """
-    section = select(config, "spo", None)
-    if section is not None and not isinstance(section, DictConfig):
-        refuse([f"spo={section!r}: it must be a section; compose a preset with +spo=paper (with the plus sign)."])
-    plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
-    assert isinstance(plain, dict)
-    spo, problems = parse({str(key): item for key, item in plain.items()})
-    problems += contradictions(config, spo or SpoConfig())
+    spo, problems, remarks = find(config)
     refuse(problems)
     assert spo is not None
-    for remark in unusual(config, spo):
+    for remark in remarks:
         logger.warning("spo: %s", remark)
     return spo

@@ -44,6 +44,7 @@ def test_without_a_preset_the_defaults_hold_and_the_differences_are_shown():
     clip = {"key": "actor_rollout_ref.actor.clip_ratio_c", "value": 3.0, "paper": 10.0, "source": "verl"}
     assert clip in data["differs_from_paper"]
     assert "+spo=paper" in data["warnings"][0]
+    assert "verl's default is not on this machine: data.train_files" in data["warnings"][1]
     assert data["problems"] == []
 
 
@@ -70,9 +71,13 @@ def test_what_hydra_refuses_and_what_spo_refuses_come_together():
     ]
     result = run("config", *overrides)
     assert result.exit_code == 1
-    _, _, listed = result.stdout.partition("9 problems:\n")
-    problems = listed.splitlines()
+    first, *listed = result.stdout.splitlines()
+    assert first == "9 problems:"
+    problems = listed[:9]
     assert [problem.split(".")[0].strip() for problem in problems] == [str(number) for number in range(1, 10)]
+    assert listed[9].startswith("warning: no preset was composed")  # warnings come with problems too
+    assert "spo.sampling.epsilon" not in result.stdout
+    assert "spo.sampling.epsilon" in run("config", *overrides, "--all").stdout
     for fragment in (
         "+spo=paper.",
         "did you mean spo.sampling.gamma?",
@@ -112,15 +117,25 @@ def test_an_unknown_configuration_is_an_error_with_the_fix():
 
 def test_verls_own_check_is_asked_for():
     needed = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
-    [problem] = run_json("config", "+spo=paper", "--verl")["problems"]
+    [problem] = run_json("config", "+spo=paper", "--verl", "--no-files")["problems"]
     assert problem.startswith("verl's own check: ")
     assert "ppo_micro_batch_size" in problem
-    whole = [f"{needed}=1", "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1"]
-    assert run_json("config", "+spo=paper", "trainer.n_gpus_per_node=1", "--verl", *whole)["problems"] == []
+    whole = [
+        f"{needed}=1",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+        "trainer.n_gpus_per_node=1",
+    ]
+    assert run_json("config", "+spo=paper", "--verl", "--no-files", *whole)["problems"] == []
+    defaults = run_json("config", "+spo=paper", "--verl", *whole)["problems"]
+    assert [problem.partition("=")[0] for problem in defaults] == [
+        "data.train_files",
+        "data.val_files",
+        "actor_rollout_ref.model.path",
+    ]
 
 
 def test_problems_are_taken_out_of_the_message_as_they_went_in():
-    problems = ["one: mend it.", "two,\nover lines.", "3. looks like a number"]
+    problems = ["one: correct it.", "two,\nover lines.", "3. looks like a number"]
     with pytest.raises(SpoConfigError) as error:
         refuse(problems)
     assert problems_in(str(error.value)) == problems
@@ -138,3 +153,74 @@ def test_the_table_shows_value_and_source():
     assert any(line.split() == ["spo.forgetting.half_life", "0.1", "command", "line"] for line in text.splitlines())
     assert "warning: actor_rollout_ref.rollout.n=4" in text
     assert text.rstrip().endswith("no problems")
+
+
+def test_relations_are_checked_also_where_another_setting_is_out_of_range():
+    overrides = ["+spo=paper", "spo.seed=-1", "spo.forgetting.rho_min=0.99", "spo.drift.max_prompts=a"]
+    problems = examine(compose([*overrides, "spo.late.policy=drop"], config_name="ppo_trainer")).problems
+    assert [problem.partition("=")[0] for problem in problems] == [
+        "spo.seed",
+        "spo.drift.max_prompts",
+        "spo.forgetting.rho_min",
+    ]
+
+
+def test_what_follows_from_a_refused_setting_is_not_reported():
+    # rho_max would be 0.96 by default, below rho_min; nobody has asked for 0.96
+    overrides = ["+spo=paper", "spo.forgetting.rho_min=0.99", "spo.forgetting.rho_max=x"]
+    [problem] = examine(compose(overrides, config_name="ppo_trainer")).problems
+    assert problem.startswith("spo.forgetting.rho_max=")
+
+
+def test_files_and_rewards_are_among_the_problems(tmp_path):
+    data = run_json(
+        "config",
+        "+spo=paper",
+        f"spo.initial.values={tmp_path}/no.parquet",
+        f"data.train_files=[{tmp_path}/a.parquet,{tmp_path}/b.parquet]",
+        "reward.reward_manager.name=dapo",
+        "+reward.reward_kwargs.overlong_buffer_cfg={enable: true, len: 8, penalty_factor: 0.5}",
+        "distillation.enabled=true",
+        "distillation.distillation_loss.use_task_rewards=false",
+    )
+    for fragment in ("no.parquet", "a.parquet", "b.parquet", "spo.reward.low=-0.5", "use_task_rewards=True"):
+        assert sum(fragment in problem for problem in data["problems"]) == 1, fragment
+
+
+@pytest.mark.parametrize(
+    "flag", ["--multirun", "-m", "--cfg=job", "-c=job", "--info", "--hydra-help", "-sc", "--resolve", "-p=x"]
+)
+def test_flags_of_hydra_that_start_no_run_are_refused_with_the_reason(flag):
+    result = run("config", "+spo=paper", *flag.split("="))
+    assert result.exit_code == 2
+    assert "is an option of main_ppo that" in " ".join(result.stderr.split())
+
+
+def test_a_number_that_is_none_is_a_problem_and_the_others_are_found_too():
+    overrides = ["+spo=paper", "actor_rollout_ref.rollout.n=abc", "data.train_batch_size=[1]", "critic.enable=True"]
+    problems = examine(compose(overrides, config_name="ppo_trainer")).problems
+    assert problems[:2] == [
+        "actor_rollout_ref.rollout.n=abc: it has to be a whole number, such as 1.",
+        "data.train_batch_size=[1]: it has to be a whole number, such as 1024.",
+    ]
+    assert "critic.enable=null" in problems[2]
+    fine = ["data.train_files=[a,b]", "trainer.logger=console", "trainer.v1.colocate_async.num_warmup_batches=1.5"]
+    assert examine(compose(["+spo=paper", *fine], config_name="ppo_trainer")).problems == []
+
+
+def test_a_misspelt_key_of_verl_gets_a_suggestion():
+    [problem] = compose(["data.train_batchsize=4"], config_name="ppo_trainer").problems
+    assert "did you mean data.train_batch_size?" in problem
+
+
+def test_nothing_is_cut_in_a_narrow_terminal(monkeypatch):
+    overrides = ["config", "algorithm.adv_estimator=spo", "data.foo=1", "--all", "critic.enable=True"]
+    wide = run_json(*overrides)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run(*overrides).stdout
+    shown = " ".join(narrow.split())
+    for sentence in (*wide["problems"], *wide["warnings"]):
+        assert " ".join(sentence.split()) in shown
+    assert set(wide["settings"]) <= set(shown.split())
+    assert {entry["key"] for entry in wide["differs_from_paper"]} <= set(shown.split())
+    assert all(len(line) <= 60 or " " not in line.strip() for line in narrow.splitlines())

@@ -191,7 +191,7 @@ def test_when_it_is_told_to_end_so_is_everything_that_verl_started(listened, tmp
     threading.Thread(target=tell, daemon=True).start()
     result = run("values", "estimate", "m", "d.parquet", "-o", tmp_path / "values.parquet")
     assert result.exit_code == 1
-    assert f"ended by {number.name} (exit status -15); to go on, start the same command again" in result.stderr
+    assert f"ended by {number.name} (exit status -15); to continue, start the same command again" in result.stderr
     assert [ended(process) for process in found] == [True, True]
     assert signal.getsignal(number) is before
 

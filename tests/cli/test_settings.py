@@ -74,10 +74,21 @@ def test_a_bar_does_not_break_the_page():
 
 def test_the_page_in_docs_is_up_to_date():
     printed = run("settings", "--markdown").stdout
-    assert PAGE.read_text() == printed, "write it anew: spo-verl settings --markdown > docs/settings.md"
+    assert PAGE.read_text() == printed, "write it again: spo-verl settings --markdown > docs/settings.md"
 
 
 @pytest.mark.parametrize("key", ["spo.seed", "spo.sampling.epsilon"])
 def test_the_verb_shows_them(key):
     assert key in run("settings").stdout
     assert key in {entry["name"] for entry in run_json("settings")}
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_no_word_is_lost_at_any_width(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    printed = run("settings").stdout
+    words = set(printed.split())
+    for entry in run_json("settings"):
+        for text in entry.values():
+            assert set(text.replace("``", "").split()) <= words
+    assert all(len(line) <= width for line in printed.splitlines())

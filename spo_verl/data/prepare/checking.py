@@ -187,8 +187,10 @@ def _check_truth(row: int, truth: Any, ability: Any) -> None:
 
 
 def _check_text(row: int, name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise row_error(row, name, f"{_shown(value)} instead of a text.")
+    if not value.strip():
+        raise row_error(row, name, f"{_shown(value)} is an empty text; it needs some.")
 
 
 def _shown(value: Any) -> str:

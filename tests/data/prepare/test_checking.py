@@ -58,13 +58,13 @@ def test_optional_columns_may_lack(tmp_path):
     ("change", "complaint"),
     [
         ({"data_source": None}, "field data_source: nothing instead of a text."),
-        ({"data_source": ""}, "field data_source: '' instead of a text."),
+        ({"data_source": ""}, "field data_source: '' is an empty text; it needs some."),
         ({"prompt": None}, "field prompt: nothing instead of a list of messages."),
         ({"prompt": "One?"}, "field prompt: 'One?' instead of a list of messages."),
         ({"prompt": []}, "field prompt: [] instead of a list of messages."),
         ({"prompt": ["One?"]}, "field prompt[0]: 'One?' instead of a message with role and content."),
         ({"prompt": [{"role": "human", "content": "x"}]}, "field prompt[0].role: 'human' instead of one of"),
-        ({"prompt": [*user("x"), *user("  ")]}, "field prompt[1].content: '  ' instead of a text."),
+        ({"prompt": [*user("x"), *user("  ")]}, "field prompt[1].content: '  ' is an empty text; it needs some."),
         (
             {"prompt": [{"role": "system", "content": "x"}]},
             "field prompt[0].role: 'system'; the last message is the user's.",

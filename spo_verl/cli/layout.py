@@ -1,0 +1,97 @@
+"""Tables and paragraphs at any width: lines break between words, and nothing is cut."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spo_verl.visible import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_GAP = "  "
+_NARROWEST = 24
+"""Characters that the last column of a table needs; with less, rows become lists."""
+
+
+def paragraph(console: Console, text: str, *, first: str = "", rest: str | None = None, style: str = "") -> None:
+    """Print a text that continues under its beginning, on one line where stdout is no terminal of a known width.
+
+    Args:
+        first: what stands before the first line.
+        rest: what stands before the others; by default as many blanks.
+    """
+    rest = " " * len(first) if rest is None else rest
+    whole = visible(text)
+    lines = [first + whole] if not _has_width(console) else _wrapped(whole, console.width, first, rest)
+    for line in lines:
+        _print(console, line, style)
+
+
+def table(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str] = ()
+) -> None:
+    """Print rows under headings; where the width does not do, each row as a list.
+
+    Args:
+        rows: texts, as many as headings.
+        styles: one for each row.
+    """
+    cells = [[visible(text) for text in row] for row in rows]
+    widths = [max(map(_cells, column)) for column in zip(headings, *cells, strict=True)]
+    before = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1)
+    last = console.width - before
+    words = max((_cells(word) for row in cells for word in row[-1].split()), default=0)
+    styles = styles or [""] * len(rows)
+    if last < min(widths[-1], max(_NARROWEST, words)):
+        for row, style in zip(cells, styles, strict=True):
+            _as_list(console, headings, row, style)
+        return
+    _print(console, _line(headings, widths), "bold")
+    for row, style in zip(cells, styles, strict=True):
+        start = _line([*row[:-1], ""], widths)
+        first, *more = _wrapped(row[-1], last, "", "") or [""]
+        for line in (f"{start}{first}", *(" " * before + other for other in more)):
+            _print(console, line.rstrip(), style)
+
+
+def _as_list(console: Console, headings: Sequence[str], row: Sequence[str], style: str) -> None:
+    for line in _wrapped(row[0], console.width, "", "  "):
+        _print(console, line, style)
+    for heading, text in zip(headings[1:], row[1:], strict=True):
+        if text:
+            for line in _wrapped(f"{heading}: {text}", console.width, "  ", "      "):
+                _print(console, line, "")
+
+
+def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
+    *before, last = texts
+    padded = [text + " " * (width - _cells(text)) for text, width in zip(before, widths, strict=False)]
+    return _GAP.join([*padded, last])
+
+
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, max(width, 20), initial_indent=first, subsequent_indent=rest, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _has_width(console: Console) -> bool:
+    return console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _print(console: Console, line: str, style: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(line, style), soft_wrap=True)

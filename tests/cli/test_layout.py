@@ -1,0 +1,68 @@
+"""Tables and paragraphs: every word is printed whole, at any width, and no line is longer than a word makes it."""
+
+import io
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from spo_verl.cli.layout import paragraph, table
+
+WORD = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=70)
+TEXT = st.lists(WORD, min_size=1, max_size=12).map(" ".join)
+WIDTHS = st.integers(20, 140)
+
+
+def printed(width, show):
+    stream = io.StringIO()
+    show(Console(file=stream, width=width, force_terminal=True, no_color=True, highlight=False, legacy_windows=False))
+    return [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in stream.getvalue().splitlines()]
+
+
+@given(WIDTHS, st.integers(1, 4).flatmap(lambda size: st.lists(st.tuples(*[TEXT] * size), min_size=1, max_size=4)))
+def test_a_table_has_every_word_of_every_cell_in_order(width, rows):
+    headings = [f"h{number}" for number in range(len(rows[0]))]
+    lines = printed(width, lambda console: table(console, headings, rows))
+    words = " ".join(lines).split()
+    for row in rows:
+        for cell in row:
+            remaining = iter(words)
+            assert all(word in remaining for word in cell.split())
+    longest = max(len(word) for row in rows for cell in row for word in cell.split())
+    assert all(len(line) <= max(width, longest + 12) for line in lines)
+
+
+@given(WIDTHS, TEXT)
+def test_a_paragraph_continues_under_its_beginning(width, text):
+    lines = printed(width, lambda console: paragraph(console, text, first="  1. "))
+    assert " ".join(" ".join(lines).split()[1:]) == text
+    assert lines[0].startswith("  1. ")
+    assert all(line.startswith("     ") for line in lines[1:])
+
+
+def test_columns_are_aligned_where_there_is_room():
+    lines = printed(40, lambda console: table(console, ("key", "what"), [("a", "b c"), ("long", "d")]))
+    assert lines == ["key   what", "a     b c", "long  d"]
+
+
+def test_the_last_column_wraps_where_it_has_room_enough():
+    rows = [("key", "one two three four five six seven")]
+    lines = printed(33, lambda console: table(console, ("key", "what"), rows))
+    assert lines == ["key  what", "key  one two three four five six", "     seven"]
+
+
+def test_rows_become_lists_where_columns_do_not_fit():
+    rows = [("a.long.key.of.something", "some value that is longer than that")]
+    lines = printed(30, lambda console: table(console, ("key", "value"), rows))
+    assert lines == ["a.long.key.of.something", "  value: some value that is", "      longer than that"]
+
+
+def test_without_a_width_a_paragraph_is_one_line(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    stream = io.StringIO()
+    paragraph(Console(file=stream, width=30), "word " * 30, first="- ")
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_control_characters_are_visible():
+    assert printed(40, lambda console: paragraph(console, "a\x1b[31mb")) == ["a\\x1b[31mb"]
