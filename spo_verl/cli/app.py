@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spo_verl import __version__
-from spo_verl.cli import config, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
+from spo_verl.cli import config, convert, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
 
 # typer's own tracebacks are switched off: what is expected is printed without one, a defect by `output.contained`.
 app = typer.Typer(
@@ -19,6 +19,12 @@ app = typer.Typer(
 )
 app.command("doctor", help=doctor.HELP, short_help=doctor.SHORT_HELP)(doctor.doctor)
 app.command("config", help=config.HELP, short_help=config.SHORT_HELP)(config.config)
+app.command(
+    "convert",
+    help=convert.HELP,
+    short_help=convert.SHORT_HELP,
+    context_settings={"ignore_unknown_options": True},
+)(convert.convert)
 app.command("plan", help=plan.HELP, short_help=plan.SHORT_HELP)(plan.plan)
 app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(settings.settings)
 app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP)(rehearse.rehearse)

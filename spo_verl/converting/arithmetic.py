@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,10 @@ def evaluate(text: str, name: Callable[[str], int | None]) -> int | None:
     text = text.replace("&&", " and ").replace("||", " or ")
     text = re.sub(r"!(?!=)", " not ", text)
     try:
-        return _value(ast.parse(f"({text})", mode="eval").body, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's remarks on texts that are no Python
+            parsed = ast.parse(f"({text})", mode="eval")
+        return _value(parsed.body, name)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from spo_verl.converting.reader import line_of
 from spo_verl.converting.rules import REPEATS, Change, Plan, Run, decide
 from spo_verl.errors import SpoConfigError
 
-LONGEST = 1_000_000
+LONGEST = 200_000
 Base = Callable[[Arguments], Mapping[str, str]]
 """What a configuration of one's own sets differently from verl's."""
 Rows = Callable[[Run], int | None]
@@ -57,7 +58,12 @@ def command_line(words: Sequence[str]) -> str:
     rest = words if starts is None else words[starts + 1 :]
     if starts is None and words and "=" not in words[0] and not words[0].startswith(("-", "+", "~")):
         command, rest = words, ()
-    return " \\\n    ".join([shlex.join(command), *map(shlex.quote, rest)]) + "\n"
+    return " \\\n    ".join([" ".join(map(_quoted, command)), *map(_quoted, rest)]) + "\n"
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; in double quotes where it holds single ones, as hydra's lists of texts do."""
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
 def convert_script(
@@ -105,10 +111,15 @@ def convert_script(
     plans: list[tuple[Launch, Plan]] = []
     for launch in before.launches:
         found = read_arguments(launch)
-        run = _run(found, {} if base is None else base(found))
         with _at(script, launch):
+            if any("$" in one for one in found.options.values()):
+                raise SpoConfigError(
+                    f"the configuration ({', '.join(found.options.values())}) is only known when the script runs; give "
+                    "its variables with --env NAME=VALUE, or the script's arguments after its name"
+                )
             if found.multirun:
                 raise SpoConfigError("hydra's --multirun starts several runs: convert one of them")
+            run = _run(found, {} if base is None else base(found))
             plan = decide(run, preset=preset, rows=None if rows is None else rows(run))
             if not plan.already:
                 editor.write(found, plan.changes, run.number(REPEATS))

@@ -60,9 +60,9 @@ class Editor:
                 for one in written:
                     self._remove(one)
             elif change.action in ("set", "scale") and written:
-                for one in written[:-1]:
-                    self._remove(one)
-                self._set(written[-1], change, repeats)
+                # hydra takes the last; an earlier estimator is changed too, so that the script names one method
+                for one in written if change.key == ESTIMATOR_KEY else written[-1:]:
+                    self._set(one, change, repeats)
             elif change.action == "set":
                 added.insert(0 if change.key == ESTIMATOR_KEY else len(added), f"{change.key}={change.after}")
         if added:
@@ -154,7 +154,7 @@ class Editor:
     def _references(self, name: str) -> set[int]:
         """Offsets at which a variable is used, comments aside; in arithmetic also without the dollar sign."""
         found = {one.start() for one in re.finditer(rf"\$\{{?[#!]?{re.escape(name)}\b", self.script)}
-        for inner in re.finditer(r"\(\((.*?)\)\)", self.script, re.DOTALL):
+        for inner in re.finditer(r"\(\(([^\n]{0,500}?)\)\)", self.script):
             for one in re.finditer(rf"(?<![\w$]){re.escape(name)}\b", inner[1]):
                 offset = inner.start(1) + one.start()
                 found.add(offset - 2 if self.script[offset - 2 : offset] == "${" else offset)
@@ -166,7 +166,7 @@ class Editor:
 
     # ---------------------------------------------------------------- whole words
 
-    def _span(self, field: Field, override: Override | None = None) -> tuple[int, int]:
+    def _span(self, field: Field) -> tuple[int, int]:
         """Where a whole word is written: as a word of its own, or inside the text of a variable."""
         if field.home is not None:
             return field.home
@@ -181,7 +181,7 @@ class Editor:
         return begin, end
 
     def _remove(self, override: Override) -> None:
-        self._removed.add(self._span(override.field, override))
+        self._removed.add(self._span(override.field))
 
     def _insert(self, place: Field, words: Sequence[str]) -> None:
         begin, end = self._span(place)

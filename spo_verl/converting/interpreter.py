@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spo_verl.converting import arithmetic
 from spo_verl.converting.reader import DECLARING, Reader, line_of
@@ -43,6 +43,8 @@ _TEXTS = frozenset({"echo", "printf", "grep", "pgrep", "pkill", "log"})
 MOST_STEPS = 20_000
 LONGEST = 200_000
 MOST_CALLS = 20
+_MODULE_OPTIONS = ("-m", "--module")
+_QUOTED = re.compile(r"[\w.=-]*([\"'])(.*)\1", re.DOTALL)
 _SPACE = re.compile(r"[ \t\n]+")
 
 
@@ -59,6 +61,11 @@ class Launch:
     module: Field
     arguments: tuple[Field, ...]
     offset: int
+
+    @property
+    def origin(self) -> list[tuple[str, int]]:
+        """Its words and where they are written, whatever variables they came through."""
+        return [(piece.text, piece.start) for one in (self.module, *self.arguments) for piece in one.value]
 
 
 @dataclass
@@ -262,9 +269,12 @@ class Interpreter:
             return True
         if name in ("source", ".") and len(fields) > 1:
             self._note(f"line {line_of(self.script, command.start)}: {fields[1].text} is not read (--env gives what it sets)")
-        self._launched(command, fields)
         if name in self._functions:
-            return self._call(name, fields[1:])
+            before = len(self.launches)
+            status = self._call(name, fields[1:])
+            if len(self.launches) > before:
+                return status
+        self._launched(command, fields)
         return None
 
     def _call(self, name: str, arguments: Sequence[Field]) -> bool | None:
@@ -280,13 +290,13 @@ class Interpreter:
     def _launched(self, command: Simple, fields: Sequence[Field]) -> None:
         texts = [one.text for one in fields]
         for number, text in enumerate(texts):
-            if (text == MODULE and number and texts[number - 1] == "-m") or _PATH.fullmatch(text):
+            if (text == MODULE and number and texts[number - 1] in _MODULE_OPTIONS) or _PATH.fullmatch(text):
                 launch = Launch(fields[number], tuple(fields[number + 1 :]), command.start)
-                if all(launch.module.value != other.module.value for other in self.launches):
+                if all(launch.origin != other.origin for other in self.launches):
                     self.launches.append(launch)
                 return
         for number, text in enumerate(texts):
-            is_module = bool(number) and texts[number - 1] == "-m" and _OTHER.fullmatch(text)
+            is_module = bool(number) and texts[number - 1] in _MODULE_OPTIONS and _OTHER.fullmatch(text)
             if is_module or (_OTHER_PATH.fullmatch(text) and number and "python" in texts[number - 1]):
                 self.others.append((text, line_of(self.script, command.start)))
                 return
@@ -297,17 +307,19 @@ class Interpreter:
                 self._inner(word)
 
     def _inner(self, word: Word) -> None:
-        """A command inside a quoted word, such as that of ``bash -c``."""
-        begin, end = word.start + 1, word.end - 1
-        quotes = self.script[word.start], self.script[end]
-        inner = self.script[begin:end]
-        if quotes not in (("'", "'"), ('"', '"')) or quotes[0] in inner or re.search(r"\\[^\n]", inner):
-            line = line_of(self.script, word.start)
+        """A command inside a quoted word, such as that of ``bash -c``, or in a variable that is one word here."""
+        found = _QUOTED.fullmatch(self.script, word.start, word.end)
+        if found and found[1] not in found[2] and not re.search(r"\\[^\n]", found[2]) and MODULE in found[2]:
+            self._block(Reader(self.script, found.start(2), found.end(2)).read())
+            return
+        parts = tuple(replace(part, quoted=False) for part in word.parts if isinstance(part, Reference))
+        fields = self._expand(Word(parts, word.start, word.end))
+        if len(parts) != len(word.parts) or not fields:
             raise SpoConfigError(
-                f"line {line}: the command of verl is inside a text that another program reads; give "
-                "`spo-verl convert` that command itself"
+                f"line {line_of(self.script, word.start)}: the command of verl is inside a text that another program "
+                "reads; give `spo-verl convert` that command itself"
             )
-        self._block(Reader(self.script, begin, end).read())
+        self._launched(Simple(start=word.start), fields)
 
     # ---------------------------------------------------------------- variables
 
@@ -315,6 +327,8 @@ class Interpreter:
         if isinstance(one.value, tuple):
             fields = tuple(item for word in one.value for item in self._expand(word))
             old = self._arrays.get(one.name, ()) if one.appends else ()
+            if len(old) + len(fields) > MOST_STEPS:
+                raise SpoConfigError(f"the array {one.name} grows beyond {MOST_STEPS} words: give the command itself")
             if one.appends and not old and one.name in self._scalars:
                 old = (Field(self._scalars[one.name], None, (0, 0)),)
             self._arrays[one.name] = (*old, *fields)
@@ -376,7 +390,7 @@ class Interpreter:
                 pieces += value
                 begun = begun or part.quoted or bool(value)
                 continue
-            text = text_of(value)
+            text = "".join(one.text if one.known else "x" * len(one.text) for one in value)  # unknown text stays whole
             at = 0
             for space in _SPACE.finditer(text):
                 if space.start() > at:
@@ -396,10 +410,15 @@ class Interpreter:
 
     def _several(self, part: object) -> list[Field] | None:
         """The fields of ``"$@"`` and ``"${NAME[@]}"``; None for another part."""
-        if not isinstance(part, Reference) or part.operator not in ("", ":-", "-", ":+", "+"):
+        if not isinstance(part, Reference) or part.operator not in ("", ":-", "-", ":+", "+", ":"):
             return None
         if part.name in ("@", "*"):
             fields: tuple[Field, ...] | None = self._given
+            if part.operator == ":":
+                first = text_of(tuple(piece for one in part.operand for piece in self._part(one)))
+                if not re.fullmatch(r"[1-9]\d{0,3}", first):
+                    return None
+                fields = fields[int(first) - 1 :]
         elif part.index in ("@", "*"):
             fields = self._arrays.get(part.name)
             if fields is None and part.name in self._scalars:
@@ -414,10 +433,10 @@ class Interpreter:
                 Field(tuple(piece.through(via) for piece in one.value), one.home, one.call)
                 for one in self._expand(Word(part.operand, part.start, part.end))
             ]
-        if not fields:
+        if not fields and part.operator in (":-", "-"):
             value = tuple(piece.through(via) for one in part.operand for piece in self._part(one))
             return [Field(value, None, (part.start, part.end))] if value else []
-        return [Field(tuple(piece.through(via) for piece in one.value), one.home, one.call) for one in fields]
+        return [Field(tuple(piece.through(via) for piece in one.value), one.home, one.call) for one in fields or ()]
 
     def _part(self, part: object) -> Value:
         if isinstance(part, Literal):
@@ -431,7 +450,7 @@ class Interpreter:
             return (Piece(self.script[part.start : part.end], part.start, (via,), known=False),)
         assert isinstance(part, Reference)
         via = Via(part.name, part.start, part.end)
-        return tuple(piece.through(via) for piece in self._reference(part))
+        return tuple(piece.through(via) for piece in self._reference(part) if piece.text)
 
     def _arithmetic(self, part: Arithmetic) -> Piece:
         via = Via(COMPUTED, part.start, part.end)

@@ -115,7 +115,7 @@ class Run:
         Raises:
             SpoConfigError: the value is something else, or only known when the script runs.
         """
-        text = self.text(key) or ""
+        text = self.text(self.refers(key) or key) or ""
         if key in self.unknown:
             raise SpoConfigError(
                 f"{key}={text}: its value is only known when the script runs; give its variables with "
@@ -125,6 +125,11 @@ class Run:
         if not re.fullmatch(r"\+?\d{1,12}", plain) or int(plain) < 1:
             raise SpoConfigError(f"{key}={text}: a whole number from 1 on is needed; correct it, then convert")
         return int(plain)
+
+    def refers(self, key: str) -> str | None:
+        """The key whose value it takes (``${data.train_batch_size}``), if that is scaled too."""
+        found = re.fullmatch(r"\$\{([\w.]+)\}", self.text(key) or "")
+        return found[1] if found and found[1] in (BATCH, MINI_BATCH) and found[1] != key else None
 
     def on(self, key: str) -> bool:
         return (self.text(key) or "").lower() in ("true", "1", "yes", "on")
@@ -257,6 +262,8 @@ PAPER = {
     f"{ROLLOUT}.top_k": "-1",
     **PRESET_CLIPS,
 }
+_SCORED_BY_MODEL = ("reward_model.enable", "reward.reward_model.enable")
+_REWARD_MODEL = " This run has a reward model, whose scores have no bounds: bound them in the reward function."
 _ROUTER_REPLAY = tuple(f"{ACTOR}.{engine}router_replay.mode" for engine in ("", "fsdp_config.", "megatron.", "veomni."))
 _DAPO = ("reward_model.reward_manager", "reward.reward_manager.name")
 _OVERLONG = tuple(f"{section}.reward_kwargs.overlong_buffer_cfg" for section in ("reward_model", "reward"))
@@ -300,10 +307,13 @@ def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
     changes += _unwanted(run, estimator)
     changes += _kept(run)
     changes += _added(run, preset)
+    model = run.given.get("actor_rollout_ref.model.path", "MODEL")
+    data = run.given.get("data.train_files", "DATA")
     needs += [
-        "every prompt starts at a success rate of 1/2. Offline values make the first steps better: `spo-verl values "
-        "estimate MODEL DATA -o values.parquet <overrides>`, then add spo.initial.values=values.parquet.",
-        "rewards lie in [0, 1]; for others declare spo.reward.low and spo.reward.high, or choose spo.reward.key.",
+        "without offline values every prompt starts at a success rate of 1/2. To estimate them: `spo-verl values estimate "
+        f"{model} {data} -o values.parquet <overrides>`, then add spo.initial.values=values.parquet.",
+        "rewards lie in [0, 1]; for others declare spo.reward.low and spo.reward.high, or choose spo.reward.key."
+        + (_REWARD_MODEL if any(run.on(key) for key in _SCORED_BY_MODEL) else ""),
         "give the run a trainer.experiment_name and trainer.default_local_dir of its own: with "
         "trainer.resume_mode=auto it would continue from the old run's checkpoints.",
     ]
@@ -395,6 +405,8 @@ def _scaled(run: Run, key: str, number: int, repeats: int, reason: str) -> Chang
     """A number that the old ``rollout.n`` multiplies; what refers to another such key follows by itself."""
     if key not in run.given:
         return Change(key, "add", run.shown(key), str(number * repeats), reason)
+    if run.refers(key):
+        return Change(key, "keep", run.given[key], run.given[key], f"{reason}; it follows by itself")
     return Change(key, "scale", run.given[key], str(number * repeats), reason)
 
 
