@@ -47,7 +47,7 @@ def _has_unused_settings(config: Any) -> bool:
 
 
 def _refuse_unused_preset(config: Any) -> None:
-    """A preset with another estimator is refused; settings alone, which presets of one's own may share, are warned of."""
+    """A preset with another estimator is refused; of settings alone, which files may share, there is a warning."""
     from spo_verl.training.checks import refuse_other_estimator
 
     refuse_other_estimator(config)

@@ -40,7 +40,9 @@ def convert(
     ] = None,
     config_name: Annotated[str | None, typer.Option(help="As hydra's --config-name.")] = None,
     config_dir: Annotated[Path | None, typer.Option(help="As hydra's --config-dir.")] = None,
-    preset: Annotated[str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")] = "paper",
+    preset: Annotated[
+        str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")
+    ] = "paper",
     rows: Annotated[
         int | None, typer.Option(min=1, help="Rows of the training data; counted where its Parquet files are here.")
     ] = None,

@@ -1,4 +1,4 @@
-"""What a converted command composes to, what configurations of one's own set, and how many rows the training data has."""
+"""What a converted command composes to, what own configurations set, and how many rows the training data has."""
 
 from __future__ import annotations
 

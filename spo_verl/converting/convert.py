@@ -138,7 +138,7 @@ def convert_script(
     return Conversion(converted, tuple(commands), tuple(dict.fromkeys(notes)))
 
 
-class _at:  # noqa: N801 - reads as a statement
+class _at:
     """Errors inside begin with the command's line, where there are several."""
 
     def __init__(self, script: str, launch: Launch) -> None:
@@ -193,4 +193,6 @@ def _no_launch(read: Interpreter) -> SpoConfigError:
             "called with after its name, and variables with --env NAME=VALUE"
         )
     skipped = "".join(f" {note}." for note in read.notes[:3])
-    return SpoConfigError(f"no command `python3 -m {MODULE}` was found.{skipped} Give the script or command that starts it.")
+    return SpoConfigError(
+        f"no command `python3 -m {MODULE}` was found.{skipped} Give the script or command that starts it."
+    )

@@ -1,7 +1,8 @@
-"""Decisions written into a script: the value where it stands, its variable where nothing else uses it, lines removed."""
+"""Decisions written into a script: a value where it is, its variable if nothing else uses it, lines removed."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from spo_verl.converting.overrides import Arguments, Override
 from spo_verl.converting.reader import line_of
 from spo_verl.converting.rules import ESTIMATOR_KEY, Change
-from spo_verl.converting.values import COMPUTED, Field, Value, Via
+from spo_verl.converting.values import COMPUTED, Field, Value, Via, cut
 from spo_verl.errors import SpoConfigError
 
 _PLAIN_REFERENCE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
@@ -28,7 +29,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class _ThroughVariable:
-    """A value that comes from one variable: where its text is assigned, and how the reference would be edited instead."""
+    """A value of one variable: where its text is assigned, and how the reference would be edited instead."""
 
     via: tuple[Via, ...]
     assigned: Edit
@@ -53,7 +54,11 @@ class Editor:
         by_key: dict[str, list[Override]] = defaultdict(list)
         for one in arguments.overrides:
             by_key[one.key].append(one)
-        added = [f"{'+' if change.key == 'spo' else ''}{change.key}={change.after}" for change in changes if change.action == "add"]
+        added = [
+            f"{'+' if change.key == 'spo' else ''}{change.key}={change.after}"
+            for change in changes
+            if change.action == "add"
+        ]
         for change in changes:
             written = by_key.get(change.key, [])
             if change.action == "drop":
@@ -79,7 +84,7 @@ class Editor:
             edits |= {group[0].assigned} if self._only_theirs(group) else {one.in_place for one in group}
         edits |= self._removals()
         ordered = sorted(edits, key=lambda one: (one.start, one.end))
-        for one, following in zip(ordered, ordered[1:], strict=False):
+        for one, following in itertools.pairwise(ordered):
             if following.start < one.end or (one.start, one.end) == (following.start, following.end):
                 raise self._by_hand(one.start, "several commands need different values of it")
         text = self.script
@@ -91,12 +96,15 @@ class Editor:
 
     def _set(self, override: Override, change: Change, repeats: int) -> None:
         assert change.after is not None
-        inner = [self._own(piece.via, override) for piece in override.value]
+        value = override.value
+        if re.fullmatch(r"(['\"]).*\1", override.text, re.DOTALL):  # hydra's own quotes stay
+            value = cut(value, 1, len(override.text) - 1)
+        inner = [self._own(piece.via, override) for piece in value]
         outer = {via[-1] if via else None for via in inner}
         if len(outer) == 1 and (reference := next(iter(outer))) is not None:
             in_place = Edit(reference.start, reference.end, self._multiplied(reference, change, repeats))
-            piece = override.value[0]
-            if len(override.value) == 1 and piece.start >= 0 and piece.known and reference.name != COMPUTED:
+            piece = value[0]
+            if len(value) == 1 and piece.start >= 0 and piece.known and reference.name != COMPUTED:
                 begin, end = piece.start, piece.start + len(piece.text)
                 default = any(via.start <= begin < via.end for via in inner[0])
                 if all(via.name != COMPUTED for via in inner[0]) and not (default and change.action == "set"):
@@ -104,7 +112,7 @@ class Editor:
                     return
             self._edits.add(in_place)
             return
-        begin, end = self._written(override.value, override, inner)
+        begin, end = self._written(value, override, inner)
         if re.search(r"[\"'`\s]", self.script[begin:end]):
             raise self._by_hand(begin, f"set {change.key}={change.after} there by hand, then convert again")
         self._edits.add(Edit(begin, end, change.after))
@@ -173,7 +181,9 @@ class Editor:
         carrier = field.value[0].via
         inner = [piece.via[: len(piece.via) - len(carrier)] for piece in field.value]
         begins = [via[-1].start if via else piece.start for piece, via in zip(field.value, inner, strict=True)]
-        ends = [via[-1].end if via else piece.start + len(piece.text) for piece, via in zip(field.value, inner, strict=True)]
+        ends = [
+            via[-1].end if via else piece.start + len(piece.text) for piece, via in zip(field.value, inner, strict=True)
+        ]
         begin, end = min(begins), max(ends)
         if begin < 0 or re.search(r"\s", self.script[begin:end]):
             key = field.text.partition("=")[0]

@@ -268,7 +268,9 @@ class Interpreter:
                 self._given = tuple(fields[texts.index("--") + 1 :])
             return True
         if name in ("source", ".") and len(fields) > 1:
-            self._note(f"line {line_of(self.script, command.start)}: {fields[1].text} is not read (--env gives what it sets)")
+            self._note(
+                f"line {line_of(self.script, command.start)}: {fields[1].text} is not read (--env gives what it sets)"
+            )
         if name in self._functions:
             before = len(self.launches)
             status = self._call(name, fields[1:])
@@ -350,9 +352,7 @@ class Interpreter:
 
     def _text(self, word: Word, *, unset: str | None = None) -> str | None:
         """A word as one text; None where it is not known. ``unset`` is taken for variables without a value."""
-        pieces = [
-            Piece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)
-        ]
+        pieces = [Piece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)]
         return text_of(tuple(pieces)) if is_known(tuple(pieces)) else None
 
     def _expand(self, word: Word) -> list[Field]:
@@ -637,7 +637,9 @@ def _names_method(command: Simple, script: str) -> bool:
     words = [*command.words]
     for one in command.assignments:
         words += one.value if isinstance(one.value, tuple) else (one.value,)
-    return any(re.search(r"main_ppo|adv_estimator|rollout\.n=|train_batch_size", script[w.start : w.end]) for w in words)
+    return any(
+        re.search(r"main_ppo|adv_estimator|rollout\.n=|train_batch_size", script[w.start : w.end]) for w in words
+    )
 
 
 def _matters(block: Block, script: str) -> bool:

@@ -13,9 +13,7 @@ _OVERRIDE = re.compile(r"(\+\+|\+|)([A-Za-z_][\w./@:-]*)=(.*)", re.DOTALL)
 _OPTIONS = {
     "--config-path": "path", "-cp": "path", "--config-name": "name", "-cn": "name", "--config-dir": "dir", "-cd": "dir",
 }  # fmt: skip
-STOCK_NAMES = frozenset(
-    {"ppo_trainer", *(f"ppo_{engine}_trainer" for engine in ("megatron", "veomni", "torchtitan"))}
-)
+STOCK_NAMES = frozenset({"ppo_trainer", *(f"ppo_{engine}_trainer" for engine in ("megatron", "veomni", "torchtitan"))})
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,9 @@ class Arguments:
     @property
     def own_configuration(self) -> bool:
         """Whether the command names another configuration than verl's own."""
-        return self.options.get("name", "ppo_trainer").removesuffix(".yaml") not in STOCK_NAMES or "path" in self.options
+        return (
+            self.options.get("name", "ppo_trainer").removesuffix(".yaml") not in STOCK_NAMES or "path" in self.options
+        )
 
     def effective(self) -> dict[str, Override]:
         """Of repeated keys the last, as in hydra."""

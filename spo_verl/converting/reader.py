@@ -113,7 +113,9 @@ class Reader:
 
     def _reserved(self) -> str:
         """The unquoted word that begins here, not consumed."""
-        found = re.compile(r"[A-Za-z]+(?![\w=./$\"'+\[-])|[{}](?=[\s;)]|$)|\[\[(?=\s)|!(?=\s)").match(self.script, self.at, self.end)
+        found = re.compile(r"[A-Za-z]+(?![\w=./$\"'+\[-])|[{}](?=[\s;)]|$)|\[\[(?=\s)|!(?=\s)").match(
+            self.script, self.at, self.end
+        )
         return found[0] if found else ""
 
     def _expect(self, word: str) -> None:
@@ -419,7 +421,12 @@ class Reader:
                     stop += 1
                 parts.append(Literal(self.script[self.at : stop], self.at, quoted))
                 self.at = stop
-        if self.at < self.end and not quoted and self.script[self.at] in "<>" and self.script.startswith("(", self.at + 1):
+        if (
+            self.at < self.end
+            and not quoted
+            and self.script[self.at] in "<>"
+            and self.script.startswith("(", self.at + 1)
+        ):
             start = self.at
             self.at += 1
             parts.append(Substitution(self._balanced("(", ")"), start, self.at))

@@ -152,7 +152,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Unwanted:
-    """A key that an SPO run refuses or ignores: dropped from the command, with what hangs on it; else set to ``neutral``."""
+    """A key that SPO refuses or ignores: dropped from a command with what hangs on it, else set to ``neutral``."""
 
     key: str
     bad: Callable[[Run], bool]
@@ -196,9 +196,7 @@ UNWANTED: tuple[_Unwanted, ...] = (
         "tracker draws prompts by what there is to learn",
         ("algorithm.filter_groups.",),
     ),
-    _Unwanted(
-        "data.gen_batch_size", _is_set("data.gen_batch_size"), None, "the tracker draws a whole batch at once"
-    ),
+    _Unwanted("data.gen_batch_size", _is_set("data.gen_batch_size"), None, "the tracker draws a whole batch at once"),
     _Unwanted("algorithm.gamma", _estimated_by("gae", "reinforce_plus_plus"), None, _DISCOUNT),
     _Unwanted("algorithm.lam", _estimated_by("gae"), None, _DISCOUNT),
     _Unwanted(
@@ -310,8 +308,8 @@ def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
     model = run.given.get("actor_rollout_ref.model.path", "MODEL")
     data = run.given.get("data.train_files", "DATA")
     needs += [
-        "without offline values every prompt starts at a success rate of 1/2. To estimate them: `spo-verl values estimate "
-        f"{model} {data} -o values.parquet <overrides>`, then add spo.initial.values=values.parquet.",
+        "without offline values every prompt starts at a success rate of 1/2. To estimate them: `spo-verl values "
+        f"estimate {model} {data} -o values.parquet <overrides>`, then add spo.initial.values=values.parquet.",
         "rewards lie in [0, 1]; for others declare spo.reward.low and spo.reward.high, or choose spo.reward.key."
         + (_REWARD_MODEL if any(run.on(key) for key in _SCORED_BY_MODEL) else ""),
         "give the run a trainer.experiment_name and trainer.default_local_dir of its own: with "
@@ -329,7 +327,8 @@ def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterabl
     drawn = batch if preset == "bspo" else trajectories
     if rows is not None and rows < drawn:
         raise SpoConfigError(
-            f"a step would draw {drawn} different prompts ({batch} x {repeats}), and the training data has {rows} rows: "
+            f"a step would draw {drawn} different prompts ({batch} x {repeats}), and the training data has {rows} "
+            "rows: "
             + (
                 f"lower {BATCH} first."
                 if preset == "bspo" or batch > rows
@@ -349,7 +348,9 @@ def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterabl
             str(repeats),
             "bspo: several independent responses per prompt share one value",
         )
-        yield Change(BATCH, "keep", run.shown(BATCH), str(batch), f"prompts per step: {trajectories} trajectories, as before")
+        yield Change(
+            BATCH, "keep", run.shown(BATCH), str(batch), f"prompts per step: {trajectories} trajectories, as before"
+        )
         return
     if repeats == 1:
         yield Change(BATCH, "keep", run.shown(BATCH), str(batch), f"{batch} trajectories per step, as before")
@@ -396,8 +397,8 @@ def _steps(run: Run, batch: int, repeats: int, rows: int | None, needs: list[str
         "rounding",
     )
     needs.append(
-        f"the number of steps is rows // {batch * repeats} x {epochs * repeats}; --rows N (of the training data) writes "
-        f"the old run's number, rows // {batch} x {epochs}, as {STEPS}."
+        f"the number of steps is rows // {batch * repeats} x {epochs * repeats}; --rows N (of the training data) "
+        f"writes the old run's number, rows // {batch} x {epochs}, as {STEPS}."
     )
 
 
@@ -436,15 +437,21 @@ def _kept(run: Run) -> Iterable[Change]:
         elif key in run.base and not _same(value, PAPER[key]) and key in PAPER and not key.endswith("loss_mode"):
             yield Change(key, "add", run.base[key], run.base[key], f"{reason}; a preset would win over your file")
         elif key in PRESET_CLIPS and key not in run.given and not _same(value, PAPER[key]):
-            yield Change(key, "preset", run.shown(key), PAPER[key], "as in the paper; on the command line your own value wins")
+            yield Change(
+                key, "preset", run.shown(key), PAPER[key], "as in the paper; on the command line your own value wins"
+            )
     for key in ("data.shuffle", "data.seed"):
         if key in run.given:
-            yield Change(key, "keep", run.given[key], run.given[key], "of no effect on the order of prompts: the tracker draws")
+            yield Change(
+                key, "keep", run.given[key], run.given[key], "of no effect on the order of prompts: the tracker draws"
+            )
 
 
 def _added(run: Run, preset: str) -> Iterable[Change]:
     """Settings of SPO that the run's other keys ask for."""
-    replay = next((key for key in _ROUTER_REPLAY if (run.text(key) or "disabled").lower() not in ("disabled", "null")), None)
+    replay = next(
+        (key for key in _ROUTER_REPLAY if (run.text(key) or "disabled").lower() not in ("disabled", "null")), None
+    )
     if preset != "plus_plus":
         if replay is not None:
             yield Change(

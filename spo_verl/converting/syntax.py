@@ -1,4 +1,4 @@
-"""What a shell script is made of, as :mod:`spo_verl.converting.reader` reads it. Offsets count characters of the script."""
+"""What a shell script is made of, as :mod:`spo_verl.converting.reader` reads it; offsets count its characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small scripts in the forms that verl users have: for conversion, and to be run by a real shell with a stand-in python."""
+"""Small scripts in the forms that users of verl have, and a real shell to read them, with a stand-in for python."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ ARGS="algorithm.adv_estimator=rloo data.train_batch_size=64 \\
     actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=4 \\
     actor_rollout_ref.actor.use_dynamic_bsz=True \\
     actor_rollout_ref.actor.ppo_mini_batch_size=$nproc"
-nohup python3 -u -m verl.trainer.main_ppo $ARGS trainer.n_gpus_per_node=$nproc trainer.total_training_steps=10 > /dev/null &
+nohup python3 -u -m verl.trainer.main_ppo $ARGS trainer.n_gpus_per_node=$nproc \\
+    trainer.total_training_steps=10 > /dev/null &
 wait
 """
 
@@ -164,7 +165,8 @@ VISION = """\
 ENGINE=${1:-vllm}
 [[ "$ENGINE" == vllm ]] && EXTRA="+actor_rollout_ref.rollout.engine_kwargs.vllm.disable_mm_preprocessor_cache=True"
 python3 -m verl.trainer.main_ppo algorithm.adv_estimator="grpo" data.image_key=images data.train_batch_size="512" \\
-    actor_rollout_ref.rollout.name=$ENGINE actor_rollout_ref.rollout.n="5" actor_rollout_ref.actor.use_dynamic_bsz=True \\
+    actor_rollout_ref.rollout.name=$ENGINE actor_rollout_ref.rollout.n="5" \\
+    actor_rollout_ref.actor.use_dynamic_bsz=True \\
     actor_rollout_ref.actor.ppo_mini_batch_size=128 trainer.total_epochs=3 ${EXTRA:-} "${@:2}"
 """
 
@@ -174,10 +176,8 @@ bash -c "python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo actor_rol
     data.train_batch_size=8 actor_rollout_ref.actor.ppo_mini_batch_size=8 actor_rollout_ref.actor.optim.lr=$LR \\
     actor_rollout_ref.rollout.name=vllm actor_rollout_ref.actor.use_dynamic_bsz=True trainer.total_training_steps=1"
 bash <<EOF
-python3 -m verl.trainer.main_ppo algorithm.adv_estimator=opo actor_rollout_ref.rollout.n=4 trainer.total_training_steps=1 \\
-    data.train_batch_size=8 actor_rollout_ref.actor.ppo_mini_batch_size=8 actor_rollout_ref.actor.optim.lr=$LR \\
-    actor_rollout_ref.rollout.name=vllm actor_rollout_ref.actor.use_dynamic_bsz=True
-python3 -m verl.trainer.main_ppo algorithm.adv_estimator=opo actor_rollout_ref.rollout.n=4 trainer.total_training_steps=1 \\
+python3 -m verl.trainer.main_ppo algorithm.adv_estimator=opo actor_rollout_ref.rollout.n=4 \\
+    trainer.total_training_steps=1 \\
     data.train_batch_size=8 actor_rollout_ref.actor.ppo_mini_batch_size=8 actor_rollout_ref.actor.optim.lr=$LR \\
     actor_rollout_ref.rollout.name=vllm actor_rollout_ref.actor.use_dynamic_bsz=True
 EOF

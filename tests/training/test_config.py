@@ -230,7 +230,10 @@ def test_several_rollouts_without_bspo_are_a_warning(caplog):
 
 
 @given(
-    repeats=st.integers(2, 64), prompts=st.integers(1, 4096), mini=st.integers(1, 4096), steps=st.sampled_from([None, 9])
+    repeats=st.integers(2, 64),
+    prompts=st.integers(1, 4096),
+    mini=st.integers(1, 4096),
+    steps=st.sampled_from([None, 9]),
 )
 def test_the_warning_of_several_rollouts_does_the_arithmetic(repeats, prompts, mini, steps):
     config = OmegaConf.create(
