@@ -10,9 +10,10 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
 
-With any other estimator nothing that verl builds differs from a verl without the plugin, with two exceptions: a run
-that asks for SPO's order of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`), and a launch of
-the quickstart, which sets ``SPO_STOP_AT`` to end in time.
+With any other estimator nothing that verl builds differs from a verl without the plugin, with three exceptions: a run
+with a preset of SPO is refused (:func:`spo_verl.training.checks.refuse_other_estimator`), a run can ask for SPO's order
+of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`), and a launch of the quickstart sets
+``SPO_STOP_AT`` to end in time.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ UNUSED_SETTINGS = (
 def _has_unused_settings(config: Any) -> bool:
     """Whether somebody who left an old estimator in a script would take this run for one with SPO."""
     return hasattr(config, "get") and config.get(ESTIMATOR) is not None and config.get("algorithm") is not None
+
+
+def _refuse_unused_preset(config: Any) -> None:
+    """A preset with another estimator is refused; of settings alone, which files may share, there is a warning."""
+    from spo_verl.training.checks import refuse_other_estimator
+
+    refuse_other_estimator(config)
+    print(UNUSED_SETTINGS.format(config.algorithm.adv_estimator), file=sys.stderr, flush=True)
 
 
 def _asks_for_order(config: Any) -> bool:
@@ -80,7 +89,7 @@ def _extend_v1_trainer(module: ModuleType) -> None:
 
             return object.__new__(class_for(config, cls))
         if config is not None and _has_unused_settings(config):
-            print(UNUSED_SETTINGS.format(config.algorithm.adv_estimator), file=sys.stderr, flush=True)
+            _refuse_unused_preset(config)
         if config is not None and _asks_for_order(config):
             from spo_verl.training.order import seeded_trainer_class
 
@@ -112,6 +121,8 @@ def _refuse_legacy_trainer(module: ModuleType) -> None:
                 f"({cls.__module__}.{cls.__qualname__}): set trainer.use_v1=True and start "
                 "`python -m verl.trainer.main_ppo`."
             )
+        if config is not None and _has_unused_settings(config):
+            _refuse_unused_preset(config)
         return object.__new__(cls)
 
     _set_new(legacy, __new__)

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from spo_verl import __version__
-from spo_verl.cli import config, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
+from spo_verl.cli import config, convert, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
 from spo_verl.cli.output import COULD_NOT, print_json
 
 # typer has a copy of click in newer versions; its public error leads to the right one in all of them.
@@ -43,6 +43,12 @@ app = typer.Typer(
 )
 app.command("doctor", help=doctor.HELP, short_help=doctor.SHORT_HELP)(doctor.doctor)
 app.command("config", help=config.HELP, short_help=config.SHORT_HELP)(config.config)
+app.command(
+    "convert",
+    help=convert.HELP,
+    short_help=convert.SHORT_HELP,
+    context_settings={"ignore_unknown_options": True},
+)(convert.convert)
 app.command("plan", help=plan.HELP, short_help=plan.SHORT_HELP)(plan.plan)
 app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(settings.settings)
 app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP)(rehearse.rehearse)

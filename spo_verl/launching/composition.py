@@ -109,10 +109,7 @@ def examine(composed: Composed) -> Examined:
     problems = list(composed.problems)
     estimator = OmegaConf.select(composed.config, "algorithm.adv_estimator", default=None)
     if estimator != ESTIMATOR:
-        problems.append(
-            f"algorithm.adv_estimator={estimator}: this run would not use SPO; compose a preset with +spo=paper, or "
-            "set algorithm.adv_estimator=spo."
-        )
+        problems.append(checks.other_estimator(composed.config))
     dangling = dict(_dangling(composed.config))
     problems += [f"{key}: {why}; correct the reference, or set {key}." for key, why in dangling.items()]
     problems += [why for key, why in composed.mistyped.items() if key not in dangling]

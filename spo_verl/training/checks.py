@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from spo_verl.conf import PRESETS
 from spo_verl.config import SpoConfig, mentions, read, refuse
 from spo_verl.core import quota_limits
+from spo_verl.errors import SpoConfigError
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, parts_of
 from spo_verl.training import reward_checks
 
@@ -243,12 +244,7 @@ def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             f"spo.late.policy={spo.late.policy} has no effect in the synchronous trainer, which waits for every "
             "rollout of a step; set trainer.v1.trainer_mode=colocate_async where it is meant."
         )
-    repeats = select(config, "actor_rollout_ref.rollout.n", 1)
-    if repeats > 1 and not spo.bspo:
-        yield (
-            f"actor_rollout_ref.rollout.n={repeats}: SPO needs one rollout per prompt; more are independent "
-            "trajectories with one shared baseline. Say so with spo.bspo=True (or +spo=bspo), or set rollout.n=1."
-        )
+    yield from _repeats(config, spo)
     yield from reward_checks.unusual(config, spo)
     if spo.preset is None:
         differing = list(differences_to_paper(config))
@@ -259,6 +255,58 @@ def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
                 + "; ".join(f"{key}={actual} (paper: {paper})" for key, actual, paper in differing)
                 + ". Add +spo=paper to the command line to take the paper's."
             )
+
+
+def _repeats(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
+    """``rollout.n`` left from a method with groups: what a step has now, and what has the same trajectories."""
+    repeats = select(config, "actor_rollout_ref.rollout.n", 1)
+    if repeats <= 1 or spo.bspo:
+        return
+    batch = select(config, "data.train_batch_size")
+    mini_batch = select(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
+    steps = ""
+    if select(config, "trainer.total_training_steps") is None:
+        steps = f" and set trainer.total_training_steps, as verl would count {repeats} times fewer steps"
+    yield (
+        f"actor_rollout_ref.rollout.n={repeats} with data.train_batch_size={batch}: a step has {batch} x {repeats} = "
+        f"{batch * repeats} trajectories, and the {repeats} of a prompt share one baseline. SPO takes as many prompts "
+        f"instead: for the same trajectories and updates set actor_rollout_ref.rollout.n=1, data.train_batch_size="
+        f"{batch * repeats} (so many different prompts are needed) and actor_rollout_ref.actor.ppo_mini_batch_size="
+        f"{mini_batch * repeats} ({mini_batch} x {repeats}){steps}. Where several are meant, say so with spo.bspo=True "
+        "(or +spo=bspo)."
+    )
+
+
+def other_estimator(config: DictConfig) -> str:
+    """Why a run whose ``algorithm.adv_estimator`` is not ``spo`` would not train with SPO, with the fix."""
+    estimator = select(config, "algorithm.adv_estimator")
+    preset = composed_preset(config)
+    if preset is None:
+        return (
+            f"algorithm.adv_estimator={estimator}: this run would not use SPO; compose a preset with +spo=paper, or "
+            "set algorithm.adv_estimator=spo."
+        )
+    return (
+        f"algorithm.adv_estimator={estimator} wins over the preset spo={preset}, and the run would train with "
+        f"{estimator} instead of SPO: delete algorithm.adv_estimator={estimator} (the preset sets spo; in a "
+        f"configuration file it is named after ppo_trainer), or delete +spo={preset} to train with {estimator}."
+    )
+
+
+def composed_preset(config: Any) -> str | None:
+    """The preset that a configuration was composed with; None without one."""
+    preset = select(config, "spo.preset") if isinstance(select(config, "spo"), DictConfig) else None
+    return None if preset is None else str(preset)
+
+
+def refuse_other_estimator(config: Any) -> None:
+    """A preset asks for SPO: with it, another estimator is a line left over from another method.
+
+    Raises:
+        SpoConfigError: names the line to delete.
+    """
+    if composed_preset(config) is not None:
+        raise SpoConfigError(other_estimator(config))
 
 
 def paper_keys() -> dict[str, Any]:

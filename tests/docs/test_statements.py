@@ -117,13 +117,13 @@ def test_a_preset_on_the_command_line_wins_over_a_file_and_loses_to_the_command_
     assert clip("actor_rollout_ref.actor.clip_ratio_high=0.25") == 0.25
 
 
-def test_an_estimator_on_the_command_line_wins_over_the_preset_in_silence():
+def test_an_estimator_on_the_command_line_wins_over_the_preset_and_is_refused():
     from spo_verl.launching.composition import compose, examine
 
     composed = compose(["+spo=paper", "algorithm.adv_estimator=grpo"], config_name="ppo_trainer")
     assert composed.config.algorithm.adv_estimator == "grpo"
     [problem] = examine(composed).problems
-    assert "would not use SPO" in problem
+    assert "delete algorithm.adv_estimator=grpo" in problem
 
 
 def test_normalised_advantages_do_not_depend_on_the_declared_range():

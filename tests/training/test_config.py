@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from verl.trainer.config.algorithm import RolloutCorrectionConfig
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
@@ -225,6 +227,30 @@ def test_several_rollouts_without_bspo_are_a_warning(caplog):
     with caplog.at_level("WARNING", logger="spo_verl"):
         check(compose_verl(["+spo=bspo", "actor_rollout_ref.rollout.n=4"]))
     assert caplog.text == ""
+
+
+@given(
+    repeats=st.integers(2, 64),
+    prompts=st.integers(1, 4096),
+    mini=st.integers(1, 4096),
+    steps=st.sampled_from([None, 9]),
+)
+def test_the_warning_of_several_rollouts_does_the_arithmetic(repeats, prompts, mini, steps):
+    config = OmegaConf.create(
+        {
+            "data": {"train_batch_size": prompts},
+            "actor_rollout_ref": {"rollout": {"n": repeats}, "actor": {"ppo_mini_batch_size": mini}},
+            "trainer": {"total_training_steps": steps},
+        }
+    )
+    [warning] = [one for one in unusual(config, SpoConfig(preset="paper")) if "rollout.n" in one]
+    assert f"a step has {prompts} x {repeats} = {prompts * repeats} trajectories" in warning
+    assert f"data.train_batch_size={prompts * repeats} " in warning
+    assert f"ppo_mini_batch_size={mini * repeats} " in warning
+    assert ("trainer.total_training_steps" in warning) == (steps is None)
+    config.actor_rollout_ref.rollout.n = 1
+    config.data.train_batch_size = prompts * repeats
+    assert [one for one in unusual(config, SpoConfig(preset="paper")) if "rollout.n" in one] == []
 
 
 CONTRADICTIONS = {

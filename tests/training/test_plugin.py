@@ -8,6 +8,9 @@ from importlib.metadata import entry_points
 import pytest
 from omegaconf import OmegaConf
 
+from spo_verl.conf import PRESETS
+from spo_verl.errors import SpoConfigError
+
 pytestmark = pytest.mark.long
 
 HEAVY = (
@@ -121,3 +124,21 @@ def test_settings_of_spo_beside_another_estimator_are_warned_about(capsys):
     assert "algorithm.adv_estimator=grpo: it does NOT train with SPO" in capsys.readouterr().err
     mode_class.__new__(mode_class, spo_config("grpo"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in sorted(PRESETS.glob("*.yaml"))])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_preset_beside_another_estimator_is_refused_in_one_sentence(preset, legacy):
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    trainer = RayPPOTrainer if legacy else get_trainer_cls("sync")
+    for estimator in ("grpo", "rloo", "one_of_their_own"):
+        config = OmegaConf.merge(spo_config(estimator), {"spo": {"preset": preset}})
+        with pytest.raises(SpoConfigError) as error:
+            trainer.__new__(trainer, config)
+        message = str(error.value)
+        assert f"delete algorithm.adv_estimator={estimator}" in message
+        assert f"delete +spo={preset}" in message
+        assert message.count(". ") == 0
+        assert "\n" not in message

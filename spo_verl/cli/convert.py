@@ -1,0 +1,277 @@
+"""``spo-verl convert``: a command or script of another method as one of SPO."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.conf import PRESETS
+from spo_verl.errors import SpoConfigError
+from spo_verl.visible import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spo_verl.converting import Conversion, Converted
+
+SHORT_HELP = "Turn a GRPO (or PPO, RLOO...) command or script into one of SPO."
+HELP = """Turn a command or script of `python -m verl.trainer.main_ppo` with another method into one of SPO.
+
+WORDS: a shell script with the arguments that it is called with, `-` for a script on stdin, or the command itself
+(the words after main_ppo are enough). The script is read, not run. The converted one goes to stdout, or to --output;
+what changes, and why, to stderr, or to stdout with --output."""
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+@verb
+def convert(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="WORDS", help="A script, `-`, or the words of a command.")
+    ] = None,
+    config_path: Annotated[
+        Path | None, typer.Option(help="As hydra's --config-path, for a command without a script.")
+    ] = None,
+    config_name: Annotated[str | None, typer.Option(help="As hydra's --config-name.")] = None,
+    config_dir: Annotated[Path | None, typer.Option(help="As hydra's --config-dir.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")
+    ] = "paper",
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the training data; counted where its Parquet files are here.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME=VALUE", help="A variable that is set before the script; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the converted script there; nothing is overwritten.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compose the result with verl and check it, as `spo-verl config --verl`.")
+    ] = False,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.converting import convert_script
+    from spo_verl.converting.configuration import base_values, training_rows
+    from spo_verl.files import check_output
+
+    if not (PRESETS / f"{preset}.yaml").is_file() or not _NAME.fullmatch(preset):
+        names = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+        raise SpoConfigError(f"--preset {preset}: there is no such preset; take one of {names}.")
+    options = {"path": config_path, "name": config_name, "dir": config_dir}
+    script, arguments, source = _script(words or [], {name: str(one) for name, one in options.items() if one})
+    if output is not None:
+        check_output(output, SpoConfigError, makes_folders=False)
+        if output.exists():
+            raise SpoConfigError(f"{output} is there already: name another file, or remove it first")
+    converted = convert_script(
+        script,
+        preset=preset,
+        outside={"HOME": os.path.expanduser("~"), "PWD": os.getcwd(), **_variables(env or [])},
+        arguments=arguments,
+        folder=os.getcwd(),
+        base=base_values,
+        rows=training_rows if rows is None else lambda _: rows,
+    )
+    checks = [_checked(one) for one in converted.commands] if check else None
+    data = _data(converted, checks)
+    if output is not None:
+        _write(output, converted.script, source)
+        data["output"] = str(output)
+    failed = any(one["problems"] for one in checks or ())
+    return Outcome(data, lambda console: _show(console, data, output), status=1 if failed else 0)
+
+
+# -------------------------------------------------------------------- what is read
+
+
+def _script(words: list[str], options: dict[str, str]) -> tuple[str, list[str], Path | None]:
+    """The text to convert, the arguments that it is called with, and its file."""
+    from spo_verl.converting import command_line
+    from spo_verl.files import opened
+
+    if not words and not options:
+        raise SpoConfigError(
+            "name a script, `-` for one on stdin, or a command: spo-verl convert run_grpo.sh; spo-verl convert python3 "
+            "-m verl.trainer.main_ppo algorithm.adv_estimator=grpo ..."
+        )
+    first = words[0] if words else ""
+    path = Path(first)
+    if first == "-" or first.endswith((".sh", ".sbatch", ".slurm")) or (first and _is_file(path)):
+        if options:
+            raise SpoConfigError("--config-path, --config-name and --config-dir are of a command; a script has its own")
+        if first == "-":
+            return _decoded(sys.stdin.buffer.read(), "stdin"), words[1:], None
+        with opened(path, SpoConfigError) as file:
+            return _decoded(file.read(), first), words[1:], path
+    if len(words) == 1 and "main_ppo" in first and re.search(r"\s", first):
+        return first if first.endswith("\n") else f"{first}\n", [], None
+    flags = []
+    for name, value in options.items():
+        # hydra would look for a relative path next to verl's own files
+        flags.append(f"--config-{name}={value if name == 'name' else os.path.realpath(value)}")
+    at = next((number for number, word in enumerate(words) if "main_ppo" in word), -1) + 1
+    if flags and not at:
+        words, at = ["python3", "-m", "verl.trainer.main_ppo", *words], 3
+    return command_line([*words[:at], *flags, *words[at:]]), [], None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpoConfigError(f"{name} is no UTF-8 text (byte {error.start}): convert it with iconv first") from error
+
+
+def _variables(texts: list[str]) -> dict[str, str]:
+    variables = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            raise SpoConfigError(f"--env {text}: write NAME=VALUE")
+        variables[name] = value
+    return variables
+
+
+def _write(path: Path, script: str, source: Path | None) -> None:
+    from spo_verl.files import writing
+
+    with writing(path, SpoConfigError), path.open("x", encoding="utf-8", newline="") as file:
+        file.write(script)
+    if source is not None:
+        path.chmod(source.stat().st_mode & 0o777)
+
+
+# -------------------------------------------------------------------- what is found
+
+
+def _checked(command: Converted) -> dict[str, Any]:
+    """What stops or warns at the start of the converted run."""
+    import contextlib
+    import io
+    import warnings
+
+    from spo_verl.converting.configuration import composed
+    from spo_verl.launching.composition import examine, verl_problem
+
+    whole, left_out = composed(command.arguments)
+    examined = examine(whole)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
+        warnings.simplefilter("ignore")
+        theirs = verl_problem(whole.config)
+    return {
+        "problems": [*examined.problems, *([] if theirs is None else [theirs])],
+        "warnings": examined.warnings,
+        "not_checked": left_out,
+    }
+
+
+def _data(converted: Conversion, checks: list[dict[str, Any]] | None) -> dict[str, Any]:
+    commands = []
+    for number, one in enumerate(converted.commands):
+        changes = [
+            {"key": c.key, "action": c.action, "before": c.before, "after": c.after, "reason": c.reason}
+            for c in one.plan.changes
+        ]
+        commands.append(
+            {
+                "line": one.line,
+                "already_spo": one.plan.already,
+                "changes": changes,
+                "needs": list(one.plan.needs),
+                **({} if checks is None else {"check": checks[number]}),
+            }
+        )
+    return {"script": converted.script, "commands": commands, "notes": list(converted.notes)}
+
+
+# -------------------------------------------------------------------- what is shown
+
+_TITLES = {
+    "changed": ("set", "scale", "add", "drop"),
+    "set by the preset": ("preset",),
+    "kept on purpose": ("keep",),
+}
+
+
+def _show(console: Console, data: dict[str, Any], output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(visible(data["script"]))
+        sys.stdout.flush()
+        console = _stderr_console()
+    for command in data["commands"]:
+        _show_command(console, command, several=len(data["commands"]) > 1)
+    for note in data["notes"]:
+        _line(console, f"note: {note}.", "yellow")
+    if output is not None:
+        _line(console, f"written: {output}")
+
+
+def _stderr_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+
+
+def _show_command(console: Console, command: dict[str, Any], *, several: bool) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if several:
+        _line(console, f"the command in line {command['line']}:", "bold")
+    if command["already_spo"]:
+        _line(console, "it trains with SPO already: nothing to change")
+    for title, actions in _TITLES.items():
+        rows = [change for change in command["changes"] if change["action"] in actions]
+        if not rows:
+            continue
+        table = Table(title, "before", "SPO", "why", box=box.SIMPLE, pad_edge=False)
+        for column in table.columns:
+            column.overflow = "fold"
+        for change in rows:
+            after = "-" if change["after"] is None else change["after"]
+            cells = (change["key"], change["before"] or "-", after, change["reason"])
+            table.add_row(*(Text(visible(cell)) for cell in cells))
+        console.print(table)
+    if command["needs"]:
+        _line(console, "what the run needs:")
+        for need in command["needs"]:
+            _line(console, f"  - {need}")
+    if "check" in command:
+        _show_check(console, command["check"])
+
+
+def _show_check(console: Console, check: dict[str, Any]) -> None:
+    problems = check["problems"]
+    if not problems:
+        _line(console, "checked: no problems", "green")
+    else:
+        _line(console, f"checked: {len(problems)} {'problem' if len(problems) == 1 else 'problems'}:", "bold red")
+    for number, problem in enumerate(problems, 1):
+        _line(console, f"  {number}. {problem}")
+    for warning in check["warnings"]:
+        _line(console, f"warning: {warning}", "yellow")
+    if check["not_checked"]:
+        _line(console, f"not checked, as only known when the script runs: {', '.join(check['not_checked'])}")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    console.print(Text(visible(text), style), soft_wrap=True)

@@ -1,0 +1,654 @@
+"""Follows a script as far as the arguments of verl's command need it. Nothing is run, nothing of the machine is read.
+
+A variable that the script does not set has no value, as in a shell without it; :class:`Interpreter` takes values for
+those. What only a machine can answer (``$(...)``, ``[ -f FILE ]``) stays unknown: as a text it is kept as written, as
+a condition it counts as true.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from spo_verl.converting import arithmetic
+from spo_verl.converting.reader import DECLARING, Reader, line_of
+from spo_verl.converting.syntax import (
+    Arithmetic,
+    Assignment,
+    Block,
+    Case,
+    Command,
+    Function,
+    Group,
+    If,
+    Literal,
+    Loop,
+    Reference,
+    Simple,
+    Step,
+    Substitution,
+    Test,
+    Word,
+)
+from spo_verl.converting.values import COMPUTED, Field, Piece, Value, Via, cut, is_known, text_of
+from spo_verl.errors import SpoConfigError
+
+MODULE = "verl.trainer.main_ppo"
+_PATH = re.compile(r"(?:.*/)?verl/trainer/main_ppo\.py")
+_OTHER = re.compile(r"(?:recipe|verl|verl_recipe|examples|tests)\.[\w.]*(?:main|trainer|train)\w*")
+_OTHER_PATH = re.compile(r".*/?main_\w+\.py")
+_TEXTS = frozenset({"echo", "printf", "grep", "pgrep", "pkill", "log"})
+MOST_STEPS = 20_000
+LONGEST = 200_000
+MOST_CALLS = 20
+_MODULE_OPTIONS = ("-m", "--module")
+_QUOTED = re.compile(r"[\w.=-]*([\"'])(.*)\1", re.DOTALL)
+_SPACE = re.compile(r"[ \t\n]+")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command that starts ``verl.trainer.main_ppo``.
+
+    Attributes:
+        module: the word that names it.
+        arguments: the words after it.
+        offset: where the command begins.
+    """
+
+    module: Field
+    arguments: tuple[Field, ...]
+    offset: int
+
+    @property
+    def origin(self) -> list[tuple[str, int]]:
+        """Its words and where they are written, whatever variables they came through."""
+        return [(piece.text, piece.start) for one in (self.module, *self.arguments) for piece in one.value]
+
+
+@dataclass
+class Interpreter:
+    """One reading of one script.
+
+    Attributes:
+        script: its text.
+        outside: variables that are set before it begins.
+        arguments: its positional parameters.
+        folder: what ``$(pwd)`` gives.
+        launches: what was found.
+        others: other trainers of verl that are started, with their lines.
+        notes: what could not be followed, as sentences.
+    """
+
+    script: str
+    outside: Mapping[str, str] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+    folder: str = ""
+    launches: list[Launch] = field(default_factory=list)
+    others: list[tuple[str, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._scalars: dict[str, Value] = {name: (Piece(text, -1),) for name, text in self.outside.items()}
+        self._arrays: dict[str, tuple[Field, ...]] = {}
+        self._functions: dict[str, Block] = {}
+        self._given = tuple(Field((Piece(text, -1),), None, (0, 0)) for text in self.arguments)
+        self._steps = 0
+        self._calls = 0
+        self._exit: int | None = None
+
+    def read(self) -> None:
+        """Follow the script.
+
+        Raises:
+            SpoConfigError: it cannot be read, or is larger than what scripts are.
+        """
+        try:
+            self._block(Reader(self.script).read())
+        except RecursionError:
+            raise SpoConfigError("the script is nested too deep to be read") from None
+
+    @property
+    def exit_line(self) -> int | None:
+        """The line of the ``exit`` that ended it."""
+        return None if self._exit is None else line_of(self.script, self._exit)
+
+    # ---------------------------------------------------------------- control
+
+    def _block(self, block: Block) -> bool | None:
+        status: bool | None = True
+        for step in block:
+            if self._exit is not None:
+                return status
+            if step.connector == "&&" and status is False:
+                continue
+            if step.connector == "||" and status is not False:
+                self._skipped((step,))
+                continue
+            status = self._step(step)
+        return status
+
+    def _step(self, step: Step) -> bool | None:
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise SpoConfigError(f"the script runs more than {MOST_STEPS} commands: give the command itself")
+        status = self._command(step.command)
+        return status if status is None or not step.negated else not status
+
+    def _command(self, command: Command) -> bool | None:
+        if isinstance(command, Simple):
+            return self._simple(command)
+        if isinstance(command, Test):
+            return self._test(command)
+        if isinstance(command, If):
+            return self._if(command)
+        if isinstance(command, Case):
+            return self._case(command)
+        if isinstance(command, Loop):
+            return self._loop(command)
+        if isinstance(command, Function):
+            self._functions[command.name] = command.body
+            return True
+        return self._group(command)
+
+    def _group(self, group: Group) -> bool | None:
+        if not group.subshell:
+            return self._block(group.body)
+        scalars, arrays = dict(self._scalars), dict(self._arrays)
+        status = self._block(group.body)
+        self._scalars, self._arrays, self._exit = scalars, arrays, None
+        return status
+
+    def _if(self, command: If) -> bool | None:
+        for number, (condition, body) in enumerate(command.branches):
+            holds = self._block(condition) if condition else True
+            if holds is False:
+                self._skipped(body)
+                continue
+            if holds is None and _matters(body, self.script):
+                offset = _first_offset(condition)
+                self._note(f"line {line_of(self.script, offset)}: only the machine knows this condition; taken as true")
+            status = self._block(body)
+            if holds is None:
+                self._exit = None  # a check of the machine that ends the script is none that it has to pass here
+            for _, other in command.branches[number + 1 :]:
+                self._skipped(other)
+            return status
+        return True
+
+    def _case(self, command: Case) -> bool | None:
+        subject = self._text(command.subject, unset="")
+        taken = False
+        status: bool | None = True
+        for patterns, body in command.branches:
+            if not taken and (
+                subject is None or any(_matches(subject, self._text(one, unset="") or "") for one in patterns)
+            ):
+                taken = True
+                if subject is None and _matters(body, self.script):
+                    line = line_of(self.script, command.subject.start)
+                    self._note(f"line {line}: only the machine knows this case; the first branch is taken")
+                status = self._block(body)
+            else:
+                self._skipped(body)
+        return status
+
+    def _loop(self, command: Loop) -> bool | None:
+        if command.name is not None:
+            fields = [one for word in command.words or () for one in self._expand(word)]
+            if command.words is None:
+                fields = list(self._given)
+            if not fields:
+                return True
+            before = len(self.launches)
+            self._scalars[command.name] = fields[0].value
+            self._block(command.body)
+            if len(fields) > 1 and len(self.launches) > before:
+                line = line_of(self.script, command.words[0].start if command.words else 0)
+                self._note(f"line {line}: a loop; its first pass ({command.name}={fields[0].text}) decides")
+            return None
+        if command.condition and self._block(command.condition) is False:
+            self._skipped(command.body)
+            return True
+        self._block(command.body)
+        return None
+
+    def _skipped(self, block: Block) -> None:
+        """A branch that is not taken: say so where it would matter."""
+        offset = next((one.start for one in _simple_commands(block) if _names_method(one, self.script)), None)
+        if offset is not None:
+            self._note(
+                f"line {line_of(self.script, offset)}: this branch is not taken with the script's values and is left "
+                "as it is (--env NAME=VALUE takes another)"
+            )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    # ---------------------------------------------------------------- commands
+
+    def _simple(self, command: Simple) -> bool | None:
+        declaring = bool(command.words) and command.words[0].plain in DECLARING
+        if declaring or not command.words:
+            for one in command.assignments:
+                self._assign(one)
+        if declaring:
+            return True
+        for document in command.documents:
+            if "main_ppo" in self.script[document.start : document.end]:
+                self._block(Reader(self.script, document.start, document.end).read())
+        fields = [one for word in command.words for one in self._expand(word)]
+        if not fields:
+            return True
+        name = fields[0].text
+        if name in ("[", "test"):
+            arguments = [self._text(word, unset="") for word in command.words[1:]]
+            return _tested(arguments if name == "test" else arguments[:-1])
+        if name in ("true", ":"):
+            return True
+        if name == "false":
+            return False
+        if name == "exit":
+            self._exit = command.start
+            return True
+        if name == "unset":
+            for one in fields[1:]:
+                self._scalars.pop(one.text, None)
+                self._arrays.pop(one.text, None)
+            return True
+        if name == "shift":
+            self._given = self._given[1:]
+            return True
+        if name == "set":
+            texts = [one.text for one in fields]
+            if "--" in texts:
+                self._given = tuple(fields[texts.index("--") + 1 :])
+            return True
+        if name in ("source", ".") and len(fields) > 1:
+            self._note(
+                f"line {line_of(self.script, command.start)}: {fields[1].text} is not read (--env gives what it sets)"
+            )
+        if name in self._functions:
+            before = len(self.launches)
+            status = self._call(name, fields[1:])
+            if len(self.launches) > before:
+                return status
+        self._launched(command, fields)
+        return None
+
+    def _call(self, name: str, arguments: Sequence[Field]) -> bool | None:
+        if self._calls >= MOST_CALLS:
+            return None
+        given, self._given = self._given, tuple(arguments)
+        self._calls += 1
+        status = self._block(self._functions[name])
+        self._calls -= 1
+        self._given = given
+        return status
+
+    def _launched(self, command: Simple, fields: Sequence[Field]) -> None:
+        texts = [one.text for one in fields]
+        for number, text in enumerate(texts):
+            if (text == MODULE and number and texts[number - 1] in _MODULE_OPTIONS) or _PATH.fullmatch(text):
+                launch = Launch(fields[number], tuple(fields[number + 1 :]), command.start)
+                if all(launch.origin != other.origin for other in self.launches):
+                    self.launches.append(launch)
+                return
+        for number, text in enumerate(texts):
+            is_module = bool(number) and texts[number - 1] in _MODULE_OPTIONS and _OTHER.fullmatch(text)
+            if is_module or (_OTHER_PATH.fullmatch(text) and number and "python" in texts[number - 1]):
+                self.others.append((text, line_of(self.script, command.start)))
+                return
+        if texts[0].rpartition("/")[2] in _TEXTS:
+            return
+        for word, text in ((word, self._text(word) or "") for word in command.words):
+            if MODULE in text and _SPACE.search(text):
+                self._inner(word)
+
+    def _inner(self, word: Word) -> None:
+        """A command inside a quoted word, such as that of ``bash -c``, or in a variable that is one word here."""
+        found = _QUOTED.fullmatch(self.script, word.start, word.end)
+        if found and found[1] not in found[2] and not re.search(r"\\[^\n]", found[2]) and MODULE in found[2]:
+            self._block(Reader(self.script, found.start(2), found.end(2)).read())
+            return
+        parts = tuple(replace(part, quoted=False) for part in word.parts if isinstance(part, Reference))
+        fields = self._expand(Word(parts, word.start, word.end))
+        if len(parts) != len(word.parts) or not fields:
+            raise SpoConfigError(
+                f"line {line_of(self.script, word.start)}: the command of verl is inside a text that another program "
+                "reads; give `spo-verl convert` that command itself"
+            )
+        self._launched(Simple(start=word.start), fields)
+
+    # ---------------------------------------------------------------- variables
+
+    def _assign(self, one: Assignment) -> None:
+        if isinstance(one.value, tuple):
+            fields = tuple(item for word in one.value for item in self._expand(word))
+            old = self._arrays.get(one.name, ()) if one.appends else ()
+            if len(old) + len(fields) > MOST_STEPS:
+                raise SpoConfigError(f"the array {one.name} grows beyond {MOST_STEPS} words: give the command itself")
+            if one.appends and not old and one.name in self._scalars:
+                old = (Field(self._scalars[one.name], None, (0, 0)),)
+            self._arrays[one.name] = (*old, *fields)
+            self._scalars.pop(one.name, None)
+            return
+        value = self._value(one.value)
+        if one.indexed:
+            value = tuple(Piece(piece.text, -1, piece.via, known=False) for piece in value)
+        if one.appends:
+            value = (*self._scalars.get(one.name, ()), *value)
+        if sum(len(piece.text) for piece in value) > LONGEST:
+            raise SpoConfigError(f"the variable {one.name} grows beyond {LONGEST} characters: give the command itself")
+        self._scalars[one.name] = value
+        self._arrays.pop(one.name, None)
+
+    def _value(self, word: Word) -> Value:
+        """A word as one text, as in an assignment."""
+        return tuple(piece for item in self._fields(word, split=False) for piece in item.value)
+
+    def _text(self, word: Word, *, unset: str | None = None) -> str | None:
+        """A word as one text; None where it is not known. ``unset`` is taken for variables without a value."""
+        pieces = [Piece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)]
+        return text_of(tuple(pieces)) if is_known(tuple(pieces)) else None
+
+    def _expand(self, word: Word) -> list[Field]:
+        return self._fields(word, split=True)
+
+    def _fields(self, word: Word, *, split: bool) -> list[Field]:
+        """What a word becomes: one field, none or several. ``home`` of a field of an array is its element."""
+        call = (word.start, word.end)
+        done: list[Field] = []
+        pieces: list[Piece] = []
+        home: tuple[int, int] | None = None
+        begun = False
+
+        def finish() -> None:
+            nonlocal begun, home
+            if begun:
+                own = call if not pieces or not pieces[0].via else home
+                done.append(Field(tuple(pieces), own, call))
+            pieces.clear()
+            begun, home = False, None
+
+        for part in word.parts:
+            several = self._several(part)
+            if several is not None:
+                for number, item in enumerate(several):
+                    if number:
+                        finish()
+                    if not pieces:
+                        home = item.home
+                    pieces += item.value
+                    begun = True
+                continue
+            value = self._part(part)
+            if part.quoted or not split or isinstance(part, Literal):
+                pieces += value
+                begun = begun or part.quoted or bool(value)
+                continue
+            text = "".join(one.text if one.known else "x" * len(one.text) for one in value)  # unknown text stays whole
+            at = 0
+            for space in _SPACE.finditer(text):
+                if space.start() > at:
+                    pieces += cut(value, at, space.start())
+                    begun = True
+                finish()
+                at = space.end()
+            if at < len(text):
+                pieces += cut(value, at)
+                begun = True
+        finish()
+        if not split and not done:
+            return [Field((), call, call)]
+        if sum(len(piece.text) for item in done for piece in item.value) > LONGEST:
+            raise SpoConfigError(f"a word grows beyond {LONGEST} characters: give the command itself")
+        return done
+
+    def _several(self, part: object) -> list[Field] | None:
+        """The fields of ``"$@"`` and ``"${NAME[@]}"``; None for another part."""
+        if not isinstance(part, Reference) or part.operator not in ("", ":-", "-", ":+", "+", ":"):
+            return None
+        if part.name in ("@", "*"):
+            fields: tuple[Field, ...] | None = self._given
+            if part.operator == ":":
+                first = text_of(tuple(piece for one in part.operand for piece in self._part(one)))
+                if not re.fullmatch(r"[1-9]\d{0,3}", first):
+                    return None
+                fields = fields[int(first) - 1 :]
+        elif part.index in ("@", "*"):
+            fields = self._arrays.get(part.name)
+            if fields is None and part.name in self._scalars:
+                fields = (Field(self._scalars[part.name], None, (0, 0)),)
+        else:
+            return None
+        via = Via(part.name, part.start, part.end)
+        if part.operator in (":+", "+"):
+            if not fields:
+                return []
+            return [
+                Field(tuple(piece.through(via) for piece in one.value), one.home, one.call)
+                for one in self._expand(Word(part.operand, part.start, part.end))
+            ]
+        if not fields and part.operator in (":-", "-"):
+            value = tuple(piece.through(via) for one in part.operand for piece in self._part(one))
+            return [Field(value, None, (part.start, part.end))] if value else []
+        return [Field(tuple(piece.through(via) for piece in one.value), one.home, one.call) for one in fields or ()]
+
+    def _part(self, part: object) -> Value:
+        if isinstance(part, Literal):
+            return (Piece(part.text, part.start),) if part.text else ()
+        if isinstance(part, Arithmetic):
+            return (self._arithmetic(part),)
+        if isinstance(part, Substitution):
+            via = Via(COMPUTED, part.start, part.end)
+            if part.text.strip() == "pwd" and self.folder:
+                return (Piece(self.folder, -1, (via,)),)
+            return (Piece(self.script[part.start : part.end], part.start, (via,), known=False),)
+        assert isinstance(part, Reference)
+        via = Via(part.name, part.start, part.end)
+        return tuple(piece.through(via) for piece in self._reference(part) if piece.text)
+
+    def _arithmetic(self, part: Arithmetic) -> Piece:
+        via = Via(COMPUTED, part.start, part.end)
+        number = self._number(part.text)
+        if number is None:
+            return Piece(self.script[part.start : part.end], part.start, (via,), known=False)
+        return Piece(str(number), -1, (via,))
+
+    def _number(self, text: str) -> int | None:
+        inner = re.sub(r"\$\{([A-Za-z_]\w*)\}|\$([A-Za-z_]\w*)", r" \1\2 ", text)
+        if "$" in inner:  # ${X:-1} and the like
+            try:
+                inner = self._text(Reader(f'"{text}"').read()[0].command.words[0]) or ""  # type: ignore[union-attr]
+            except (SpoConfigError, AttributeError, IndexError):
+                return None
+        return arithmetic.evaluate(inner, self._named)
+
+    def _named(self, name: str, level: int = 0) -> int | None:
+        value = self._scalars.get(name)
+        if value is None or not is_known(value) or level > MOST_CALLS:
+            return None
+        text = text_of(value).strip()
+        if re.fullmatch(r"-?\d{1,18}", text):
+            return int(text)
+        return self._named(text, level + 1) if re.fullmatch(r"[A-Za-z_]\w*", text) else None
+
+    def _stored(self, part: Reference) -> Value | None:
+        """What a variable holds; None where it is not set."""
+        if part.name.isdigit():
+            number = int(part.name) - 1
+            return self._given[number].value if 0 <= number < len(self._given) else None
+        if part.name == "#":
+            return (Piece(str(len(self._given)), -1),)
+        if part.name in self._arrays:
+            fields = self._arrays[part.name]
+            index = self._number(part.index) if part.index is not None else 0
+            if index is None:
+                return (Piece(self.script[part.start : part.end], part.start, known=False),)
+            return fields[index].value if -len(fields) <= index < len(fields) else None
+        if part.index not in (None, "0"):
+            return None
+        return self._scalars.get(part.name)
+
+    def _reference(self, part: Reference) -> Value:
+        operator = part.operator
+        unknown = (Piece(self.script[part.start : part.end], part.start, known=False),)
+        if operator == "len":
+            if part.index in ("@", "*"):
+                return (Piece(str(len(self._arrays.get(part.name, ()))), -1),)
+            stored = self._stored(part)
+            return (Piece(str(len(text_of(stored or ()))), -1),) if is_known(stored or ()) else unknown
+        stored = self._stored(part)
+        if operator == "indirect":
+            name = text_of(stored or ())
+            return self._scalars.get(name, unknown)
+        operand = tuple(piece for one in part.operand for piece in self._part(one))
+        if operator in (":-", "-", ":=", "="):
+            filled = stored is not None and not (operator[0] == ":" and not text_of(stored))
+            value = stored if filled and stored is not None else operand
+            if not filled and operator[-1] == "=":
+                self._scalars[part.name] = value
+            return value
+        if operator in (":+", "+"):
+            filled = stored is not None and not (operator[0] == ":" and not text_of(stored))
+            return operand if filled else ()
+        if stored is None:
+            return (Piece(self.script[part.start : part.end], part.start, known=False, unset=True),)
+        if operator in ("", ":?", "?", "@"):
+            return stored
+        changed = _changed(text_of(stored), operator, text_of(operand))
+        if changed is None or not is_known(stored) or not is_known(operand):
+            return unknown
+        return (Piece(changed, -1),)
+
+    def _test(self, command: Test) -> bool | None:
+        if command.arithmetic is not None:
+            number = self._number(command.arithmetic)
+            return None if number is None else bool(number)
+        return _tested([self._text(word, unset="") for word in command.words])
+
+
+# -------------------------------------------------------------------- texts and conditions
+
+
+def _changed(text: str, operator: str, operand: str) -> str | None:
+    """``${NAME#pattern}`` and its relatives on a text; None for what is not evaluated."""
+    if operator in ("#", "##", "%", "%%"):
+        ends = range(len(text) + 1)
+        if len(text) > 2000:
+            return None
+        if operator[0] == "#":
+            hits = [end for end in ends if fnmatch.fnmatchcase(text[:end], operand)]
+            return text if not hits else text[hits[-1] if operator == "##" else hits[0] :]
+        hits = [end for end in ends if fnmatch.fnmatchcase(text[end:], operand)]
+        return text if not hits else text[: hits[0] if operator == "%%" else hits[-1]]
+    if operator in ("/", "//"):
+        pattern, _, new = operand.partition("/")
+        if not pattern or re.search(r"[*?\[]", pattern) or len(text) * max(len(new), 1) > LONGEST * 100:
+            return None
+        return text.replace(pattern, new, -1 if operator == "//" else 1)
+    if operator in ("^^", ",,"):
+        return text.upper() if operator == "^^" else text.lower()
+    if operator == ":":
+        begin, _, length = operand.partition(":")
+        if re.fullmatch(r" ?-?\d{1,6}", begin) and re.fullmatch(r"\d{0,6}", length):
+            rest = text[int(begin) :]
+            return rest[: int(length)] if length else rest
+    return None
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return len(text) <= 2000 and len(pattern) <= 200 and fnmatch.fnmatchcase(text, pattern)
+
+
+def _tested(words: Sequence[str | None]) -> bool | None:
+    """The value of ``test``'s arguments; None where only the machine knows."""
+    return _or(list(words))
+
+
+def _or(words: list[str | None]) -> bool | None:
+    for operator, decisive in (("||", True), ("-o", True), ("&&", False), ("-a", False)):
+        if operator in words and words[0] != operator:
+            at = words.index(operator)
+            one, other = _or(words[:at]), _or(words[at + 1 :])
+            if decisive in (one, other):
+                return decisive
+            return None if one is None or other is None else not decisive
+    if words and words[0] == "!" and len(words) > 1:
+        inner = _or(words[1:])
+        return None if inner is None else not inner
+    if len(words) >= 2 and words[0] == "(" and words[-1] == ")":
+        return _or(words[1:-1])
+    return _primary(words)
+
+
+def _primary(words: list[str | None]) -> bool | None:
+    if len(words) == 1:
+        return None if words[0] is None else bool(words[0])
+    if len(words) == 2 and words[0] in ("-z", "-n", "-v"):
+        if words[1] is None or words[0] == "-v":
+            return None
+        return bool(words[1]) == (words[0] == "-n")
+    if len(words) != 3 or words[0] is None or words[2] is None:
+        return None
+    one, operator, other = words[0], words[1], words[2]
+    if operator in ("=", "=="):
+        return _matches(one, other)
+    if operator == "!=":
+        return not _matches(one, other)
+    numbers = {"-eq": "==", "-ne": "!=", "-lt": "<", "-le": "<=", "-gt": ">", "-ge": ">="}
+    if operator in numbers and re.fullmatch(r"\s*-?\d{1,18}\s*", one) and re.fullmatch(r"\s*-?\d{1,18}\s*", other):
+        found = arithmetic.evaluate(f"{int(one)} {numbers[operator]} {int(other)}", lambda _: None)
+        return None if found is None else bool(found)
+    return None
+
+
+# -------------------------------------------------------------------- looking into blocks
+
+
+def _blocks(command: Command) -> list[Block]:
+    if isinstance(command, If):
+        return [block for pair in command.branches for block in pair]
+    if isinstance(command, Case):
+        return [block for _, block in command.branches]
+    if isinstance(command, Loop):
+        return [command.condition, command.body]
+    if isinstance(command, (Function, Group)):
+        return [command.body]
+    return []
+
+
+def _simple_commands(block: Block) -> list[Simple]:
+    found: list[Simple] = []
+    for step in block:
+        if isinstance(step.command, Simple):
+            found.append(step.command)
+        for inner in _blocks(step.command):
+            found += _simple_commands(inner)
+    return found
+
+
+def _names_method(command: Simple, script: str) -> bool:
+    """Whether a command starts verl, or sets what decides about its method."""
+    words = [*command.words]
+    for one in command.assignments:
+        words += one.value if isinstance(one.value, tuple) else (one.value,)
+    return any(
+        re.search(r"main_ppo|adv_estimator|rollout\.n=|train_batch_size", script[w.start : w.end]) for w in words
+    )
+
+
+def _matters(block: Block, script: str) -> bool:
+    return any(one.assignments or _names_method(one, script) for one in _simple_commands(block))
+
+
+def _first_offset(block: Block) -> int:
+    commands = _simple_commands(block)
+    if commands:
+        return commands[0].start
+    first = block[0].command if block else None
+    return first.words[0].start if isinstance(first, Test) and first.words else 0

@@ -1,0 +1,145 @@
+"""What is read without a shell is what a shell makes of it, before and after conversion."""
+
+import shlex
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spo_verl.converting import convert_script
+from spo_verl.converting.interpreter import Interpreter
+from spo_verl.converting.values import is_known
+from tests.converting.scripts import STOCK, run_by_a_shell
+
+CALLS = {
+    **{name: ((), {}) for name in STOCK},
+    "several methods, rloo": ((), {"ALGO": "rloo", "N": "3"}),
+    "several methods, gae": ((), {"ALGO": "gae", "DEBUG": "1"}),
+    "vision, sglang": (("sglang", "trainer.nnodes=2"), {}),
+    "plain, with arguments": (("trainer.nnodes=2", "a.b='c d'"), {}),
+}
+
+
+def read(script, folder, arguments=(), variables=None):
+    """The words of every command; what is not known is None."""
+    outside = {"HOME": str(folder), "PWD": str(folder), **(variables or {})}
+    reading = Interpreter(script, outside, arguments, str(folder))
+    reading.read()
+    return [[one.text if is_known(one.value) else None for one in launch.arguments] for launch in reading.launches]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_words_are_those_of_a_shell_before_and_after_conversion(name, tmp_path):
+    arguments, variables = CALLS[name]
+    script = STOCK[name.partition(",")[0]]
+    words = run_by_a_shell(script, tmp_path, *arguments, **variables)
+    assert words == read(script, tmp_path, arguments, variables) != []
+    outside = {"HOME": str(tmp_path), "PWD": str(tmp_path), **variables}
+    converted = convert_script(script, outside=outside, arguments=arguments, folder=str(tmp_path)).script
+    now = run_by_a_shell(converted, tmp_path, *arguments, **variables)
+    assert now == read(converted, tmp_path, arguments, variables)
+    assert len(now) == len(words)
+    for run in now:
+        values = dict(word.split("=", 1) for word in run if "=" in word)
+        assert values["algorithm.adv_estimator"] == "spo"
+        assert values["+spo"] == "paper"
+
+
+# -------------------------------------------------------------------- scripts that nobody wrote
+
+NAMES = ("A", "B", "C")
+PLAIN_WORD = st.sampled_from(["1", "8", "a b", "x_y", "", "k=v", "*", "08", "-3"])
+EXPRESSIONS = (
+    "${name}",
+    "${{{name}}}",
+    "${{{name}:-d}}",
+    "${{{name}-d}}",
+    "${{{name}:+set}}",
+    "${{{name}:=4}}",
+    "${{#{name}}}",
+    "${{{name}%%_*}}",
+    "${{{name}#x}}",
+    "${{{name}/a/b}}",
+    "${{L[@]}}",
+    "${{L[1]}}",
+    "${{#L[@]}}",
+    "$1",
+    "$#",
+    "${{2:-two}}",
+    "$(( 2 * (3 + {number}) - 7 / 2 ))",
+    "$(({number} % 4))",
+)
+
+
+@st.composite
+def expressions(draw, quote):
+    text = draw(st.sampled_from(EXPRESSIONS))
+    return quote + text.format(name=draw(st.sampled_from(NAMES)), number=draw(st.integers(-9, 99))) + quote
+
+
+def words():
+    texts = st.sampled_from(["k.e=", "v", "'single $A'", '"two words"', "\\ ", "5"])
+    piece = st.one_of(texts, expressions('"'), expressions(""))
+    return st.lists(piece, min_size=1, max_size=3).map("".join)
+
+
+@st.composite
+def conditions(draw):
+    template = draw(
+        st.sampled_from(
+            [
+                '[ "${name}" = "{value}" ]',
+                "[[ ${name} == x* ]]",
+                '[ -z "${name}" ]',
+                '[ -n "${{{name}:-}}" ]',
+                "! [[ -n ${name} && ${name} != 8 ]]",
+                "(( {number} > 3 ))",
+                "true",
+                "false",
+            ]
+        )
+    )
+    value = draw(st.sampled_from(["1", "8", "x_y", ""]))
+    return template.format(name=draw(st.sampled_from(NAMES)), value=value, number=draw(st.integers(0, 9)))
+
+
+@st.composite
+def statements(draw, level=0):
+    name = draw(st.sampled_from(NAMES))
+    kinds = ["set", "append", "array", "start"] + (["if", "case", "for", "function"] if level < 2 else [])
+    kind = draw(st.sampled_from(kinds))
+    if kind == "set":
+        return f"{name}={draw(words())}"
+    if kind == "append":
+        return f"{name}+={shlex.quote(draw(PLAIN_WORD))}"
+    if kind == "array":
+        listed = " ".join(draw(st.lists(words(), max_size=3)))
+        return draw(st.sampled_from([f"L=({listed})", f"L+=(\n  {listed}  # more\n)"]))
+    if kind == "start":
+        return " \\\n  ".join(["python3 -m verl.trainer.main_ppo", *draw(st.lists(words(), max_size=3))])
+    inner = "\n".join(draw(st.lists(statements(level + 1), min_size=1, max_size=2)))
+    if kind == "if":
+        return f"if {draw(conditions())}; then\n{inner}\nelse {draw(statements(2))}\nfi"
+    if kind == "case":
+        return f'case "${name}" in\n  1|8) {draw(statements(2))} ;;\n  x*)\n{inner}\n;;\n  *) : ;;\nesac'
+    if kind == "for":
+        return f"for i in one; do\n{inner}\ndone"
+    return f"f{level}() {{\n{inner}\n}}\nf{level} {shlex.quote(draw(PLAIN_WORD))} two"
+
+
+def distinct(runs):
+    return list(dict.fromkeys(tuple(run) for run in runs))
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(lines=st.lists(statements(), min_size=1, max_size=5), arguments=st.lists(PLAIN_WORD, max_size=2))
+def test_any_script_of_this_language_is_read_as_a_shell_does(lines, arguments, tmp_path):
+    start = "set -f\nA= B= C= L=()\n"
+    script = start + "\n".join(lines) + '\npython3 -m verl.trainer.main_ppo "$A" $B "${L[@]}" "$@"\n'
+    runs = run_by_a_shell(script, tmp_path, *arguments)
+    mine = read(script, tmp_path, arguments)
+    if any(None in run for run in mine):  # a parameter that was not given: not known, and said so
+        return
+    assert distinct(mine) == distinct(runs)
