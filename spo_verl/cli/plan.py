@@ -51,9 +51,9 @@ def plan(
 ) -> Outcome:
     from spo_verl.planning.plan import make_plan
     from spo_verl.planning.report import show
-    from spo_verl.planning.settings import Assumptions, run_of
+    from spo_verl.planning.inputs import Assumptions, run_of
     from spo_verl.planning.shapes import model_shape
-    from spo_verl.recipes.locate import compose_recipe
+    from spo_verl.launching.recipes import compose_recipe
 
     counts = {"trainer.n_gpus_per_node": gpus, "trainer.nnodes": nodes}
     more = [f"{key}={count}" for key, count in counts.items() if count is not None]

@@ -14,7 +14,7 @@ from spo_verl.cli.output import Debug, Json, Outcome, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spo_verl.recipes.rehearse import Rehearsal
+    from spo_verl.rehearsal.rehearse import Rehearsal
 
 SHORT_HELP = "Run a recipe for two small real steps."
 HELP = """Run RECIPE (<experiment>/<name> below ./recipes, or a YAML file) for two real steps of verl with a small
@@ -40,9 +40,9 @@ def rehearse(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.recipes.locate import find_recipe
-    from spo_verl.recipes.rehearse import LIMITS
-    from spo_verl.recipes.rehearse import rehearse as run
+    from spo_verl.launching.recipes import find_recipe
+    from spo_verl.rehearsal.rehearse import LIMITS
+    from spo_verl.rehearsal.rehearse import rehearse as run
 
     folder = output or _new_folder(find_recipe(recipe).name)
     found = run(

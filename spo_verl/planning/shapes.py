@@ -16,7 +16,7 @@ FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class DecoderShape:
     """A dense decoder. ``source`` says where the numbers come from."""
 
     name: str
@@ -75,8 +75,8 @@ class ModelShape:
         )  # fmt: skip
 
 
-def _qwen3(name: str, layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool) -> ModelShape:
-    return ModelShape(name, "table of public shapes", layers, hidden, intermediate, heads, 8, 128, 151_936, tied)
+def _qwen3(name: str, layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool) -> DecoderShape:
+    return DecoderShape(name, "table of public shapes", layers, hidden, intermediate, heads, 8, 128, 151_936, tied)
 
 
 # From the config.json on each model's page, https://huggingface.co/Qwen/<name>; compared with the Megatron arguments in
@@ -95,7 +95,7 @@ PUBLIC = {
 }
 
 
-def model_shape(path: str, config_file: Path | None = None) -> ModelShape:
+def model_shape(path: str, config_file: Path | None = None) -> DecoderShape:
     """The shape of the model that ``actor_rollout_ref.model.path`` names.
 
     Looks, in this order, at ``config_file``, a local folder, the hub's cache on this machine, and the table of public
@@ -119,7 +119,7 @@ def model_shape(path: str, config_file: Path | None = None) -> ModelShape:
     )
 
 
-def shape_of(config: Any, *, name: str, source: str) -> ModelShape:
+def shape_of(config: Any, *, name: str, source: str) -> DecoderShape:
     """The shape in a configuration of transformers.
 
     Raises:
@@ -133,7 +133,7 @@ def shape_of(config: Any, *, name: str, source: str) -> ModelShape:
             "for a comparison."
         )
     bias = bool(getattr(config, "attention_bias", False))
-    return ModelShape(
+    return DecoderShape(
         name=name,
         source=source,
         layers=int(config.num_hidden_layers),

@@ -4,7 +4,7 @@ import pytest
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.planning.compute import drift_forwards
-from spo_verl.planning.settings import GIB, Assumptions
+from spo_verl.planning.inputs import GIB, Assumptions
 from spo_verl.planning.shapes import PUBLIC
 from tests.planning.models import plan_with, run_with, verdict
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from spo_verl.launching.composition import Composed, leaves
-from spo_verl.recipes.locate import Recipe, compose, recipes_in
+from spo_verl.launching.recipes import Recipe, compose, recipes_in
 from tests.support import gsm8k
 
 REPOSITORY = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import pytest
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.recipes.locate import compose_recipe, find_recipe
+from spo_verl.launching.recipes import compose_recipe, find_recipe
 from tests.recipes.helpers import ROOT
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.recipes.rows import take_rows
+from spo_verl.rehearsal.rows import take_rows
 from tests.recipes.helpers import sums, write
 
 

@@ -1,5 +1,5 @@
 """Running a recipe for two real steps, small: the same configuration through the same command, with what
-:mod:`spo_verl.recipes.reduction` lists exchanged.
+:mod:`spo_verl.rehearsal.reduction` lists exchanged.
 
 The stages, in order; a rehearsal stops at the first that fails and says so: the recipe composes, verl's check and ours
 accept it, rows and stand-in are made, the reduced configuration is accepted too, the engine is there, verl runs, and
@@ -23,10 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from spo_verl.errors import SpoConfigError, SpoError
 from spo_verl.files import read_yaml, writing
 from spo_verl.launching.limits import Limits
-from spo_verl.recipes import reduction
-from spo_verl.recipes.locate import Recipe, compose, find_recipe
-from spo_verl.recipes.reduction import Change, Device, Files, Kind
-from spo_verl.recipes.verdict import Check, judge
+from spo_verl.rehearsal import reduction
+from spo_verl.launching.recipes import Recipe, compose, find_recipe
+from spo_verl.rehearsal.reduction import Change, Device, Files, Kind
+from spo_verl.rehearsal.verdict import Check, judge
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -83,7 +83,7 @@ def rehearse(
     """Rehearse a recipe in ``folder``, which must be new or empty.
 
     Args:
-        recipe: as for :func:`spo_verl.recipes.locate.compose_recipe`.
+        recipe: as for :func:`spo_verl.launching.recipes.compose_recipe`.
         overrides: hydra overrides that belong to the recipe's launch; what a rehearsal reduces wins over them.
         data: prepared Parquet files; empty takes the recipe's own.
         say: called with a line for each stage.
@@ -266,8 +266,8 @@ def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Fi
     """Write rows, made-up values and the stand-in; returns them with the stand-in's parameters."""
     from omegaconf import OmegaConf
 
-    from spo_verl.recipes import stand_in
-    from spo_verl.recipes.rows import take_rows
+    from spo_verl.rehearsal import stand_in
+    from spo_verl.rehearsal.rows import take_rows
     from spo_verl.small.task import write_rows
 
     sources = list(data) or [Path(file) for file in config.data.train_files]

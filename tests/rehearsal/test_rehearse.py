@@ -5,8 +5,8 @@ import json
 import pytest
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.recipes import rehearse as module
-from spo_verl.recipes.rehearse import absent_modules, rehearse
+from spo_verl.rehearsal import rehearse as module
+from spo_verl.rehearsal.rehearse import absent_modules, rehearse
 from tests.recipes.helpers import RECIPES, ROOT, composed, real_rows, sums, write
 from tests.support.gsm8k import needs_gsm8k
 
