@@ -24,7 +24,7 @@ from spo_verl.errors import SpoConfigError, SpoError
 from spo_verl.files import read_yaml, writing
 from spo_verl.launching.limits import Limits
 from spo_verl.rehearsal import reduction
-from spo_verl.launching.recipes import Recipe, compose, find_recipe
+from spo_verl.launching.recipes import Source, accepted, find_recipe
 from spo_verl.rehearsal.reduction import Change, Device, Files, Kind
 from spo_verl.rehearsal.verdict import Check, judge
 
@@ -71,7 +71,7 @@ class Rehearsal:
 
 
 def rehearse(
-    recipe: str,
+    recipe: str | Source,
     overrides: Sequence[str] = (),
     *,
     data: Sequence[Path] = (),
@@ -83,7 +83,7 @@ def rehearse(
     """Rehearse a recipe in ``folder``, which must be new or empty.
 
     Args:
-        recipe: as for :func:`spo_verl.launching.recipes.compose_recipe`.
+        recipe: as for :func:`spo_verl.launching.recipes.find_recipe`, or what was found.
         overrides: hydra overrides that belong to the recipe's launch; what a rehearsal reduces wins over them.
         data: prepared Parquet files; empty takes the recipe's own.
         say: called with a line for each stage.
@@ -97,10 +97,8 @@ def rehearse(
     with writing(folder, SpoConfigError):
         if folder.exists() and any(folder.iterdir()):
             raise SpoConfigError(f"{folder} is not empty: name another folder with --output, or remove it.")
-    where = find_recipe(recipe)
-    composed = compose(where, overrides)
-    if composed.problems:
-        raise SpoConfigError(f"the recipe {recipe} refuses:\n  - " + "\n  - ".join(composed.problems))
+    where = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    composed = accepted(where, overrides)
     config = composed.config
     with _usable(where):
         found = Rehearsal(
@@ -124,7 +122,7 @@ def rehearse(
 
 
 @contextmanager
-def _usable(recipe: Recipe) -> Iterator[None]:
+def _usable(recipe: Source) -> Iterator[None]:
     """Where a recipe's values are read: null, texts or numbers in the place of others become one message."""
     try:
         yield
@@ -132,7 +130,7 @@ def _usable(recipe: Recipe) -> Iterator[None]:
         raise
     except (OmegaConfBaseException, AttributeError, TypeError, ValueError, LookupError, OverflowError) as reason:
         raise SpoConfigError(
-            f"{recipe.path}, or an override, sets what a rehearsal cannot use ({' '.join(str(reason).split())[:300]}): "
+            f"{recipe.where}, or an override, sets what a rehearsal cannot use ({' '.join(str(reason).split())[:300]}): "
             "give that key a value as verl's own configuration has it."
         ) from reason
 
@@ -183,7 +181,7 @@ def engine_obstacle(config: DictConfig, device: Device) -> str | None:
 
 def _stages(
     found: Rehearsal,
-    recipe: Recipe,
+    recipe: Source,
     composed: Composed,
     overrides: list[str],
     data: Sequence[Path],
@@ -210,7 +208,7 @@ def _stages(
         files, parameters = _prepare(config, folder, data)
         found.changes = reduction.changes(config, files, device=device)
     passed("data and stand-in", f"{files.train.name}, {files.held_out.name}, {parameters:,} parameters")
-    reduced = compose(recipe, [*overrides, *reduction.overrides(found.changes)])
+    reduced = recipe.compose([*overrides, *reduction.overrides(found.changes)])
     if problems := problems_of(reduced):
         raise _Stop("the reduced recipe is not accepted: " + " ".join(problems))
     passed("reduced", f"{len(found.changes)} keys differ from the recipe")
@@ -221,7 +219,7 @@ def _stages(
 
 def _launch(
     found: Rehearsal,
-    recipe: Recipe,
+    recipe: Source,
     config: DictConfig,
     overrides: list[str],
     files: Files,
@@ -231,6 +229,7 @@ def _launch(
     from spo_verl.launching.composition import uses_spo
     from spo_verl.launching.launch import failure, run_main_ppo
 
+    recipe = recipe.launchable(files.folder)
     say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
     run = run_main_ppo(
         [*recipe.base_overrides(), *overrides, *reduction.overrides(found.changes)],

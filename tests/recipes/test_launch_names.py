@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from spo_verl.launching.launch import hydra_value
-from spo_verl.launching.recipes import Recipe, compose, find_recipe
+from spo_verl.launching.recipes import Recipe, find_recipe
 from tests.recipes.helpers import ROOT
 
 NAMES = ["run=1", "a#b", "(2)", "a,b", "it's", "a&b;c|d", "[x]", "$HOME", "${b}", "\\\\${b}", "{x}", "a:b", " sp ",
@@ -44,7 +44,7 @@ def test_names_are_read_back(text):
 def test_a_recipe_composes_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
     shutil.copytree(ROOT, tmp_path / name / "recipes")
     monkeypatch.setenv("SPO_RECIPES_DIR", str(tmp_path / name / "recipes"))
-    composed = compose(find_recipe("ablations/token_measure"))
+    composed = find_recipe("ablations/token_measure").compose()
     assert composed.problems == []
     assert composed.config.recipes_dir == str(tmp_path / name / "recipes")
     assert composed.config.spo.advantage.measure == "token"
