@@ -210,7 +210,7 @@ def plugin_memory(run: Run, assumed: Assumptions, mean_response: float) -> dict[
 
 
 def checkpoint_bytes(run: Run, shape: DecoderShape, plugin: dict[str, Figure], assumed: Assumptions) -> dict[str, Figure]:
-    """One checkpoint on disk: the actor's, and the tracker's folder beside it."""
+    """One checkpoint on disk: the actor's, and the tracker's folder next to it."""
     common = {"P": shape.parameters, "P_t": trained_parameters(run, shape), "H": int(run.hf_model)}
     actor = (
         figure("megatron_checkpoint", "checkpoint of the actor", **common)

@@ -44,7 +44,7 @@ class Plan:
         return all(verdict.fits for verdict in self.verdicts)
 
     def __getitem__(self, name: str) -> Figure:
-        """The figure of this name, whatever section it stands in."""
+        """The figure of this name, whatever section it is in."""
         for section in self.sections.values():
             if name in section:
                 return section[name]
@@ -159,14 +159,14 @@ def _update_memory(
     """Whether the update and a forward for log-probs fit on a training GPU."""
     awake = 0.0 if run.frees_cache or run.separate else run.rollout_share * assumed.gpu_memory
     have = assumed.gpu_memory - assumed.reserve - awake
-    beside = "" if not awake else f" beside the rollout engine, which keeps its {_gib(awake)} (free_cache_engine=False)"
+    others = "" if not awake else f" next to the rollout engine, which keeps its {_gib(awake)} (free_cache_engine=False)"
     for what, need, forward in (
         ("actor update", footprint.bytes_while_updating(state, batch), False),
         ("forward for log-probs", footprint.bytes_while_scoring(state, batch), True),
     ):
         fits = need <= have
         advice = "" if fits else _update_advice(run, state, batch, forward=forward)
-        yield Verdict(what, fits, f"needs {_gib(need)} of {_gib(have)} per GPU{beside}", advice)
+        yield Verdict(what, fits, f"needs {_gib(need)} of {_gib(have)} per GPU{others}", advice)
 
 
 def _update_advice(run: Run, state: dict[str, Figure], batch: dict[str, Figure], *, forward: bool) -> str:
@@ -220,7 +220,7 @@ def _fewer_tokens(run: Run, *, forward: bool) -> str:
 def _rollout_fits(
     run: Run, state: dict[str, Figure], rollout: dict[str, Figure], assumed: Assumptions
 ) -> Iterator[Verdict]:
-    """Whether the rollout engine fits beside the training state, and a response of full length into its cache."""
+    """Whether the rollout engine fits next to the training state, and a response of full length into its cache."""
     resident = footprint.bytes_while_generating(run, state)
     share = run.rollout_share * assumed.gpu_memory
     fits = resident + share <= assumed.gpu_memory
@@ -236,7 +236,7 @@ def _rollout_fits(
         ) if kept]  # fmt: skip
         lower = f"lower {ROLLOUT}.gpu_memory_utilization to {room}" if room > 0 else ""
         advice = " or ".join(part for part in (f"set {' and '.join(keys)}" if keys else "", lower) if part) + "."
-    yield Verdict("rollout engine beside the training state", fits, reason, advice)
+    yield Verdict("rollout engine next to the training state", fits, reason, advice)
     at_once = int(rollout["concurrent_responses"].value)
     per_engine = at_once // max(1, run.engines)
     what = "KV cache for a response of full length"

@@ -1,8 +1,8 @@
-"""Running a recipe for two real steps, small: the same configuration through the same command, with what
-:mod:`spo_verl.rehearsal.reduction` lists exchanged.
+"""Running a recipe or a command line for two real steps, small: the same configuration through the same command, with
+what :mod:`spo_verl.rehearsal.reduction` lists exchanged.
 
 The stages, in order; a rehearsal stops at the first that fails and says so: the recipe composes, verl's check and ours
-accept it, rows and stand-in are made, the reduced configuration is accepted too, the engine is there, verl runs, and
+accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is accepted too, the engine is there, verl runs, and
 its results are judged.
 """
 
@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -38,12 +39,12 @@ LIMITS = Limits(seconds=400.0, silence_s=200.0, memory_gib=12.0)
 
 
 class _Stop(Exception):
-    """Why a rehearsal goes no further; it becomes part of the result."""
+    """Why a rehearsal stops; it becomes part of the result."""
 
 
 @dataclass
 class Rehearsal:
-    """What came of a rehearsal. ``stages`` are those that were passed; ``stopped`` says why there are not more."""
+    """The result of a rehearsal. ``stages`` are those that were passed; ``stopped`` says why there are not more."""
 
     recipe: str
     kind: Kind
@@ -168,9 +169,42 @@ def _loop_classes(path: Path) -> list[str]:
     return classes
 
 
+def stand_in_obstacle(config: DictConfig) -> str | None:
+    """Why no stand-in can take the place of what a run names; None where one can.
+
+    Raises:
+        SpoConfigError: the file of agent loops is no list of them; names the file.
+    """
+    from verl.trainer.ppo.utils import need_critic
+
+    from spo_verl.planning.shapes import not_dense
+
+    model = str(config.actor_rollout_ref.model.path)
+    if reason := not_dense(model):
+        return f"{model} is {reason}; the stand-in is a dense decoder of text"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if need_critic(config):
+            return "it trains a critic, which has no stand-in (algorithm.adv_estimator, critic.enable)"
+    if config.reward.reward_model.enable:
+        return "it asks a reward model, which has no stand-in (reward.reward_model.enable)"
+    if reduction.calls_tools(config):
+        loops = config.actor_rollout_ref.rollout.agent.agent_loop_config_path
+        classes = _loop_classes(Path(str(loops))) if loops else []
+        if not any(name.startswith("spo_verl.") for name in classes):
+            loop = config.actor_rollout_ref.rollout.agent.default_agent_loop
+            return f"the agent loop {loop} may call tools that the stand-in was not taught"
+    return None
+
+
 def engine_obstacle(config: DictConfig, device: Device) -> str | None:
     """Why the training engine of the recipe cannot start on this machine; None where nothing is known against it."""
-    if str(config.actor_rollout_ref.actor.strategy) != "megatron":
+    rollout, strategy = str(config.actor_rollout_ref.rollout.name), str(config.actor_rollout_ref.actor.strategy)
+    if device == "cpu" and rollout != "vllm":
+        return f"on a CPU only vLLM generates (actor_rollout_ref.rollout.name={rollout})"
+    if device == "cpu" and strategy not in ("fsdp", "fsdp2", "megatron"):
+        return f"on a CPU only FSDP trains (actor_rollout_ref.actor.strategy={strategy})"
+    if strategy != "megatron":
         return None
     if not _importable("megatron.core"):
         return "megatron-core is not installed, which verl's Megatron engine is built on"
@@ -198,20 +232,23 @@ def _stages(
 
     passed("composed", f"{recipe.name} with {found.engine}, {found.mode}: {found.kind}")
     if problems := problems_of(composed):
-        raise _Stop("the recipe is not accepted: " + " ".join(problems))
+        raise _Stop("it is not accepted: " + " ".join(problems))
     passed("validated", "verl's check" + (" and SPO's" if uses_spo(config) else ""))
     with _usable(recipe):
         absent = absent_modules(config)
+        obstacle = None if absent else stand_in_obstacle(config)
     if absent:
-        raise _Stop(f"not there: {', '.join(absent)}; install what the recipe names, or override the key.")
+        raise _Stop(f"not there: {', '.join(absent)}; install what it names, or override the key.")
+    if obstacle is not None:
+        raise _Stop(f"{obstacle}; nothing was started")
     with _usable(recipe):
         files, parameters = _prepare(config, folder, data)
         found.changes = reduction.changes(config, files, device=device)
     passed("data and stand-in", f"{files.train.name}, {files.held_out.name}, {parameters:,} parameters")
     reduced = recipe.compose([*overrides, *reduction.overrides(found.changes)])
     if problems := problems_of(reduced):
-        raise _Stop("the reduced recipe is not accepted: " + " ".join(problems))
-    passed("reduced", f"{len(found.changes)} keys differ from the recipe")
+        raise _Stop("reduced, it is not accepted: " + " ".join(problems))
+    passed("reduced", f"{len(found.changes)} keys differ")
     if obstacle := engine_obstacle(config, device):
         raise _Stop(f"{obstacle}; nothing was started")
     _launch(found, recipe, config, overrides, files, limits, say)
@@ -269,7 +306,9 @@ def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Fi
     from spo_verl.rehearsal.rows import take_rows
     from spo_verl.small.task import write_rows
 
-    sources = list(data) or [Path(file) for file in config.data.train_files]
+    named = config.data.train_files
+    own = [named] if isinstance(named, str) else list(named)
+    sources = list(data) or [Path(os.path.expanduser(str(file))) for file in own]
     rows = take_rows(sources, train=reduction.train_prompts(config), held_out=reduction.HELD_OUT)
     train, held_out = folder / "train.parquet", folder / "held_out.parquet"
     write_rows(rows.train, train)

@@ -229,20 +229,20 @@ def device_answers(torch_cuda, vllm):
 def test_platform_torch_and_vllm_have_to_agree(platform, available, cuda, vllm, expected):
     verl = with_value(verl_import={**VERL, "available": available})
     environ = {"VERL_PLATFORM": platform} if platform else {}
-    findings = list(devices.device_findings(verl, device_answers(cuda, vllm), environ))
+    findings = [*devices.verl_findings(verl, environ), *devices.device_findings(device_answers(cuda, vllm), environ)]
     assert tuple(finding.status for finding in findings) == expected
     assert all(finding.fix for finding in findings if finding.status != "ok")
 
 
 def test_accelerators_are_counted_by_kind():
-    torch = list(devices.device_findings(GOOD, device_answers(True, "cuda"), {}))[1]
+    torch = next(devices.device_findings(device_answers(True, "cuda"), {}))
     assert torch.found == "2, CUDA available: 2 x H200, 1 x A10"
 
 
 def test_a_missing_vllm_is_a_warning_and_a_broken_one_a_failure():
     for error, status in (("ModuleNotFoundError: No module named 'vllm'", "warn"), ("OSError: libcuda", "fail")):
         answers = Answers({"torch_device": device_answers(True, "").values["torch_device"]}, {"vllm_device": error})
-        assert statuses(devices.device_findings(GOOD, answers, {}))["vLLM"] == status
+        assert statuses(devices.device_findings(answers, {}))["vLLM"] == status
 
 
 def test_ray_is_reached_only_where_an_address_is_set():

@@ -11,7 +11,7 @@ from spo_verl.planning.formulas import FORMULAS, SYMBOLS, evaluate, figure, name
 PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
 
 
-def test_an_expression_is_evaluated_as_it_stands():
+def test_an_expression_is_evaluated_as_it_is_written():
     assert evaluate("2*a + ceil(b/3) - min(a, 1)", {"a": 5, "b": 7}) == 12
     assert evaluate("max(1, n//t)", {"n": 8, "t": 16}) == 1
 

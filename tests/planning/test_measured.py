@@ -1,4 +1,4 @@
-"""Predictions beside measurements on a small model: operations, saved activations, stored bytes, KV cache."""
+"""Predictions next to measurements on a small model: operations, saved activations, stored bytes, KV cache."""
 
 from dataclasses import replace
 

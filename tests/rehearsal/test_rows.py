@@ -1,4 +1,4 @@
-"""Rows for a rehearsal, and what is said where there are none."""
+"""Rows for a rehearsal, and what is said without them."""
 
 import pytest
 
