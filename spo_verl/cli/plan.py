@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SHORT_HELP = "What a run will need: memory, KV cache, operations."
-HELP = """Estimate from its configuration what a run will need: tokens of a step, memory per GPU, KV cache, memory of the
-tracker, checkpoints, and the operations of a step with the share of the divergence.
+HELP = """Estimate from its configuration what a run will need: tokens of a step, memory per GPU, KV cache, memory of
+the tracker, checkpoints, and the operations of a step with the share of the divergence.
 
 RUN is a recipe (<experiment>/<name> of `spo-verl recipes ls`, or a YAML file) with overrides, or a command line of
 yours: what follows main_ppo, with or without `python -m verl.trainer.main_ppo` before it. Nothing is started and
@@ -50,9 +50,9 @@ def plan(
     debug: Debug = False,
 ) -> Outcome:
     from spo_verl.launching.recipes import accepted, find_run
+    from spo_verl.planning.inputs import Assumptions, run_of
     from spo_verl.planning.plan import make_plan
     from spo_verl.planning.report import show
-    from spo_verl.planning.inputs import Assumptions, run_of
     from spo_verl.planning.shapes import model_shape
 
     counts = {"trainer.n_gpus_per_node": gpus, "trainer.nnodes": nodes}

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import spo_verl
 from spo_verl.errors import SpoConfigError
 from spo_verl.files import read_yaml, require_file, writing
-from spo_verl.launching.launch import hydra_value
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,6 +66,8 @@ class Recipe:
 
     def base_overrides(self) -> list[str]:
         """Overrides that belong to every launch of it, before those of the user."""
+        from spo_verl.launching.launch import hydra_value
+
         searched = hydra_value([f"file://{self.root}"], resolved=False)
         return [f"hydra.searchpath={searched}", f"++recipes_dir={hydra_value(str(self.root))}"]
 
@@ -95,6 +96,7 @@ class Recipe:
             SpoConfigError: the recipe itself does not compose.
         """
         from spo_verl.launching import composition
+        from spo_verl.launching.launch import hydra_value
 
         own = f"++recipes_dir={hydra_value(str(self.root))}"
         with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +199,7 @@ def find_recipe(recipe: str) -> Recipe:
     advice = f"there are: {known}" if known else f"name the folder of the recipes with {ROOT_VARIABLE}, or give a path"
     searched = " or ".join(map(str, recipe_roots())) or "no folder of recipes"
     raise SpoConfigError(
-        f"there is no recipe {recipe!r} in {searched}; {advice}. A command line of your own begins with an override "
+        f"there is no recipe {recipe!r} in {searched}; {advice}. A command line of yours begins with an override "
         "(key=value)."
     )
 

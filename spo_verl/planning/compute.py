@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from spo_verl.planning.formulas import Figure, figure
 from spo_verl.planning.footprint import stored_tokens
+from spo_verl.planning.formulas import Figure, figure
 from spo_verl.planning.inputs import Assumptions, Run
 from spo_verl.planning.shapes import DecoderShape
 

@@ -209,7 +209,9 @@ def plugin_memory(run: Run, assumed: Assumptions, mean_response: float) -> dict[
     return found
 
 
-def checkpoint_bytes(run: Run, shape: DecoderShape, plugin: dict[str, Figure], assumed: Assumptions) -> dict[str, Figure]:
+def checkpoint_bytes(
+    run: Run, shape: DecoderShape, plugin: dict[str, Figure], assumed: Assumptions
+) -> dict[str, Figure]:
     """One checkpoint on disk: the actor's, and the tracker's folder next to it."""
     common = {"P": shape.parameters, "P_t": trained_parameters(run, shape), "H": int(run.hf_model)}
     actor = (

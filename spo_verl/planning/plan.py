@@ -159,7 +159,7 @@ def _update_memory(
     """Whether the update and a forward for log-probs fit on a training GPU."""
     awake = 0.0 if run.frees_cache or run.separate else run.rollout_share * assumed.gpu_memory
     have = assumed.gpu_memory - assumed.reserve - awake
-    others = "" if not awake else f" next to the rollout engine, which keeps its {_gib(awake)} (free_cache_engine=False)"
+    others = "" if not awake else f" next to the rollout engine, which keeps {_gib(awake)} (free_cache_engine=False)"
     for what, need, forward in (
         ("actor update", footprint.bytes_while_updating(state, batch), False),
         ("forward for log-probs", footprint.bytes_while_scoring(state, batch), True),

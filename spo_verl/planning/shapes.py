@@ -145,7 +145,9 @@ def not_dense(path: str, config_file: Path | None = None) -> str | None:
 def _kind_of(content: Mapping[str, Any]) -> str | None:
     inner = content.get("text_config") or content.get("llm_config") or {}
     both = {**inner, **content} if isinstance(inner, Mapping) else dict(content)
-    if any(re.search(r"vision|visual|audio|mm_projector", key) for key in content):
+    if any(
+        re.search(r"vision|visual|audio|mm_projector", key) and content[key] not in (None, False) for key in content
+    ):
         return _MULTIMODAL
     experts = [value for key, value in both.items() if re.fullmatch(r"(?:n|num)_(?:local_|routed_)?experts", key)]
     if "moe" in str(content.get("model_type")) or any(isinstance(count, int) and count > 1 for count in experts):
@@ -166,6 +168,7 @@ def shape_of(config: Any, *, name: str, source: str) -> DecoderShape:
     family = str(config.model_type)
     if family not in FAMILIES:
         raise SpoConfigError(_unplanned(name, f"of the family {family!r}"))
+    bias = bool(getattr(config, "attention_bias", False))
     return DecoderShape(
         name=name,
         source=source,
@@ -208,6 +211,7 @@ def _config_file(where: str) -> Path | None:
 
 def _auto_config(where: str) -> Any | None:
     """What transformers makes of a ``config.json``; None where there is none to read, or none that names a type."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     file = _config_file(where)
@@ -220,7 +224,7 @@ def _auto_config(where: str) -> Any | None:
         raise SpoConfigError(_unplanned(where, f"of the family {content['model_type']!r}"))
     try:
         return AutoConfig.for_model(**content)
-    except (ValueError, TypeError, AttributeError, KeyError) as reason:
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as reason:
         raise SpoConfigError(
             f"{file}: transformers cannot read it as {content['model_type']} "
             f"({' '.join(str(reason).split())[:200]}): give another config.json with --model-config FILE."

@@ -1,9 +1,9 @@
 """Running a recipe or a command line for two real steps, small: the same configuration through the same command, with
 what :mod:`spo_verl.rehearsal.reduction` lists exchanged.
 
-The stages, in order; a rehearsal stops at the first that fails and says so: the recipe composes, verl's check and ours
-accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is accepted too, the engine is there, verl runs, and
-its results are judged.
+The stages, in order; a rehearsal stops at the first that fails and says so: the configuration composes, verl's check and
+ours accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is accepted
+too, the engine is there, verl runs, and its results are judged.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from spo_verl.errors import SpoConfigError, SpoError
 from spo_verl.files import read_yaml, writing
 from spo_verl.launching.limits import Limits
-from spo_verl.rehearsal import reduction
 from spo_verl.launching.recipes import Source, accepted, find_recipe
+from spo_verl.rehearsal import reduction
 from spo_verl.rehearsal.reduction import Change, Device, Files, Kind
 from spo_verl.rehearsal.verdict import Check, judge
 
@@ -131,8 +131,8 @@ def _usable(recipe: Source) -> Iterator[None]:
         raise
     except (OmegaConfBaseException, AttributeError, TypeError, ValueError, LookupError, OverflowError) as reason:
         raise SpoConfigError(
-            f"{recipe.where}, or an override, sets what a rehearsal cannot use ({' '.join(str(reason).split())[:300]}): "
-            "give that key a value as verl's own configuration has it."
+            f"{recipe.where}, or an override, sets what a rehearsal cannot use ("
+            f"{' '.join(str(reason).split())[:300]}): give that key a value as verl's own configuration has it."
         ) from reason
 
 

@@ -18,7 +18,7 @@ CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(6
 RETURNED = "42"
 ANSWER = "\\boxed{42}"
 LESSONS = 80
-"""Updates in which a tool recipe's stand-in learns to write :data:`CALL`, and :data:`ANSWER` after what the tool returned."""
+"""Updates in which a tool recipe's stand-in learns to write :data:`CALL`, and :data:`ANSWER` after the return."""
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, START, END)

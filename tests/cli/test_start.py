@@ -12,7 +12,7 @@ from tests.cli.helpers import run
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "verl", "vllm", "ray", "hydra", "omegaconf", "pydantic", "numpy", "pyarrow", "datasets", "rich")
-VERBS = ("doctor", "config", "plan", "settings", "quickstart", "values", "data", "evaluate", "rehearse")
+VERBS = ("doctor", "config", "plan", "settings", "quickstart", "values", "data", "evaluate", "rehearse", "recipes")
 
 DATA = ("data list", "data prepare", "data check", "data overlap")
 

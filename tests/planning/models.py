@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import cache
 
 from spo_verl.launching.composition import compose
-from spo_verl.planning.plan import Plan, make_plan
 from spo_verl.planning.inputs import Assumptions, Run, run_of
+from spo_verl.planning.plan import Plan, make_plan
 from spo_verl.planning.shapes import PUBLIC, DecoderShape
 
 SMALL = DecoderShape(
@@ -46,7 +46,9 @@ def run_with(*overrides: str) -> Run:
     return run_of(composed.config)
 
 
-def plan_with(*overrides: str, assumed: Assumptions | None = None, shape: DecoderShape | None = None, **changes) -> Plan:
+def plan_with(
+    *overrides: str, assumed: Assumptions | None = None, shape: DecoderShape | None = None, **changes
+) -> Plan:
     run: Run = replace(run_with(*overrides), **changes)
     return make_plan(run, shape or PUBLIC["Qwen3-8B"], assumed or Assumptions(prompts=14_000))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -62,7 +61,9 @@ def _data(environ: Mapping[str, str]) -> Finding:
     found = f"{files} Parquet files in {folder}"
     if files or not environ.get("SPO_DATA_DIR"):
         return Finding(GROUP, "data", "ok", found if files else f"none in {folder} yet: spo-verl data prepare")
-    return Finding(GROUP, "data", "warn", found, "SPO_DATA_DIR names the folder that `spo-verl data prepare` wrote into")
+    return Finding(
+        GROUP, "data", "warn", found, "SPO_DATA_DIR names the folder that `spo-verl data prepare` wrote into"
+    )
 
 
 def _logger(version: Version) -> Finding:
@@ -87,12 +88,12 @@ def _megatron(version: Version) -> Finding:
     found = {package: version(package) for package in (*MEGATRON, BRIDGE)}
     there = ", ".join(f"{package} {number}" for package, number in found.items() if number is not None)
     if found["megatron-core"] is None:
-        text = "not installed; needed for model_engine=megatron only: pip install 'spo-verl[megatron]'"
+        text = "not installed; needed for model_engine=megatron only: pip install -e '.[megatron]' in a checkout"
         return Finding(GROUP, "Megatron", "ok", text)
     absent = [package for package in MEGATRON if found[package] is None]
     if absent:
         return Finding(GROUP, "Megatron", "warn", f"{there}; absent: {', '.join(absent)}",
-                       "pip install 'spo-verl[megatron]', for model_engine=megatron")  # fmt: skip
+                       "pip install -e '.[megatron]' in a checkout, for model_engine=megatron")  # fmt: skip
     if found[BRIDGE] is None:
         fix = "pip install --no-deps megatron-bridge, or actor_rollout_ref.actor.megatron.vanilla_mbridge=True"
         return Finding(GROUP, "Megatron", "warn", f"{there}; absent: {BRIDGE}", fix)

@@ -88,7 +88,7 @@ def _python() -> Finding:
 def _spo_verl() -> Finding:
     installed = installed_version("spo-verl")
     if installed is None:
-        fix = "verl finds plugins by their installed metadata: pip install spo-verl (or pip install -e . in a checkout)"
+        fix = "verl finds plugins by their installed metadata: pip install -e . in a checkout"
         return Finding(GROUP, "spo_verl", "fail", f"{__version__}, imported but not installed", fix)
     if installed != __version__:
         fix = "install again: pip install -e . in the checkout"

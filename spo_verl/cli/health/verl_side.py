@@ -12,7 +12,7 @@ from spo_verl.cli.health.processes import Answers
 PLUGIN, SEAMS, CPU = "plugin", "seams", "CPU"
 MISMATCHES = 5
 """How many names that do not match are shown one by one."""
-_REINSTALL = "pip install spo-verl in the environment of this verl (pip install -e . in a checkout)"
+_REINSTALL = "install spo_verl in the environment of this verl: pip install -e . in a checkout"
 
 
 def entry_point_finding() -> Finding:
