@@ -30,6 +30,8 @@ LAUNCHER = "run.sh"
 """Lies in every folder of recipes."""
 STOCK = "ppo_trainer"
 COMMAND_LINE = "command line"
+SECTIONS = {"actor_rollout_ref", "algorithm", "critic", "data", "reward", "spo", "trainer"}
+"""A plain file has at least one of them."""
 
 _MAIN = re.compile(r"(?:.*[./])?main_ppo(?:\.py)?")
 _FLAGS = {"--config-name": "name", "-cn": "name", "--config-dir": "dir", "-cd": "dir", "--config-path": "path",
@@ -275,9 +277,10 @@ def _recipe_file(path: Path) -> Recipe:
     if _has_defaults(path):
         return Recipe(root, name)
     content = read_yaml(path, SpoConfigError)
-    if not isinstance(content, dict) or not content:
-        raise SpoConfigError(f"{path} holds no keys of verl's configuration: give a YAML file with sections such as "
-                             "data and actor_rollout_ref.")  # fmt: skip
+    if not isinstance(content, dict) or not SECTIONS & content.keys():
+        raise SpoConfigError(
+            f"{path} holds no section of verl's configuration ({', '.join(sorted(SECTIONS))}): give another YAML file."
+        )
     return Recipe(root, name, plain=True)
 
 

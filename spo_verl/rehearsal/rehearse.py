@@ -1,9 +1,9 @@
 """Running a recipe or a command line for two real steps, small: the same configuration through the same command, with
 what :mod:`spo_verl.rehearsal.reduction` lists exchanged.
 
-The stages, in order; a rehearsal stops at the first that fails and says so: the configuration composes, verl's check and
-ours accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is accepted
-too, the engine is there, verl runs, and its results are judged.
+The stages, in order; a rehearsal stops at the first that fails and says so: the configuration composes, verl's check
+and ours accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is
+accepted too, the engine is there, verl runs, and its results are judged.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_a_plain_file_lies_on_top_of_verls_configuration(tmp_path, text):
     assert placed.compose(["data.max_prompt_length=7"]).config.data == composed.config.data
 
 
-@pytest.mark.parametrize("text", ["- a\n", "", "7\n", "text\n"])
+@pytest.mark.parametrize("text", ["- a\n", "", "7\n", "text\n", "services: {web: {image: x}}\n"])
 def test_a_file_without_sections_is_refused(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(SpoConfigError):
