@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from spo_verl.errors import SpoConfigError
 from spo_verl.files import read_yaml, require_file, writing
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from spo_verl.launching.composition import Composed
 
 ROOT_VARIABLE = "SPO_RECIPES_DIR"
@@ -211,7 +210,7 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
 
     Args:
         words: ``RECIPE OVERRIDES...``; or what follows ``main_ppo``, with or without ``python -m
-            verl.trainer.main_ppo`` before it.
+            verl.trainer.main_ppo`` before it; all of that may be one text.
 
     Returns:
         The source, and the overrides that belong to its launch.
@@ -220,6 +219,11 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
         SpoConfigError: there is no such recipe, or an option is none of hydra's that choose a configuration.
     """
     rest = list(words)
+    if len(rest) == 1 and re.search(r"main_ppo(?:\.py)?\s", rest[0]):  # the whole command as one text
+        try:
+            rest = shlex.split(rest[0].replace("\\\n", " "))
+        except ValueError as reason:
+            raise SpoConfigError(f"the command line is not complete ({reason}): close its quotes.") from reason
     main = next((number for number, word in enumerate(rest) if _MAIN.fullmatch(word)), None)
     if main is not None:
         return _command_line(rest[main + 1 :])
@@ -231,22 +235,6 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
     if not rest or rest[0][:1] in ("+", "~", "-") or ("=" in rest[0] and not os.path.isfile(rest[0])):
         return _command_line(rest)
     return find_recipe(rest[0]), _overrides(rest[1:])
-
-
-def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """verl's whole configuration of a recipe, as its launch with these hydra overrides composes it.
-
-    Args:
-        recipe: as for :func:`find_recipe`.
-        overrides: as after ``recipes/run.sh <experiment>/<name>``.
-
-    Returns:
-        The configuration without hydra's own section, interpolations not resolved.
-
-    Raises:
-        SpoConfigError: there is no such recipe, or hydra refuses it or an override; lists all refused overrides.
-    """
-    return accepted(find_recipe(recipe), overrides).config
 
 
 def accepted(source: Source, overrides: Sequence[str]) -> Composed:

@@ -4,7 +4,7 @@ import pytest
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.recipe_files import copy_experiment
-from spo_verl.launching.recipes import CommandLine, Recipe, compose_recipe, find_recipe, find_run
+from spo_verl.launching.recipes import CommandLine, Recipe, accepted, find_recipe, find_run
 from tests.recipes.helpers import ROOT
 
 
@@ -31,14 +31,14 @@ def test_without_recipes_the_variable_is_named(monkeypatch, tmp_path):
 
 def test_all_refused_overrides_are_listed():
     with pytest.raises(SpoConfigError) as refusal:
-        compose_recipe("gsm8k_qwen3_0_6b/spo", ["data.foo=1", "trainer.bar=2", "spo.seed=3"])
+        accepted(find_recipe("gsm8k_qwen3_0_6b/spo"), ["data.foo=1", "trainer.bar=2", "spo.seed=3"])
     assert "data.foo=1" in str(refusal.value)
     assert "trainer.bar=2" in str(refusal.value)
     assert "spo.seed" not in str(refusal.value)
 
 
 def test_overrides_win_over_the_recipe():
-    config = compose_recipe("gsm8k_qwen3_0_6b/spo", ["data.train_batch_size=64", "spo.seed=3"])
+    config = accepted(find_recipe("gsm8k_qwen3_0_6b/spo"), ["data.train_batch_size=64", "spo.seed=3"]).config
     assert (config.data.train_batch_size, config.spo.seed) == (64, 3)
     assert config.recipes_dir == str(ROOT)
 
@@ -65,6 +65,13 @@ def test_a_command_line_with_or_without_what_starts_it(before, tmp_path):
     flags = f"--config-name mine --config-dir={tmp_path}"
     assert words(f"{before}{flags} a=1 -cn other") == (CommandLine("other", tmp_path), ["a=1"])
     assert words(f"{before}--config-path {tmp_path} a=1")[0].options() == ["--config-path", str(tmp_path)]
+
+
+def test_the_whole_command_may_be_one_text():
+    text = "A=1 python -m verl.trainer.main_ppo \\\n    +spo=paper \\\n    'data.train_files=[a b.parquet]'\n"
+    assert find_run([text]) == (CommandLine(), ["+spo=paper", "data.train_files=[a b.parquet]"])
+    with pytest.raises(SpoConfigError, match="close its quotes"):
+        find_run(["python -m verl.trainer.main_ppo 'a=1"])
 
 
 @pytest.mark.parametrize(
