@@ -141,9 +141,9 @@ class CommandLine:
         """As :meth:`Recipe.compose`."""
         from spo_verl.launching import composition
 
-        first, *others = [folder for folder in (self.config_path, self.config_dir) if folder is not None] or [None]
+        folders = [folder for folder in (self.config_path, self.config_dir) if folder is not None]
         return composition.compose(
-            overrides, config_name=self.config_name, config_dir=first, search=[folder for folder in others if folder]
+            overrides, config_name=self.config_name, config_dir=next(iter(folders), None), search=folders[1:]
         )
 
 

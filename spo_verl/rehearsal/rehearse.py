@@ -98,7 +98,7 @@ def rehearse(
     with writing(folder, SpoConfigError):
         if folder.exists() and any(folder.iterdir()):
             raise SpoConfigError(f"{folder} is not empty: name another folder with --output, or remove it.")
-    where = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    where: Source = find_recipe(recipe) if isinstance(recipe, str) else recipe
     composed = accepted(where, overrides)
     config = composed.config
     with _usable(where):
