@@ -18,8 +18,8 @@ import pandas as pd
 from spo_verl.launching.composition import compose
 from spo_verl.launching.launch import Run, relevant_tail, run_main_ppo
 from spo_verl.planning.compute import drift_forwards
+from spo_verl.planning.inputs import Assumptions, run_of
 from spo_verl.planning.plan import Plan, make_plan
-from spo_verl.planning.settings import Assumptions, run_of
 from spo_verl.planning.shapes import model_shape
 from spo_verl.small.launches import Settings, training_overrides
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save

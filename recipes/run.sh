@@ -12,4 +12,4 @@ if [[ $# -lt 1 || ! -f "$here/$1.yaml" ]]; then
     (CDPATH='' cd -- "$here" && grep -l '^defaults:' ./*/*.yaml | sed 's|^\./|  |; s|\.yaml$||') >&2
     exit 2
 fi
-exec "${PYTHON:-python}" -m spo_verl.recipes.launch "$here" "$@"
+exec "${PYTHON:-python}" -m spo_verl.launching.run_recipe "$here" "$@"

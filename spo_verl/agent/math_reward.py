@@ -109,7 +109,7 @@ def require_math_verify() -> None:
     """Raise SpoConfigError, with what to type, unless math-verify is installed."""
     if importlib.util.find_spec("math_verify") is None:
         raise SpoConfigError(
-            "verifier=math_verify needs the package math-verify: pip install 'spo-verl[math]' "
+            "verifier=math_verify needs the package math-verify: pip install 'math-verify[antlr4-9-3]' "
             "(or grade by string comparison with reward_kwargs.verifier=math_dapo)"
         )
 

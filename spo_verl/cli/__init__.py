@@ -10,7 +10,8 @@
 | ``values`` and ``estimate`` | offline values: import, merge, show, estimate |
 | ``data`` | training and evaluation data: list, prepare, check, overlap |
 | ``plan`` | what a recipe needs, from :mod:`spo_verl.planning` |
-| ``rehearse`` | a recipe run for two small steps, by :mod:`spo_verl.recipes` |
+| ``recipes`` | the recipes of the package: listed, shown, copied |
+| ``rehearse`` | a recipe or a command line run for two small steps, by :mod:`spo_verl.rehearsal` |
 | ``evaluate`` | metrics of generations, by :mod:`spo_verl.evaluation` |
 | ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
 

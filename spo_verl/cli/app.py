@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from spo_verl import __version__
-from spo_verl.cli import config, convert, data, doctor, evaluate, plan, quickstart, rehearse, settings, values
+from spo_verl.cli import config, convert, data, doctor, evaluate, plan, quickstart, recipes, rehearse, settings, values
 from spo_verl.cli.output import COULD_NOT, print_json
 
 # typer has a copy of click in newer versions; its public error leads to the right one in all of them.
@@ -32,6 +32,9 @@ class _Root(TyperGroup):
         raise SystemExit(status if isinstance(status, int) else 0)
 
 
+# Words with a dash may belong to the command line of a run; the verb refuses those that do not.
+RUNS = {"ignore_unknown_options": True}
+
 # typer's own tracebacks are switched off: what is expected is printed without one, a defect by `output.contained`.
 app = typer.Typer(
     cls=_Root,
@@ -43,15 +46,11 @@ app = typer.Typer(
 )
 app.command("doctor", help=doctor.HELP, short_help=doctor.SHORT_HELP)(doctor.doctor)
 app.command("config", help=config.HELP, short_help=config.SHORT_HELP)(config.config)
-app.command(
-    "convert",
-    help=convert.HELP,
-    short_help=convert.SHORT_HELP,
-    context_settings={"ignore_unknown_options": True},
-)(convert.convert)
-app.command("plan", help=plan.HELP, short_help=plan.SHORT_HELP)(plan.plan)
+app.command("convert", help=convert.HELP, short_help=convert.SHORT_HELP, context_settings=RUNS)(convert.convert)
+app.command("plan", help=plan.HELP, short_help=plan.SHORT_HELP, context_settings=RUNS)(plan.plan)
 app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(settings.settings)
-app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP)(rehearse.rehearse)
+app.add_typer(recipes.app, name="recipes", help=recipes.HELP, short_help=recipes.SHORT_HELP)
+app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP, context_settings=RUNS)(rehearse.rehearse)
 app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)

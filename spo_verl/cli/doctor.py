@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spo_verl.cli.health.findings import Finding
 
 SHORT_HELP = "Whether an SPO run could start here, and what to do if not."
-HELP = """Look at versions, plugin, seams, devices, Ray and the machine, and say what to do.
+HELP = """Look at versions, plugin, seams, devices, Ray, what recipes need and the machine, and say what to do.
 
 verl, vLLM and Ray are imported in processes of their own, which takes some seconds. Nothing is changed, and no
 cluster is started. Exit status 1 if something would keep an SPO run from working."""
@@ -41,17 +41,23 @@ def doctor(
 
 def examine(time_limit_s: float) -> Iterator[Finding]:
     """Yield every finding, in the order of the report."""
-    from spo_verl.cli.health import contained, devices, machine, processes, software, verl_side
+    from spo_verl.cli.health import contained, devices, machine, processes, recipe_needs, software, verl_side
 
-    answers = processes.ask(("verl", "devices", "ray"), time_limit_s=time_limit_s)
+    verl_is_there = software.installed_version("verl") is not None
+    wanted = ("verl", "devices", "ray", "reward") if verl_is_there else ("devices", "ray", "reward")
+    answers = processes.ask(wanted, time_limit_s=time_limit_s)
     yield from software.versions()
     yield verl_side.entry_point_finding()
     yield verl_side.policy_finding(os.environ)
-    yield from verl_side.plugin_findings(answers["verl"])
-    yield from verl_side.seam_findings(answers["verl"])
-    yield from devices.device_findings(answers["verl"], answers["devices"], os.environ)
-    yield from verl_side.workaround_findings(answers["verl"])
+    if verl_is_there:
+        yield from verl_side.plugin_findings(answers["verl"])
+        yield from verl_side.seam_findings(answers["verl"])
+        yield from devices.verl_findings(answers["verl"], os.environ)
+    yield from devices.device_findings(answers["devices"], os.environ)
+    if verl_is_there:
+        yield from verl_side.workaround_findings(answers["verl"])
     yield from devices.ray_findings(answers["ray"], os.environ)
+    yield from recipe_needs.recipe_findings(answers["reward"], answers["devices"], os.environ)
     yield from machine.resources()
     yield contained.interpreter_finding(time_limit_s)
 

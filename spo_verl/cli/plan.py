@@ -14,25 +14,22 @@ from spo_verl.errors import SpoConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-SHORT_HELP = "What a recipe will need: memory, KV cache, operations."
-HELP = """Estimate from a recipe's configuration what its run will need: tokens of a step, memory per GPU, KV cache,
-memory of the tracker, checkpoints, and the operations of a step with the share of the divergence.
+SHORT_HELP = "What a run will need: memory, KV cache, operations."
+HELP = """Estimate from its configuration what a run will need: tokens of a step, memory per GPU, KV cache, memory of
+the tracker, checkpoints, and the operations of a step with the share of the divergence.
 
-RECIPE is <experiment>/<name> below ./recipes (or SPO_RECIPES_DIR), or the path of a YAML file; OVERRIDES as on
-main_ppo's command line. Nothing is started and nothing downloaded. Exit status 1 if something does not fit."""
+RUN is a recipe (<experiment>/<name> of `spo-verl recipes ls`, or a YAML file) with overrides, or a command line of
+yours: what follows main_ppo, with or without `python -m verl.trainer.main_ppo` before it. Nothing is started and
+nothing downloaded. Exit status 1 if something does not fit."""
 
 GIB = 2**30
 
 
 @verb
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe, as on main_ppo's command line."),
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: the recipe's.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the recipe's.")] = None,
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="A recipe and overrides, or a command line.")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: the configuration's.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the configuration's.")] = None,
     gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU in GiB.")] = 80.0,
     reserve: Annotated[float, typer.Option(min=0, help="GiB of a GPU's memory for what no formula covers.")] = 4.0,
     prompts: Annotated[
@@ -57,16 +54,17 @@ def plan(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
+    from spo_verl.launching.recipes import accepted, find_run
+    from spo_verl.planning.inputs import Assumptions, run_of
     from spo_verl.planning.plan import make_plan
     from spo_verl.planning.report import show
-    from spo_verl.planning.settings import Assumptions, run_of
     from spo_verl.planning.shapes import model_shape
-    from spo_verl.recipes.locate import compose_recipe
 
     counts = {"trainer.n_gpus_per_node": gpus, "trainer.nnodes": nodes}
     more = [f"{key}={count}" for key, count in counts.items() if count is not None]
-    composed = compose_recipe(recipe, [*(overrides or []), *more])
-    run = run_of(composed)
+    source, overrides = find_run(run)
+    composed = accepted(source, [*overrides, *more]).config
+    planned = run_of(composed)
     assumed = Assumptions(
         gpu_memory=gpu_memory * GIB,
         reserve=reserve * GIB,
@@ -77,8 +75,8 @@ def plan(
         gpu_tflops=gpu_tflops,
         tokens_per_second=tokens_per_second,
     )
-    made = make_plan(run, model_shape(run.model_path, model_config), assumed)
-    data = {"recipe": recipe, "overrides": overrides or [], **made.as_json()}
+    made = make_plan(planned, model_shape(planned.model_path, model_config), assumed)
+    data = {"recipe": source.name, "overrides": overrides, **made.as_json()}
     return Outcome(data, lambda console: show(made, console, explain=explain), status=0 if made.fits else 1)
 
 

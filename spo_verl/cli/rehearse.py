@@ -14,23 +14,22 @@ from spo_verl.cli.output import Debug, Json, Outcome, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spo_verl.recipes.rehearse import Rehearsal
+    from spo_verl.rehearsal.rehearse import Rehearsal
 
-SHORT_HELP = "Run a recipe for two small real steps."
-HELP = """Run RECIPE (<experiment>/<name> below ./recipes, or a YAML file) for two real steps of verl with a small
-stand-in model on rows of its own data, and judge the result. OVERRIDES belong to the recipe's launch, such as
-model_engine=megatron. Every key that differs from the recipe is printed with the reason."""
+SHORT_HELP = "Run a recipe or a command line for two small real steps."
+HELP = """Make two real steps of verl with a small stand-in model on rows of the run's own data, and judge the result.
+Every key that differs is printed with the reason.
+
+RUN is a recipe (<experiment>/<name> of `spo-verl recipes ls`, or a YAML file) with overrides such as
+model_engine=megatron, or a command line of yours: what follows main_ppo, with or without
+`python -m verl.trainer.main_ppo` before it."""
 
 
 @verb
 def rehearse(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe's launch.")
-    ] = None,
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="A recipe and overrides, or a command line.")],
     data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Prepared rows to run on; default: the recipe's files."),
+        list[Path] | None, typer.Option("--data", metavar="FILE", help="Prepared rows; default: the run's files.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="New folder; default runs/rehearsals/...")
@@ -43,18 +42,18 @@ def rehearse(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.recipes.locate import find_recipe
-    from spo_verl.recipes.rehearse import LIMITS
-    from spo_verl.recipes.rehearse import rehearse as run
+    from spo_verl.launching.recipes import find_run
+    from spo_verl.rehearsal import rehearse as rehearsing
 
-    folder = output or _new_folder(find_recipe(recipe).name)
-    found = run(
-        recipe,
-        overrides or [],
+    source, overrides = find_run(run)
+    folder = output or _new_folder(source.name.replace(" ", "_"))
+    found = rehearsing.rehearse(
+        source,
+        overrides,
         data=data or [],
         folder=folder,
         device=device,
-        limits=replace(LIMITS, seconds=time_limit, memory_gib=memory_limit),
+        limits=replace(rehearsing.LIMITS, seconds=time_limit, memory_gib=memory_limit),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return Outcome(found.as_json(), lambda console: _show(console, found), status=0 if found.passed else 1)
@@ -72,7 +71,7 @@ def _show(console: Console, found: Rehearsal) -> None:
     from rich.text import Text
 
     if found.changes:
-        console.print("Different from the recipe:")
+        console.print("Different from the run:" if found.recipe == "command line" else "Different from the recipe:")
     for why in dict.fromkeys(change.why for change in found.changes):
         console.print(Text(f"  {why}"), soft_wrap=True)
         for change in found.changes:

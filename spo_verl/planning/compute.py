@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from spo_verl.planning.footprint import stored_tokens
 from spo_verl.planning.formulas import Figure, figure
-from spo_verl.planning.memory import stored_tokens
-from spo_verl.planning.settings import Assumptions, Run
-from spo_verl.planning.shapes import ModelShape
+from spo_verl.planning.inputs import Assumptions, Run
+from spo_verl.planning.shapes import DecoderShape
 
 
 def step_tokens(run: Run, prompt: float, response: float, label: str) -> Figure:
@@ -26,7 +26,7 @@ def drift_forwards(run: Run) -> tuple[int, int]:
     return len(references), int("updated" in references)
 
 
-def step_compute(run: Run, shape: ModelShape, prompt: float, response: float) -> dict[str, Figure]:
+def step_compute(run: Run, shape: DecoderShape, prompt: float, response: float) -> dict[str, Figure]:
     """Operations of a step whose trajectories all have these lengths."""
     length = prompt + response
     sizes = {"R": run.trajectories, "N": shape.matrix_parameters, "L": shape.layers, "q": shape.query, "s": length}

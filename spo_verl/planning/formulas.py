@@ -1,6 +1,6 @@
 """The formulae of a plan, each once: what is computed, and what ``--explain`` prints.
 
-A formula is an arithmetic expression over named symbols. It is evaluated as it stands, so that the printed expression
+A formula is an arithmetic expression over named symbols. It is evaluated as written, so that the printed expression
 cannot differ from the computed one.
 """
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spo_verl.planning import compute, memory
+from spo_verl.planning import compute, footprint
 from spo_verl.planning.formulas import Figure
-from spo_verl.planning.settings import GIB, Assumptions, Run
-from spo_verl.planning.shapes import ModelShape
+from spo_verl.planning.inputs import GIB, Assumptions, Run
+from spo_verl.planning.shapes import DecoderShape
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -34,7 +34,7 @@ class Plan:
     """What a run needs: figures by section and name, verdicts, and everything that was assumed."""
 
     run: Run
-    shape: ModelShape
+    shape: DecoderShape
     sections: dict[str, dict[str, Figure]]
     verdicts: list[Verdict]
     assumptions: list[str]
@@ -44,7 +44,7 @@ class Plan:
         return all(verdict.fits for verdict in self.verdicts)
 
     def __getitem__(self, name: str) -> Figure:
-        """The figure of this name, whatever section it stands in."""
+        """The figure of this name, whatever section it is in."""
         for section in self.sections.values():
             if name in section:
                 return section[name]
@@ -64,7 +64,7 @@ class Plan:
         }
 
 
-def make_plan(run: Run, shape: ModelShape, assumed: Assumptions) -> Plan:
+def make_plan(run: Run, shape: DecoderShape, assumed: Assumptions) -> Plan:
     """The plan of a run.
 
     Raises:
@@ -73,11 +73,11 @@ def make_plan(run: Run, shape: ModelShape, assumed: Assumptions) -> Plan:
     assumed.check()
     prompt = run.max_prompt / 2 if assumed.prompt_tokens is None else assumed.prompt_tokens
     response = run.max_response / 2 if assumed.response_tokens is None else assumed.response_tokens
-    state = memory.training_state(run, shape)
-    batch = memory.micro_batch(run, shape)
-    rollout = memory.rollout_memory(run, shape, assumed)
-    plugin = memory.plugin_memory(run, assumed, response)
-    host = memory.host_offload(run, state)
+    state = footprint.training_state(run, shape)
+    batch = footprint.micro_batch(run, shape)
+    rollout = footprint.rollout_memory(run, shape, assumed)
+    plugin = footprint.plugin_memory(run, assumed, response)
+    host = footprint.host_offload(run, state)
     operations = compute.step_compute(run, shape, prompt, response)
     sections = {
         "tokens of a step": {
@@ -91,7 +91,7 @@ def make_plan(run: Run, shape: ModelShape, assumed: Assumptions) -> Plan:
         "one micro-batch": batch,
         "rollout": rollout,
         "tracker": plugin,
-        "checkpoint": memory.checkpoint_bytes(run, shape, plugin, assumed),
+        "checkpoint": footprint.checkpoint_bytes(run, shape, plugin, assumed),
         "operations of a step, expected lengths": operations,
         "time of a step": compute.step_times(run, operations, response, assumed),
     }
@@ -108,7 +108,7 @@ def make_plan(run: Run, shape: ModelShape, assumed: Assumptions) -> Plan:
     )  # fmt: skip
 
 
-def _layout(run: Run, shape: ModelShape) -> Iterator[Verdict]:
+def _layout(run: Run, shape: DecoderShape) -> Iterator[Verdict]:
     """Sizes that must divide each other."""
     whole = run.tensor_parallel * run.pipeline_parallel * run.context_parallel * run.sequence_parallel
     key = "tensor, pipeline and context parallel sizes" if run.megatron else f"{ACTOR}.ulysses_sequence_parallel_size"
@@ -159,14 +159,14 @@ def _update_memory(
     """Whether the update and a forward for log-probs fit on a training GPU."""
     awake = 0.0 if run.frees_cache or run.separate else run.rollout_share * assumed.gpu_memory
     have = assumed.gpu_memory - assumed.reserve - awake
-    beside = "" if not awake else f" beside the rollout engine, which keeps its {_gib(awake)} (free_cache_engine=False)"
+    others = "" if not awake else f" next to the rollout engine, which keeps {_gib(awake)} (free_cache_engine=False)"
     for what, need, forward in (
-        ("actor update", memory.bytes_while_updating(state, batch), False),
-        ("forward for log-probs", memory.bytes_while_scoring(state, batch), True),
+        ("actor update", footprint.bytes_while_updating(state, batch), False),
+        ("forward for log-probs", footprint.bytes_while_scoring(state, batch), True),
     ):
         fits = need <= have
         advice = "" if fits else _update_advice(run, state, batch, forward=forward)
-        yield Verdict(what, fits, f"needs {_gib(need)} of {_gib(have)} per GPU{beside}", advice)
+        yield Verdict(what, fits, f"needs {_gib(need)} of {_gib(have)} per GPU{others}", advice)
 
 
 def _update_advice(run: Run, state: dict[str, Figure], batch: dict[str, Figure], *, forward: bool) -> str:
@@ -220,8 +220,8 @@ def _fewer_tokens(run: Run, *, forward: bool) -> str:
 def _rollout_fits(
     run: Run, state: dict[str, Figure], rollout: dict[str, Figure], assumed: Assumptions
 ) -> Iterator[Verdict]:
-    """Whether the rollout engine fits beside the training state, and a response of full length into its cache."""
-    resident = memory.bytes_while_generating(run, state)
+    """Whether the rollout engine fits next to the training state, and a response of full length into its cache."""
+    resident = footprint.bytes_while_generating(run, state)
     share = run.rollout_share * assumed.gpu_memory
     fits = resident + share <= assumed.gpu_memory
     reason = (
@@ -236,7 +236,7 @@ def _rollout_fits(
         ) if kept]  # fmt: skip
         lower = f"lower {ROLLOUT}.gpu_memory_utilization to {room}" if room > 0 else ""
         advice = " or ".join(part for part in (f"set {' and '.join(keys)}" if keys else "", lower) if part) + "."
-    yield Verdict("rollout engine beside the training state", fits, reason, advice)
+    yield Verdict("rollout engine next to the training state", fits, reason, advice)
     at_once = int(rollout["concurrent_responses"].value)
     per_engine = at_once // max(1, run.engines)
     what = "KV cache for a response of full length"

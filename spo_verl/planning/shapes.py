@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class DecoderShape:
     """A dense decoder. ``source`` says where the numbers come from."""
 
     name: str
@@ -75,8 +77,8 @@ class ModelShape:
         )  # fmt: skip
 
 
-def _qwen3(name: str, layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool) -> ModelShape:
-    return ModelShape(name, "table of public shapes", layers, hidden, intermediate, heads, 8, 128, 151_936, tied)
+def _qwen3(name: str, layers: int, hidden: int, intermediate: int, heads: int, *, tied: bool) -> DecoderShape:
+    return DecoderShape(name, "table of public shapes", layers, hidden, intermediate, heads, 8, 128, 151_936, tied)
 
 
 # From the config.json on each model's page, https://huggingface.co/Qwen/<name>; compared with the Megatron arguments in
@@ -95,7 +97,7 @@ PUBLIC = {
 }
 
 
-def model_shape(path: str, config_file: Path | None = None) -> ModelShape:
+def model_shape(path: str, config_file: Path | None = None) -> DecoderShape:
     """The shape of the model that ``actor_rollout_ref.model.path`` names.
 
     Looks, in this order, at ``config_file``, a local folder, the hub's cache on this machine, and the table of public
@@ -105,6 +107,8 @@ def model_shape(path: str, config_file: Path | None = None) -> ModelShape:
         SpoConfigError: none of them knows it, or it is no dense decoder of :data:`FAMILIES`.
     """
     where = path if config_file is None else str(config_file)
+    if reason := not_dense(path, config_file):
+        raise SpoConfigError(_unplanned(path, reason))
     config = _auto_config(where)
     if config is not None:
         return shape_of(config, name=path, source=f"config.json of {where}")
@@ -119,7 +123,43 @@ def model_shape(path: str, config_file: Path | None = None) -> ModelShape:
     )
 
 
-def shape_of(config: Any, *, name: str, source: str) -> ModelShape:
+def not_dense(path: str, config_file: Path | None = None) -> str | None:
+    """Why a model is no dense decoder of text, as far as its ``config.json`` or its name says; None otherwise.
+
+    Args:
+        path: as ``actor_rollout_ref.model.path``.
+        config_file: where its ``config.json`` is, or the folder of it; default: as for :func:`model_shape`.
+    """
+    file = _config_file(path if config_file is None else str(config_file))
+    content = {} if file is None else read_json(file, SpoConfigError)
+    if isinstance(content, Mapping) and content:
+        return _kind_of(content)
+    name = path.rpartition("/")[2]
+    if re.search(r"-A[0-9.]+B|MoE|Mixtral|[0-9]x[0-9.]+B", name, re.IGNORECASE):
+        return _MIXTURE
+    if re.search(r"(?:[-_.0-9]|\b)(?:VL|Vision|Omni)(?:[-_.0-9]|\b)|LLaVA|InternVL", name, re.IGNORECASE):
+        return _MULTIMODAL
+    return None
+
+
+def _kind_of(content: Mapping[str, Any]) -> str | None:
+    inner = content.get("text_config") or content.get("llm_config") or {}
+    both = {**inner, **content} if isinstance(inner, Mapping) else dict(content)
+    if any(
+        re.search(r"vision|visual|audio|mm_projector", key) and content[key] not in (None, False) for key in content
+    ):
+        return _MULTIMODAL
+    experts = [value for key, value in both.items() if re.fullmatch(r"(?:n|num)_(?:local_|routed_)?experts", key)]
+    if "moe" in str(content.get("model_type")) or any(isinstance(count, int) and count > 1 for count in experts):
+        return _MIXTURE
+    return None
+
+
+_MIXTURE = "a mixture of experts: each token uses a part of the weights, and experts are spread over GPUs"
+_MULTIMODAL = "a multimodal model: its other towers and their tokens take memory and time too"
+
+
+def shape_of(config: Any, *, name: str, source: str) -> DecoderShape:
     """The shape in a configuration of transformers.
 
     Raises:
@@ -127,13 +167,9 @@ def shape_of(config: Any, *, name: str, source: str) -> ModelShape:
     """
     family = str(config.model_type)
     if family not in FAMILIES:
-        raise SpoConfigError(
-            f"{name} is of the family {family!r}; a plan describes dense decoders ({', '.join(FAMILIES)}). "
-            "Mixtures of experts and multimodal models cannot be planned; give a dense model with --model-config FILE "
-            "for a comparison."
-        )
+        raise SpoConfigError(_unplanned(name, f"of the family {family!r}"))
     bias = bool(getattr(config, "attention_bias", False))
-    return ModelShape(
+    return DecoderShape(
         name=name,
         source=source,
         layers=int(config.num_hidden_layers),
@@ -151,18 +187,45 @@ def shape_of(config: Any, *, name: str, source: str) -> ModelShape:
     )
 
 
+def _unplanned(name: str, reason: str) -> str:
+    return (
+        f"{name} is {reason}. A plan's formulae describe dense decoders of text ({', '.join(FAMILIES)}); give the "
+        "config.json of a dense model with --model-config FILE for a comparison."
+    )
+
+
+def _config_file(where: str) -> Path | None:
+    """The ``config.json`` that a file, a folder or the hub's cache on this machine has; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = Path(os.path.expanduser(where))
+    for file in (path, path / "config.json"):
+        if os.path.isfile(file):
+            return file
+    try:
+        cached = try_to_load_from_cache(where, "config.json")
+    except ValueError:  # no name that the hub could have
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def _auto_config(where: str) -> Any | None:
-    """What transformers reads from a file, a folder or the hub's cache; None where there is nothing to read."""
+    """What transformers makes of a ``config.json``; None where there is none to read, or none that names a type."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    file = Path(os.path.expanduser(where))
-    try:
-        if os.path.isfile(file):
-            return AutoConfig.for_model(**read_json(file, SpoConfigError))
-        return AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-    ):  # not there, no JSON, or of no type that transformers knows: the caller says
+    file = _config_file(where)
+    if file is None:
         return None
+    content = read_json(file, SpoConfigError)
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        return None
+    if content["model_type"] not in FAMILIES:
+        raise SpoConfigError(_unplanned(where, f"of the family {content['model_type']!r}"))
+    try:
+        return AutoConfig.for_model(**content)
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as reason:
+        raise SpoConfigError(
+            f"{file}: transformers cannot read it as {content['model_type']} "
+            f"({' '.join(str(reason).split())[:200]}): give another config.json with --model-config FILE."
+        ) from reason

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from spo_verl.cli import doctor
-from spo_verl.cli.health import contained, devices, machine, probe, processes, software, verl_side
+from spo_verl.cli.health import contained, devices, machine, probe, processes, recipe_needs, software, verl_side
 from spo_verl.cli.health.findings import Finding
 from spo_verl.cli.health.processes import Answers
 from tests.cli.helpers import run
@@ -162,7 +162,7 @@ def test_a_good_plugin():
 def test_a_plugin_that_was_not_loaded():
     findings = {f.name: f for f in verl_side.plugin_findings(with_value(estimator=None, groups={"spo": []}))}
     assert findings["estimator spo"].status == findings["presets"].status == "fail"
-    assert "pip install spo-verl" in findings["estimator spo"].fix
+    assert "pip install -e ." in findings["estimator spo"].fix
 
 
 def test_what_the_plugin_said_is_the_fix():
@@ -229,20 +229,20 @@ def device_answers(torch_cuda, vllm):
 def test_platform_torch_and_vllm_have_to_agree(platform, available, cuda, vllm, expected):
     verl = with_value(verl_import={**VERL, "available": available})
     environ = {"VERL_PLATFORM": platform} if platform else {}
-    findings = list(devices.device_findings(verl, device_answers(cuda, vllm), environ))
+    findings = [*devices.verl_findings(verl, environ), *devices.device_findings(device_answers(cuda, vllm), environ)]
     assert tuple(finding.status for finding in findings) == expected
     assert all(finding.fix for finding in findings if finding.status != "ok")
 
 
 def test_accelerators_are_counted_by_kind():
-    torch = list(devices.device_findings(GOOD, device_answers(True, "cuda"), {}))[1]
+    torch = next(devices.device_findings(device_answers(True, "cuda"), {}))
     assert torch.found == "2, CUDA available: 2 x H200, 1 x A10"
 
 
 def test_a_missing_vllm_is_a_warning_and_a_broken_one_a_failure():
     for error, status in (("ModuleNotFoundError: No module named 'vllm'", "warn"), ("OSError: libcuda", "fail")):
         answers = Answers({"torch_device": device_answers(True, "").values["torch_device"]}, {"vllm_device": error})
-        assert statuses(devices.device_findings(GOOD, answers, {}))["vLLM"] == status
+        assert statuses(devices.device_findings(answers, {}))["vLLM"] == status
 
 
 def test_ray_is_reached_only_where_an_address_is_set():
@@ -346,3 +346,92 @@ def test_the_machine_is_asked():
     assert finding.name == "embedded interpreter"
     assert "holds" in finding.found
     assert "did not answer" in contained.interpreter_finding(0.01).found
+
+
+# ---------------------------------------------------------------- without verl, and what recipes need
+
+REWARD = {"right": 1.0, "wrong": 0.0, "version": "0.9.0"}
+
+
+def test_without_verl_the_report_is_a_page(monkeypatch):
+    """Nothing is asked of verl, and what it would bring is one line."""
+    asked = []
+    absent = "ModuleNotFoundError: No module named 'x'"
+
+    def answer(names, time_limit_s):
+        asked.extend(names)
+        return {name: Answers({}, {question.__name__: absent for question in probe.PROBES[name]}) for name in names}
+
+    for module in (software, recipe_needs):
+        monkeypatch.setattr(module, "installed_version", lambda package: None)
+    monkeypatch.setattr(recipe_needs.recipe_findings, "__defaults__", (lambda package: None,))
+    monkeypatch.setattr(processes, "ask", answer)
+    monkeypatch.setattr(contained, "interpreter_finding", lambda limit: Finding("machine", "interpreter", "ok", ""))
+    monkeypatch.setattr(verl_side, "entry_points", lambda group: [])
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "verl" not in asked
+    assert len(result.stdout.splitlines()) < 50
+    assert "not installed: torch, verl, ray, transformers" in " ".join(result.stdout.split())
+    assert "pip install verl==0.9.1" in result.stdout
+    assert int(re.search(r"(\d+) failed", result.stdout).group(1)) <= 8
+
+
+def test_a_verl_that_cannot_be_imported_does_not_list_its_names():
+    [finding] = verl_side.seam_findings(with_error("verl_import", "ImportError: no torch"))
+    assert (finding.status, finding.found) == ("fail", "not compared: verl cannot be imported")
+
+
+def test_many_moved_names_are_counted():
+    moved = [f"a:{number} is gone" for number in range(66)]
+    findings = list(verl_side.seam_findings(with_value(seams={"count": 66, "mismatches": moved})))
+    assert [finding.found for finding in findings] == [*moved[:5], "and 61 more of 66"]
+
+
+def needs(reward=REWARD, error=None, cuda=False, installed=(), environ=None):
+    answers = Answers({}, {"first_reward": error}) if error else Answers({"first_reward": reward}, {})
+    versions = dict.fromkeys(installed, "1.0")
+    found = recipe_needs.recipe_findings(answers, device_answers(cuda, ""), environ or {}, versions.get)
+    return {finding.name: finding for finding in found}
+
+
+def test_the_first_reward_of_a_recipe_is_tried():
+    assert probe.first_reward() == {**REWARD, "version": software.installed_version("math-verify")}
+    assert needs()["reward"].status == "ok"
+    assert needs(reward={**REWARD, "wrong": 1.0})["reward"].status == "fail"
+    absent = needs(error="SpoConfigError: not installed")["reward"]
+    assert (absent.status, "math-verify" in absent.fix) == ("fail", True)
+
+
+def test_recipes_and_their_logger_are_looked_for(monkeypatch, tmp_path):
+    found = needs(installed=["tensorboard"])
+    assert (found["recipes"].status, found["tensorboard"].status) == ("ok", "ok")
+    assert needs()["tensorboard"].status == "fail"
+    monkeypatch.setenv("SPO_RECIPES_DIR", str(tmp_path))
+    assert needs()["recipes"].status == "fail"
+    assert needs(environ={"SPO_DATA_DIR": str(tmp_path)})["data"].status == "warn"
+    (tmp_path / "a.parquet").touch()
+    assert needs(environ={"SPO_DATA_DIR": str(tmp_path)})["data"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "environ", "status"),
+    [(True, {}, "warn"), (True, {"VERL_PLATFORM": "cpu"}, "ok"), (False, {}, "ok")],
+)
+def test_flash_attention_is_needed_on_an_accelerator_only(cuda, environ, status):
+    assert needs(cuda=cuda, environ=environ)["flash-attn"].status == status
+    assert needs(cuda=cuda, environ=environ, installed=["flash-attn"])["flash-attn"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "text"),
+    [
+        ((), "ok", "model_engine=megatron only"),
+        (("megatron-core",), "warn", "absent: mbridge, transformer-engine"),
+        (recipe_needs.MEGATRON, "warn", "absent: megatron-bridge"),
+        ((*recipe_needs.MEGATRON, recipe_needs.BRIDGE), "ok", "mbridge 1.0"),
+    ],
+)
+def test_the_packages_of_megatron(installed, status, text):
+    found = needs(installed=installed)["Megatron"]
+    assert (found.status, text in found.found, bool(found.fix)) == (status, True, status == "warn")

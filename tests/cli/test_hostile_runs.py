@@ -16,7 +16,7 @@ from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.files import read_yaml
 from spo_verl.launching.launch import read_metrics
 from spo_verl.quickstart.runs import RESULT, RunFolder, _name
-from spo_verl.recipes.rehearse import _importable, _loop_classes
+from spo_verl.rehearsal.rehearse import _importable, _loop_classes
 from spo_verl.small.launches import Settings
 from spo_verl.small.prepare import REPORT, STATE, _state, read_report
 from tests.cli.hostile_files import HOSTILE, _bytes, _instead

@@ -3,10 +3,10 @@
 import pytest
 
 from spo_verl.cli.rehearse import verdict
-from spo_verl.recipes import rehearse as module
-from spo_verl.recipes.reduction import Change
-from spo_verl.recipes.rehearse import Rehearsal
-from spo_verl.recipes.verdict import Check
+from spo_verl.rehearsal import rehearse as module
+from spo_verl.rehearsal.reduction import Change
+from spo_verl.rehearsal.rehearse import Rehearsal
+from spo_verl.rehearsal.verdict import Check
 from tests.cli.helpers import run, run_json
 from tests.recipes.helpers import ROOT, sums, write
 

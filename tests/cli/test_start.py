@@ -12,9 +12,10 @@ from tests.cli.helpers import run
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "verl", "vllm", "ray", "hydra", "omegaconf", "pydantic", "numpy", "pyarrow", "datasets", "rich")
-VERBS = ("doctor", "config", "plan", "settings", "quickstart", "values", "data", "evaluate", "rehearse")
+VERBS = ("doctor", "config", "plan", "settings", "quickstart", "values", "data", "evaluate", "rehearse", "recipes")
 
 DATA = ("data list", "data prepare", "data check", "data overlap")
+RECIPES = ("recipes ls", "recipes show", "recipes cp")
 
 
 def test_the_help_lists_every_verb_and_imports_nothing_heavy():
@@ -46,11 +47,13 @@ def test_the_console_script_leads_to_main():
     assert {"typer", "rich"} <= names
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "values import", "values merge", "values show", "values estimate", *DATA])
+@pytest.mark.parametrize(
+    "verb", [*VERBS, "values import", "values merge", "values show", "values estimate", *DATA, *RECIPES]
+)
 def test_every_verb_has_help(verb):
     result = run(*verb.split(), "--help")
     assert result.exit_code == 0
-    assert "--json" in result.stdout or verb in ("values", "data", "quickstart")
+    assert "--json" in result.stdout or verb in ("values", "data", "recipes", "quickstart")
 
 
 def test_without_a_verb_the_help_is_shown():

@@ -6,17 +6,17 @@ from dataclasses import replace
 from functools import cache
 
 from spo_verl.launching.composition import compose
+from spo_verl.planning.inputs import Assumptions, Run, run_of
 from spo_verl.planning.plan import Plan, make_plan
-from spo_verl.planning.settings import Assumptions, Run, run_of
-from spo_verl.planning.shapes import PUBLIC, ModelShape
+from spo_verl.planning.shapes import PUBLIC, DecoderShape
 
-SMALL = ModelShape(
+SMALL = DecoderShape(
     "small", "test", layers=2, hidden=128, intermediate=384, heads=8, key_value_heads=4, head_size=32, vocabulary=1000,
     tied=False,
 )  # fmt: skip
 
 
-def build(shape: ModelShape, *, device: str = "cpu", attention: str = "sdpa"):
+def build(shape: DecoderShape, *, device: str = "cpu", attention: str = "sdpa"):
     """``Qwen3ForCausalLM`` of this shape; on the meta device without memory."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -46,7 +46,9 @@ def run_with(*overrides: str) -> Run:
     return run_of(composed.config)
 
 
-def plan_with(*overrides: str, assumed: Assumptions | None = None, shape: ModelShape | None = None, **changes) -> Plan:
+def plan_with(
+    *overrides: str, assumed: Assumptions | None = None, shape: DecoderShape | None = None, **changes
+) -> Plan:
     run: Run = replace(run_with(*overrides), **changes)
     return make_plan(run, shape or PUBLIC["Qwen3-8B"], assumed or Assumptions(prompts=14_000))
 

@@ -6,7 +6,7 @@ from spo_verl.errors import SpoArgumentError
 from spo_verl.planning.formulas import FORMULAS, SYMBOLS, evaluate, figure, names_of
 
 
-def test_an_expression_is_evaluated_as_it_stands():
+def test_an_expression_is_evaluated_as_it_is_written():
     assert evaluate("2*a + ceil(b/3) - min(a, 1)", {"a": 5, "b": 7}) == 12
     assert evaluate("max(1, n//t)", {"n": 8, "t": 16}) == 1
 

@@ -1,4 +1,4 @@
-"""Predictions beside measurements on a small model: operations, saved activations, stored bytes, KV cache."""
+"""Predictions next to measurements on a small model: operations, saved activations, stored bytes, KV cache."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import pytest
 
 from spo_verl.config import SpoConfig
 from spo_verl.planning.compute import step_compute
-from spo_verl.planning.memory import layer_activations, plugin_memory, prompt_bytes, rollout_memory
-from spo_verl.planning.settings import Assumptions
+from spo_verl.planning.footprint import layer_activations, plugin_memory, prompt_bytes, rollout_memory
+from spo_verl.planning.inputs import Assumptions
 from spo_verl.tracker import StoredResponses, Tracker
 from spo_verl.tracker.settings import TrackerSettings
 from tests.planning.models import SMALL, build, plan_with, run_with

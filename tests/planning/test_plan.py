@@ -4,7 +4,7 @@ import pytest
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.planning.compute import drift_forwards
-from spo_verl.planning.settings import GIB, Assumptions
+from spo_verl.planning.inputs import GIB, Assumptions
 from spo_verl.planning.shapes import PUBLIC
 from tests.planning.models import plan_with, run_with, verdict
 
@@ -50,7 +50,7 @@ def test_the_usual_recipe_in_numbers_worked_out_by_hand(usual):
 def test_the_price_of_each_drift_mode(overrides, forwards):
     plan = plan_with(*overrides)
     assert drift_forwards(plan.run) == forwards
-    # Stored responses are reckoned as long as the new ones; training is old log-probs and the update.
+    # Stored responses are taken to be as long as the new ones; training is old log-probs and the update.
     assert plan["drift"].value == sum(forwards) * plan["forward"].value
     expected = sum(forwards) / (1 + (plan["update"].value / plan["forward"].value))
     assert plan["drift_share"].value == pytest.approx(expected)
@@ -91,13 +91,13 @@ def test_lora_trains_less_but_holds_the_same_weights(usual):
 
 def test_colocated_rollout_beside_resident_state():
     plan = plan_with(f"{ROLLOUT}.gpu_memory_utilization=0.9")
-    wrong = verdict(plan, "rollout engine beside the training state")
+    wrong = verdict(plan, "rollout engine next to the training state")
     assert not wrong.fits
     assert "param_offload=True" in wrong.advice
     assert not plan.fits
     offloaded = plan_with(f"{ROLLOUT}.gpu_memory_utilization=0.9", f"{ACTOR}.fsdp_config.param_offload=True",
                           f"{ACTOR}.fsdp_config.optimizer_offload=True")  # fmt: skip
-    assert verdict(offloaded, "rollout engine beside the training state").fits
+    assert verdict(offloaded, "rollout engine next to the training state").fits
     assert offloaded["host_offload"].value == pytest.approx(12 * offloaded.shape.parameters)
 
 
@@ -144,7 +144,7 @@ def test_sizes_that_do_not_divide_are_named():
 def test_separate_pools():
     plan = plan_with("trainer.v1.trainer_mode=separate_async", f"{ROLLOUT}.nnodes=2", f"{ROLLOUT}.n_gpus_per_node=4")
     assert (plan.run.gpus, plan.run.rollout_gpus, plan.run.engines) == (8, 8, 4)
-    assert "0.0 GiB of training state" in verdict(plan, "rollout engine beside the training state").reason
+    assert "0.0 GiB of training state" in verdict(plan, "rollout engine next to the training state").reason
 
 
 def test_time_only_from_what_the_user_assumes(usual):

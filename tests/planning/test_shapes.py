@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.planning.shapes import PUBLIC, model_shape, shape_of
+from spo_verl.planning.shapes import PUBLIC, model_shape, not_dense, shape_of
 from tests.planning.models import SMALL, build
 
 CARDS = {  # billions on the model cards: all, without embeddings
@@ -60,5 +60,60 @@ def test_a_public_name_is_reported_as_such(monkeypatch, tmp_path):
 
 def test_other_architectures_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
-    with pytest.raises(SpoConfigError, match="qwen3_moe.*dense"):
+    with pytest.raises(SpoConfigError, match="mixture of experts.*dense"):
+        model_shape(str(tmp_path))
+
+
+MIXTURE = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (MIXTURE, "mixture of experts"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "mixture of experts"),
+        ({"model_type": "qwen2_5_vl", "vision_config": {}, "hidden_size": 8}, "multimodal model"),
+        ({"model_type": "of_tomorrow", "text_config": {"model_type": "x", "num_experts": 4}}, "mixture of experts"),
+        ({"model_type": "of_tomorrow", "text_config": {}, "audio_config": {}}, "multimodal model"),
+        ({"model_type": "gemma3_text", "hidden_size": 8}, "family 'gemma3_text'"),
+        ({"model_type": "of_tomorrow", "hidden_size": 8}, "family 'of_tomorrow'"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_the_reason(tmp_path, content, reason):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for path, file in ((str(tmp_path), None), ("Qwen/Qwen3-8B", tmp_path), ("x", tmp_path / "config.json")):
+        with pytest.raises(SpoConfigError, match=reason):
+            model_shape(path, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Qwen/Qwen3-30B-A3B", "mixture"), ("Qwen/Qwen3-235B-A22B-Instruct-2507", "mixture"),
+        ("mistralai/Mixtral-8x7B-v0.1", "mixture"), ("allenai/OLMoE-1B-7B", "mixture"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "multimodal"), ("Qwen/Qwen2.5-Omni-7B", "multimodal"),
+        ("llava-hf/llava-1.5-7b-hf", "multimodal"), ("meta-llama/Llama-3.2-11B-Vision", "multimodal"),
+        ("Qwen/Qwen3-VL-30B-A3B", "mixture"),
+        ("Qwen/Qwen3-8B-Base", None), ("meta-llama/Llama-3.1-8B", None),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", None),
+        ("mistralai/Mistral-7B-v0.3", None), ("local/qwen3-8b-a100-run", None),
+    ],
+)  # fmt: skip
+def test_without_a_configuration_the_name_tells(name, reason, monkeypatch):
+    monkeypatch.setattr("spo_verl.planning.shapes._config_file", lambda where: None)
+    found = not_dense(name)
+    assert (found is None) == (reason is None)
+    assert reason is None or reason in found
+
+
+def test_dense_configurations_pass(tmp_path):
+    build(SMALL, device="meta").config.save_pretrained(tmp_path)
+    assert not_dense(str(tmp_path)) is None
+    assert not_dense("Qwen/Qwen3-30B-A3B", tmp_path / "config.json") is None
+
+
+def test_a_configuration_that_transformers_cannot_read_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "num_hidden_layers": "many"}))
+    with pytest.raises(SpoConfigError, match="config.json"):
         model_shape(str(tmp_path))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from spo_verl.launching.composition import Composed, leaves
-from spo_verl.recipes.locate import Recipe, compose, recipes_in
+from spo_verl.launching.recipes import Recipe, recipes_in
 from tests.support import gsm8k
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def values(name: str, *overrides: str) -> dict[str, Any]:
 
 @functools.cache
 def _composed(name: str, *overrides: str) -> Composed:
-    return compose(Recipe(ROOT, name), overrides)
+    return Recipe(ROOT, name).compose(overrides)
 
 
 def row(question: str, answer: str, index: int = 0) -> dict[str, Any]:

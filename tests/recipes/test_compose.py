@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spo_verl.launching.composition import problems_of
-from spo_verl.recipes.locate import find_recipe, recipes_in
+from spo_verl.launching.recipes import find_recipe, recipes_in
 from tests.recipes.helpers import ENGINES, RECIPES, ROOT, composed, values
 
 pytestmark = pytest.mark.long

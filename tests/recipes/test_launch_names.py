@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from spo_verl.launching.launch import hydra_value
-from spo_verl.recipes.locate import Recipe, compose, find_recipe
+from spo_verl.launching.recipes import Recipe, find_recipe
 from tests.recipes.helpers import ROOT
 
 NAMES = ["run=1", "a#b", "(2)", "a,b", "it's", "a&b;c|d", "[x]", "$HOME", "${b}", "\\\\${b}", "{x}", "a:b", " sp ",
@@ -44,7 +44,7 @@ def test_names_are_read_back(text):
 def test_a_recipe_composes_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
     shutil.copytree(ROOT, tmp_path / name / "recipes")
     monkeypatch.setenv("SPO_RECIPES_DIR", str(tmp_path / name / "recipes"))
-    composed = compose(find_recipe("ablations/token_measure"))
+    composed = find_recipe("ablations/token_measure").compose()
     assert composed.problems == []
     assert composed.config.recipes_dir == str(tmp_path / name / "recipes")
     assert composed.config.spo.advantage.measure == "token"
@@ -92,7 +92,7 @@ def test_the_script_passes_its_folder_and_arguments_on(name, way, tmp_path):
     done = subprocess.run(["bash", called, "mine/one", "a='b c'", ""], env=environment, cwd=cwd, capture_output=True)
     assert done.returncode == 0, done.stderr
     found = [os.fsdecode(part) for part in done.stdout.split(b"\0")[:-1]]
-    assert found == ["-m", "spo_verl.recipes.launch", str(expected), "mine/one", "a='b c'", ""]
+    assert found == ["-m", "spo_verl.launching.run_recipe", str(expected), "mine/one", "a='b c'", ""]
 
 
 def test_what_the_script_runs_becomes_verls_command(tmp_path):
@@ -105,7 +105,7 @@ def test_what_the_script_runs_becomes_verls_command(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT.parent}", "VERL_PLATFORM": ""}
     root = tmp_path / "a=b"
     (root / "x").mkdir(parents=True)
-    command = [sys.executable, "-m", "spo_verl.recipes.launch", str(root), "x/y", "k=1"]
+    command = [sys.executable, "-m", "spo_verl.launching.run_recipe", str(root), "x/y", "k=1"]
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"error: there is no file {root}/x/y.yaml: check the path\n"

@@ -47,7 +47,7 @@ def test_the_recipe_has_the_value_of_the_table(row, monkeypatch):
 
 
 def launches():
-    """Launch lines of the pages and of the recipes' headers: where, and the words behind the launcher."""
+    """Launch lines of the pages and of the recipes' headers: where, and the words after the launcher."""
     files = [*PAGES, *ROOT.rglob("*.yaml")]
     for file in files:
         text = file.read_text().replace("\\\n", " ")

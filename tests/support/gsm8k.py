@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spo_verl.recipes import stand_in
+from spo_verl.rehearsal import stand_in
 from spo_verl.small.model import ModelShape, build_model, save
 
 FOLDER = Path(os.environ.get("SPO_GSM8K") or Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k")

@@ -96,7 +96,7 @@ class _Process:
             why = (message or {}).get("problem") or complaint.decode(errors="replace")[-2000:].strip()
             raise GradingError(
                 f"a grading process could not start: {why or f'no sign of life in {START_S:.0f} s'}; "
-                "check the installation with: python -c 'import math_verify' (pip install 'spo-verl[math]')"
+                "check the installation with: python -c 'import math_verify' (pip install 'math-verify[antlr4-9-3]')"
             )
         # From here on nobody reads it, and a full pipe would block the process.
         assert self.process.stderr is not None

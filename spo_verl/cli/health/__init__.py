@@ -7,5 +7,6 @@
 | ``machine`` | disk, shared memory, memory |
 | ``probe`` | what can only be seen by importing verl, vLLM or Ray; runs in processes of its own |
 | ``processes`` | starts the probes under a time limit and reads their answers |
+| ``contained``, ``recipe_needs`` | the embedded interpreter; recipes, their reward, and what each engine needs |
 | ``verl_side``, ``devices`` | judge those answers: plugin, seams and workarounds; Ray, torch, vLLM |
 """

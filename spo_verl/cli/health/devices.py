@@ -12,10 +12,14 @@ DEVICE, RAY = "device", "Ray"
 _CPU_HINT = "to train on a CPU: export VERL_PLATFORM=cpu, and add +platform=cpu to the command line"
 
 
-def device_findings(verl: Answers, devices: Answers, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """VERL_PLATFORM, verl's platform, torch and vLLM, and whether they agree."""
+def verl_findings(verl: Answers, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """VERL_PLATFORM and verl's platform."""
+    yield _platform(chosen_platform(environ), verl)
+
+
+def device_findings(devices: Answers, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """torch and vLLM, and whether they agree with VERL_PLATFORM."""
     platform = chosen_platform(environ)
-    yield _platform(platform, verl)
     yield _torch(platform, devices)
     yield _vllm(platform, devices)
 

@@ -13,7 +13,7 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        group: heading that it stands under.
+        group: its heading.
         name: what was looked at.
         status: ``ok``; ``warn``: works, or may not matter here; ``fail``: an SPO run would not work.
         found: what is there.

@@ -95,6 +95,18 @@ def vllm_device() -> Any:
     return {"version": vllm.__version__, "device": current_platform.device_type}
 
 
+def first_reward() -> Any:
+    """What the recipes' reward gives a right and a wrong answer that only a comparison of values settles."""
+    from importlib.metadata import version
+
+    from spo_verl.agent.math_reward import close_all, compute_score, require_math_verify
+
+    require_math_verify()
+    scores = [compute_score("doctor", f"\\boxed{{\\frac{{1}}{{{n}}}}}", "0.5")["score"] for n in (2, 3)]
+    close_all()
+    return {"right": scores[0], "wrong": scores[1], "version": version("math-verify")}
+
+
 def ray_cluster() -> Any:
     """Ray, and the cluster that RAY_ADDRESS names; none is started."""
     import ray
@@ -127,6 +139,7 @@ PROBES: dict[str, tuple[Question, ...]] = {
     "verl": (verl_import, estimator, groups, seams, workarounds),
     "devices": (torch_device, vllm_device),
     "ray": (ray_cluster,),
+    "reward": (first_reward,),
 }
 
 

@@ -24,8 +24,13 @@ def versions() -> Iterator[Finding]:
     """Python, spo_verl and the packages that a run is made of."""
     yield _python()
     yield _spo_verl()
+    absent = [package for package in PACKAGES if package not in _OPTIONAL and installed_version(package) is None]
+    if "verl" in absent:
+        fix = f"pip install verl=={SUPPORTED_VERL[-1]} in this environment; it brings the others"
+        yield Finding(GROUP, "verl", "fail", f"not installed: {', '.join(absent)}", f"{fix}, then run this again")
     for package in PACKAGES:
-        yield package_finding(package)
+        if "verl" not in absent or package not in absent:
+            yield package_finding(package)
 
 
 def package_finding(package: str) -> Finding:
@@ -83,7 +88,7 @@ def _python() -> Finding:
 def _spo_verl() -> Finding:
     installed = installed_version("spo-verl")
     if installed is None:
-        fix = "verl finds plugins by their installed metadata: pip install spo-verl (or pip install -e . in a checkout)"
+        fix = "verl finds plugins by their installed metadata: pip install -e . in a checkout"
         return Finding(GROUP, "spo_verl", "fail", f"{__version__}, imported but not installed", fix)
     if installed != __version__:
         fix = "install again: pip install -e . in the checkout"

@@ -10,7 +10,9 @@ from spo_verl.cli.health.findings import Finding
 from spo_verl.cli.health.processes import Answers
 
 PLUGIN, SEAMS, CPU = "plugin", "seams", "CPU"
-_REINSTALL = "pip install spo-verl in the environment of this verl (pip install -e . in a checkout)"
+MISMATCHES = 5
+"""How many names that do not match are shown one by one."""
+_REINSTALL = "install spo_verl in the environment of this verl: pip install -e . in a checkout"
 
 
 def entry_point_finding() -> Finding:
@@ -35,7 +37,7 @@ def plugin_findings(answers: Answers) -> Iterator[Finding]:
     """What the plugin has done inside an import of verl."""
     why = "; ".join(answers.remarks)
     if "verl_import" in answers.errors:
-        fix = f"{why or 'mend the import first'}; pip install verl=={SUPPORTED_VERL[-1]}"
+        fix = f"{why or 'correct the import first'}; pip install verl=={SUPPORTED_VERL[-1]}"
         yield Finding(PLUGIN, "import verl", "fail", answers.errors["verl_import"], fix)
         return
     verl = answers.values["verl_import"]
@@ -57,12 +59,18 @@ def plugin_findings(answers: Answers) -> Iterator[Finding]:
 def seam_findings(answers: Answers) -> Iterator[Finding]:
     """The names of verl that the plugin builds on."""
     fix = f"spo_verl works with verl {', '.join(SUPPORTED_VERL)}: pip install verl=={SUPPORTED_VERL[-1]}"
+    if "verl_import" in answers.errors:
+        yield Finding(SEAMS, "verl's names", "fail", "not compared: verl cannot be imported", "see import verl above")
+        return
     if "seams" in answers.errors:
         yield Finding(SEAMS, "verl's names", "fail", answers.errors["seams"], fix)
         return
     seams = answers.values["seams"]
-    for mismatch in seams["mismatches"]:
+    shown, more = seams["mismatches"][:MISMATCHES], len(seams["mismatches"]) - MISMATCHES
+    for mismatch in shown:
         yield Finding(SEAMS, "verl's names", "fail", mismatch, fix)
+    if more > 0:
+        yield Finding(SEAMS, "verl's names", "fail", f"and {more} more of {seams['count']}", fix)
     if not seams["mismatches"]:
         yield Finding(SEAMS, "verl's names", "ok", f"all {seams['count']} as expected")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_verl.launching.launch import Run
-from spo_verl.recipes.reduction import HELD_OUT, STEPS, Files, Kind
+from spo_verl.rehearsal.reduction import HELD_OUT, STEPS, Files, Kind
 
 LOSS = "actor/pg_loss"
 OURS = ("spo/reward/mean", "spo/value/batch_mean", "spo/advantage/raw_variance", "spo/coverage")

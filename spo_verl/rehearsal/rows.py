@@ -11,6 +11,7 @@ from typing import Any
 from spo_verl.errors import SpoConfigError
 from spo_verl.files import parquet_file, parquet_rows
 
+MEDIA = ("images", "videos", "audios")
 NEEDED = ("data_source", "prompt", "reward_model")
 
 
@@ -70,6 +71,11 @@ def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 check_row(number, row)
             except RowError as error:
                 raise SpoConfigError(
-                    f"{file}, {error} Mend the row; `spo-verl data check` lists all of them."
+                    f"{file}, {error} Correct the row; `spo-verl data check` lists all of them."
                 ) from error
+            if media := [name for name in MEDIA if row.get(name)]:
+                raise SpoConfigError(
+                    f"{file}, row {number}: it has {' and '.join(media)}, and a rehearsal's stand-in reads text only: "
+                    "name rows of text with --data FILE."
+                )
             yield row

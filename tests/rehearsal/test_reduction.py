@@ -3,8 +3,8 @@
 import pytest
 
 from spo_verl.launching.composition import problems_of
-from spo_verl.recipes import reduction
-from spo_verl.recipes.reduction import Files, changes, kind_of, overrides
+from spo_verl.rehearsal import reduction
+from spo_verl.rehearsal.reduction import Files, changes, kind_of, overrides
 from tests.recipes.helpers import RECIPES, composed, values
 
 pytestmark = pytest.mark.long

@@ -1,9 +1,9 @@
-"""Running a recipe for two real steps, small: the same configuration through the same command, with what
-:mod:`spo_verl.recipes.reduction` lists exchanged.
+"""Running a recipe or a command line for two real steps, small: the same configuration through the same command, with
+what :mod:`spo_verl.rehearsal.reduction` lists exchanged.
 
-The stages, in order; a rehearsal stops at the first that fails and says so: the recipe composes, verl's check and ours
-accept it, rows and stand-in are made, the reduced configuration is accepted too, the engine is there, verl runs, and
-its results are judged.
+The stages, in order; a rehearsal stops at the first that fails and says so: the configuration composes, verl's check
+and ours accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is
+accepted too, the engine is there, verl runs, and its results are judged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,10 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from spo_verl.errors import SpoConfigError, SpoError
 from spo_verl.files import read_yaml, writing
 from spo_verl.launching.limits import Limits
-from spo_verl.recipes import reduction
-from spo_verl.recipes.locate import Recipe, compose, find_recipe
-from spo_verl.recipes.reduction import Change, Device, Files, Kind
-from spo_verl.recipes.verdict import Check, judge
+from spo_verl.launching.recipes import Source, accepted, find_recipe
+from spo_verl.rehearsal import reduction
+from spo_verl.rehearsal.reduction import Change, Device, Files, Kind
+from spo_verl.rehearsal.verdict import Check, judge
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,12 +39,12 @@ LIMITS = Limits(seconds=400.0, silence_s=200.0, memory_gib=12.0)
 
 
 class _Stop(Exception):
-    """Why a rehearsal goes no further; it becomes part of the result."""
+    """Why a rehearsal stops; it becomes part of the result."""
 
 
 @dataclass
 class Rehearsal:
-    """What came of a rehearsal. ``stages`` are those that were passed; ``stopped`` says why there are not more."""
+    """The result of a rehearsal. ``stages`` are those that were passed; ``stopped`` says why there are not more."""
 
     recipe: str
     kind: Kind
@@ -71,7 +72,7 @@ class Rehearsal:
 
 
 def rehearse(
-    recipe: str,
+    recipe: str | Source,
     overrides: Sequence[str] = (),
     *,
     data: Sequence[Path] = (),
@@ -83,7 +84,7 @@ def rehearse(
     """Rehearse a recipe in ``folder``, which must be new or empty.
 
     Args:
-        recipe: as for :func:`spo_verl.recipes.locate.compose_recipe`.
+        recipe: as for :func:`spo_verl.launching.recipes.find_recipe`, or what was found.
         overrides: hydra overrides that belong to the recipe's launch; what a rehearsal reduces wins over them.
         data: prepared Parquet files; empty takes the recipe's own.
         say: called with a line for each stage.
@@ -97,10 +98,8 @@ def rehearse(
     with writing(folder, SpoConfigError):
         if folder.exists() and any(folder.iterdir()):
             raise SpoConfigError(f"{folder} is not empty: name another folder with --output, or remove it.")
-    where = find_recipe(recipe)
-    composed = compose(where, overrides)
-    if composed.problems:
-        raise SpoConfigError(f"the recipe {recipe} refuses:\n  - " + "\n  - ".join(composed.problems))
+    where: Source = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    composed = accepted(where, overrides)
     config = composed.config
     with _usable(where):
         found = Rehearsal(
@@ -124,7 +123,7 @@ def rehearse(
 
 
 @contextmanager
-def _usable(recipe: Recipe) -> Iterator[None]:
+def _usable(recipe: Source) -> Iterator[None]:
     """Where a recipe's values are read: null, texts or numbers in the place of others become one message."""
     try:
         yield
@@ -132,8 +131,8 @@ def _usable(recipe: Recipe) -> Iterator[None]:
         raise
     except (OmegaConfBaseException, AttributeError, TypeError, ValueError, LookupError, OverflowError) as reason:
         raise SpoConfigError(
-            f"{recipe.path}, or an override, sets what a rehearsal cannot use ({' '.join(str(reason).split())[:300]}): "
-            "give that key a value as verl's own configuration has it."
+            f"{recipe.where}, or an override, sets what a rehearsal cannot use ("
+            f"{' '.join(str(reason).split())[:300]}): give that key a value as verl's own configuration has it."
         ) from reason
 
 
@@ -170,9 +169,42 @@ def _loop_classes(path: Path) -> list[str]:
     return classes
 
 
+def stand_in_obstacle(config: DictConfig) -> str | None:
+    """Why no stand-in can take the place of what a run names; None where one can.
+
+    Raises:
+        SpoConfigError: the file of agent loops is no list of them; names the file.
+    """
+    from verl.trainer.ppo.utils import need_critic
+
+    from spo_verl.planning.shapes import not_dense
+
+    model = str(config.actor_rollout_ref.model.path)
+    if reason := not_dense(model):
+        return f"{model} is {reason}; the stand-in is a dense decoder of text"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if need_critic(config):
+            return "it trains a critic, which has no stand-in (algorithm.adv_estimator, critic.enable)"
+    if config.reward.reward_model.enable:
+        return "it asks a reward model, which has no stand-in (reward.reward_model.enable)"
+    if reduction.calls_tools(config):
+        loops = config.actor_rollout_ref.rollout.agent.agent_loop_config_path
+        classes = _loop_classes(Path(str(loops))) if loops else []
+        if not any(name.startswith("spo_verl.") for name in classes):
+            loop = config.actor_rollout_ref.rollout.agent.default_agent_loop
+            return f"the agent loop {loop} may call tools that the stand-in was not taught"
+    return None
+
+
 def engine_obstacle(config: DictConfig, device: Device) -> str | None:
     """Why the training engine of the recipe cannot start on this machine; None where nothing is known against it."""
-    if str(config.actor_rollout_ref.actor.strategy) != "megatron":
+    rollout, strategy = str(config.actor_rollout_ref.rollout.name), str(config.actor_rollout_ref.actor.strategy)
+    if device == "cpu" and rollout != "vllm":
+        return f"on a CPU only vLLM generates (actor_rollout_ref.rollout.name={rollout})"
+    if device == "cpu" and strategy not in ("fsdp", "fsdp2", "megatron"):
+        return f"on a CPU only FSDP trains (actor_rollout_ref.actor.strategy={strategy})"
+    if strategy != "megatron":
         return None
     if not _importable("megatron.core"):
         return "megatron-core is not installed, which verl's Megatron engine is built on"
@@ -183,7 +215,7 @@ def engine_obstacle(config: DictConfig, device: Device) -> str | None:
 
 def _stages(
     found: Rehearsal,
-    recipe: Recipe,
+    recipe: Source,
     composed: Composed,
     overrides: list[str],
     data: Sequence[Path],
@@ -200,20 +232,23 @@ def _stages(
 
     passed("composed", f"{recipe.name} with {found.engine}, {found.mode}: {found.kind}")
     if problems := problems_of(composed):
-        raise _Stop("the recipe is not accepted: " + " ".join(problems))
+        raise _Stop("it is not accepted: " + " ".join(problems))
     passed("validated", "verl's check" + (" and SPO's" if uses_spo(config) else ""))
     with _usable(recipe):
         absent = absent_modules(config)
+        obstacle = None if absent else stand_in_obstacle(config)
     if absent:
-        raise _Stop(f"not there: {', '.join(absent)}; install what the recipe names, or override the key.")
+        raise _Stop(f"not there: {', '.join(absent)}; install what it names, or override the key.")
+    if obstacle is not None:
+        raise _Stop(f"{obstacle}; nothing was started")
     with _usable(recipe):
         files, parameters = _prepare(config, folder, data)
         found.changes = reduction.changes(config, files, device=device)
     passed("data and stand-in", f"{files.train.name}, {files.held_out.name}, {parameters:,} parameters")
-    reduced = compose(recipe, [*overrides, *reduction.overrides(found.changes)])
+    reduced = recipe.compose([*overrides, *reduction.overrides(found.changes)])
     if problems := problems_of(reduced):
-        raise _Stop("the reduced recipe is not accepted: " + " ".join(problems))
-    passed("reduced", f"{len(found.changes)} keys differ from the recipe")
+        raise _Stop("reduced, it is not accepted: " + " ".join(problems))
+    passed("reduced", f"{len(found.changes)} keys differ")
     if obstacle := engine_obstacle(config, device):
         raise _Stop(f"{obstacle}; nothing was started")
     _launch(found, recipe, config, overrides, files, limits, say)
@@ -221,7 +256,7 @@ def _stages(
 
 def _launch(
     found: Rehearsal,
-    recipe: Recipe,
+    recipe: Source,
     config: DictConfig,
     overrides: list[str],
     files: Files,
@@ -231,6 +266,7 @@ def _launch(
     from spo_verl.launching.composition import uses_spo
     from spo_verl.launching.launch import failure, run_main_ppo
 
+    recipe = recipe.launchable(files.folder)
     say(f"launched: python -m verl.trainer.main_ppo, at most {limits.seconds:.0f} s (log: {files.folder}/train.log)")
     run = run_main_ppo(
         [*recipe.base_overrides(), *overrides, *reduction.overrides(found.changes)],
@@ -266,11 +302,13 @@ def _prepare(config: DictConfig, folder: Path, data: Sequence[Path]) -> tuple[Fi
     """Write rows, made-up values and the stand-in; returns them with the stand-in's parameters."""
     from omegaconf import OmegaConf
 
-    from spo_verl.recipes import stand_in
-    from spo_verl.recipes.rows import take_rows
+    from spo_verl.rehearsal import stand_in
+    from spo_verl.rehearsal.rows import take_rows
     from spo_verl.small.task import write_rows
 
-    sources = list(data) or [Path(file) for file in config.data.train_files]
+    named = config.data.train_files
+    own = [named] if isinstance(named, str) else list(named)
+    sources = list(data) or [Path(os.path.expanduser(str(file))) for file in own]
     rows = take_rows(sources, train=reduction.train_prompts(config), held_out=reduction.HELD_OUT)
     train, held_out = folder / "train.parquet", folder / "held_out.parquet"
     write_rows(rows.train, train)

@@ -18,7 +18,7 @@ CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(6
 RETURNED = "42"
 ANSWER = "\\boxed{42}"
 LESSONS = 80
-"""Updates in which a tool recipe's stand-in learns to write :data:`CALL`, and :data:`ANSWER` behind what came back."""
+"""Updates in which a tool recipe's stand-in learns to write :data:`CALL`, and :data:`ANSWER` after the return."""
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, START, END)
@@ -100,7 +100,7 @@ def build(
 
     Args:
         prompts: chat messages of every row that it will be asked.
-        response_tokens: room behind the longest prompt.
+        response_tokens: room after the longest prompt.
         template: further arguments of the chat template (``data.apply_chat_template_kwargs``).
         tools: schemas that stand in front of every prompt.
     """
@@ -139,7 +139,7 @@ def _teach_a_call(
     *,
     seed: int,
 ) -> None:
-    """Train the model to call the tool and to answer behind what it returned.
+    """Train the model to call the tool and to answer after what it returned.
 
     An untrained model would write noise, and a rehearsal would never run the interpreter.
     """
@@ -155,7 +155,7 @@ def _teach_a_call(
     for prompt in prompts:
         before = _prompt_tokens(tokenizer, prompt, tools, template)
         ids = [*before, *call, *returned, *answer, end]
-        # The end of the turn behind the call is the first token of what is put in between.
+        # The end of the turn after the call is the first token of what is put in between.
         own = [0] * len(before) + [1] * (len(call) + 1) + [0] * (len(returned) - 1) + [1] * (len(answer) + 1)
         lessons.append((torch.tensor([ids]), torch.tensor([own], dtype=torch.bool)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

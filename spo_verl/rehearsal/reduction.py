@@ -24,6 +24,13 @@ RESPONSE_TOKENS = 48
 TURNS_TOKENS = 192
 """The same where an agent loop calls tools: two calls with what they return fit."""
 
+MICRO_BATCH = 2
+MICRO_BATCHES = (
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+)
+
 NO_ACCELERATOR = "a CPU has no accelerator (+platform=cpu)"
 SMALL = "two steps in a minute or two"
 PLACE = "everything is written into the rehearsal's folder"
@@ -81,7 +88,7 @@ def response_tokens(config: DictConfig) -> int:
 
 
 def train_prompts(config: DictConfig) -> int:
-    """Rows that are needed: a batch, and what is in flight beside it."""
+    """Rows that are needed: a batch, and what is in flight at the same time."""
     return 3 * _prompts(config)
 
 
@@ -102,7 +109,7 @@ def changes(config: DictConfig, files: Files, *, device: Device) -> list[Change]
 
 
 def overrides(found: list[Change]) -> list[str]:
-    """The changes on hydra's command line; ``+platform=cpu`` stands for those of its group."""
+    """The changes on hydra's command line; ``+platform=cpu`` is that of its group."""
     from spo_verl.launching.launch import hydra_value
 
     return [f"{change.key}={hydra_value(change.rehearsal)}" for change in found if not change.group]
@@ -136,7 +143,9 @@ def _reduced(config: DictConfig, files: Files, device: Device) -> Iterator[tuple
 def _model_and_data(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
     yield "actor_rollout_ref.model.path", str(files.model), "a stand-in of the same architecture"
     yield "data.train_files", [str(files.train)], "the first rows of the data"
-    yield "data.val_files", [str(files.held_out)], "rows behind those"
+    yield "data.val_files", [str(files.held_out)], "rows after those"
+    if _select(config, "actor_rollout_ref.model.tokenizer_path") is not None:
+        yield "actor_rollout_ref.model.tokenizer_path", str(files.model), "the stand-in's own"
     if _select(config, "spo.initial.values") is not None:
         yield "spo.initial.values", str(files.values), "made-up values of these rows, in the same format"
 
@@ -155,6 +164,13 @@ def _sizes(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
         # So small that a mini-batch still takes several micro-batches.
         yield "actor_rollout_ref.actor.ppo_max_token_len_per_gpu", 3 * whole, "several micro-batches per update"
         yield f"{rollout}.log_prob_max_token_len_per_gpu", 6 * whole, "several micro-batches per forward"
+    for key in MICRO_BATCHES:
+        if (micro := _select(config, key)) is not None:
+            yield key, min(int(micro), MICRO_BATCH), "a mini-batch has no more"
+    if _select(config, f"{rollout}.max_model_len") is not None:
+        yield f"{rollout}.max_model_len", whole, "the stand-in's longest sequence"
+    if _select(config, "data.val_batch_size") is not None:
+        yield "data.val_batch_size", HELD_OUT, "as many rows are held out"
     yield f"{rollout}.val_kwargs.n", min(2, int(config.actor_rollout_ref.rollout.val_kwargs.n)), SMALL
     if config.trainer.v1.trainer_mode == "separate_async":
         yield "trainer.v1.separate_async.parameter_sync_step", MINI_BATCHES, "as many as updates per step"

@@ -1,4 +1,4 @@
-"""``python -m spo_verl.recipes.launch FOLDER <experiment>/<name> [overrides]``: what ``recipes/run.sh`` runs.
+"""``python -m spo_verl.launching.run_recipe FOLDER <experiment>/<name> [overrides]``: what ``recipes/run.sh`` runs.
 
 Becomes ``python -m verl.trainer.main_ppo`` with the recipe below FOLDER as its configuration. It is Python, and not a
 line of the script, because folders may have any name and hydra reads a grammar of its own.
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from spo_verl.errors import SpoConfigError
 from spo_verl.files import require_file
-from spo_verl.recipes.locate import Recipe
+from spo_verl.launching.recipes import Recipe
 from spo_verl.visible import visible
 
 
 def main() -> None:
     """Replaces this process."""
     if len(sys.argv) < 3:
-        raise SystemExit("error: usage: python -m spo_verl.recipes.launch FOLDER <experiment>/<name> [overrides]")
+        raise SystemExit("error: usage: python -m spo_verl.launching.run_recipe FOLDER <experiment>/<name> [overrides]")
     root, name, *overrides = sys.argv[1:]
     recipe = Recipe(Path(root), name)
     try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from spo_verl.planning.formulas import Figure, figure
-from spo_verl.planning.settings import Assumptions, Run
-from spo_verl.planning.shapes import ModelShape
+from spo_verl.planning.inputs import Assumptions, Run
+from spo_verl.planning.shapes import DecoderShape
 from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED
 
 
-def trained_parameters(run: Run, shape: ModelShape) -> int:
+def trained_parameters(run: Run, shape: DecoderShape) -> int:
     """P_t: all parameters, or those of LoRA adapters on every projection."""
     if run.lora_rank <= 0:
         return shape.parameters
@@ -22,7 +22,7 @@ def trained_parameters(run: Run, shape: ModelShape) -> int:
     )  # fmt: skip
 
 
-def stage_parameters(run: Run, shape: ModelShape) -> int:
+def stage_parameters(run: Run, shape: DecoderShape) -> int:
     """P_s: parameters of the largest pipeline stage."""
     embeddings = shape.embeddings if run.pipeline_parallel == 1 else 1
     return int(
@@ -33,7 +33,7 @@ def stage_parameters(run: Run, shape: ModelShape) -> int:
     )  # fmt: skip
 
 
-def training_state(run: Run, shape: ModelShape) -> dict[str, Figure]:
+def training_state(run: Run, shape: DecoderShape) -> dict[str, Figure]:
     """Per training GPU: ``weights``, ``gradients``, ``optimizer``; FSDP: ``gathered``; KL loss: ``reference``."""
     trained = trained_parameters(run, shape)
     state: dict[str, Figure] = {}
@@ -61,7 +61,7 @@ def training_state(run: Run, shape: ModelShape) -> dict[str, Figure]:
     return state
 
 
-def layer_activations(run: Run, shape: ModelShape) -> Figure:
+def layer_activations(run: Run, shape: DecoderShape) -> Figure:
     """a_l: bytes that one layer saves for its backward, per token."""
     sizes = {"h": shape.hidden, "q": shape.query, "k": shape.key, "f": shape.intermediate, "b_c": run.compute_bytes}
     label = "saved activations of a layer per token"
@@ -72,7 +72,7 @@ def layer_activations(run: Run, shape: ModelShape) -> Figure:
     )
 
 
-def micro_batch(run: Run, shape: ModelShape) -> dict[str, Figure]:
+def micro_batch(run: Run, shape: DecoderShape) -> dict[str, Figure]:
     """One micro-batch on one GPU: what the update and a forward alone need on top of the training state."""
     a_l = layer_activations(run, shape)
     tokens, forward_tokens = run.update_tokens, run.forward_tokens
@@ -139,7 +139,7 @@ def host_offload(run: Run, state: dict[str, Figure]) -> Figure | None:
     )  # fmt: skip
 
 
-def rollout_memory(run: Run, shape: ModelShape, assumed: Assumptions) -> dict[str, Figure]:
+def rollout_memory(run: Run, shape: DecoderShape, assumed: Assumptions) -> dict[str, Figure]:
     """Weights and KV cache of the rollout engine, and how many responses of full length it holds."""
     tau, pi = run.rollout_tensor_parallel, run.rollout_pipeline_parallel
     budget = {
@@ -209,8 +209,10 @@ def plugin_memory(run: Run, assumed: Assumptions, mean_response: float) -> dict[
     return found
 
 
-def checkpoint_bytes(run: Run, shape: ModelShape, plugin: dict[str, Figure], assumed: Assumptions) -> dict[str, Figure]:
-    """One checkpoint on disk: the actor's, and the tracker's folder beside it."""
+def checkpoint_bytes(
+    run: Run, shape: DecoderShape, plugin: dict[str, Figure], assumed: Assumptions
+) -> dict[str, Figure]:
+    """One checkpoint on disk: the actor's, and the tracker's folder next to it."""
     common = {"P": shape.parameters, "P_t": trained_parameters(run, shape), "H": int(run.hf_model)}
     actor = (
         figure("megatron_checkpoint", "checkpoint of the actor", **common)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spo_verl.recipes import stand_in
+from spo_verl.rehearsal import stand_in
 from tests.recipes.helpers import sums
 
 PROMPTS = [row["prompt"] for row in sums(12)]

@@ -6,8 +6,8 @@ import pytest
 
 from spo_verl.launching.launch import Run
 from spo_verl.launching.supervise import Outcome
-from spo_verl.recipes.reduction import Files
-from spo_verl.recipes.verdict import LOSS, OURS, judge
+from spo_verl.rehearsal.reduction import Files
+from spo_verl.rehearsal.verdict import LOSS, OURS, judge
 
 
 @pytest.fixture

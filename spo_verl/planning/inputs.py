@@ -1,4 +1,4 @@
-"""What a plan reads from verl's configuration, and what the user assumes beside it."""
+"""What a plan reads from verl's configuration, and what the user assumes in addition."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Run:
             return (micro_batch or 1) * longest
         groups = max(1, self.gpus // (self.tensor_parallel * self.pipeline_parallel))
         # All that a GPU has to work on may be less than the limit. A limit below the longest sequence is refused by
-        # verl; the plan says so and reckons with the sequence.
+        # verl; the plan says so and computes with the sequence.
         return max(longest, min(limit, ceil(trajectories * self.longest / groups)))
 
 

@@ -1,9 +1,9 @@
-"""Rows for a rehearsal, and what is said where there are none."""
+"""Rows for a rehearsal, and what is said without them."""
 
 import pytest
 
 from spo_verl.errors import SpoConfigError
-from spo_verl.recipes.rows import take_rows
+from spo_verl.rehearsal.rows import take_rows
 from tests.recipes.helpers import sums, write
 
 
@@ -33,3 +33,12 @@ def test_other_files_are_refused(tmp_path):
     bare = write([{"prompt": "x"}], tmp_path / "bare.parquet")
     with pytest.raises(SpoConfigError, match="has no column data_source, reward_model"):
         take_rows([bare], train=1, held_out=1)
+
+
+@pytest.mark.parametrize("name", ["images", "videos", "audios"])
+def test_rows_with_media_are_refused(tmp_path, name):
+    rows = [{**row, name: [{"path": "a"}]} for row in sums(4)]
+    with pytest.raises(SpoConfigError, match=f"row 0: it has {name}.*reads text only"):
+        take_rows([write(rows, tmp_path / "rows.parquet")], train=2, held_out=1)
+    empty = [{**row, name: None} for row in sums(4)]
+    assert len(take_rows([write(empty, tmp_path / "none.parquet")], train=2, held_out=1).train) == 2

@@ -1,0 +1,150 @@
+"""``spo-verl recipes``: the recipes that come with the package, listed, shown and copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.errors import SpoConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+SHORT_HELP = "Recipes that come with the package: ls, show, cp."
+HELP = """The recipes that come with the package, and those in ./recipes (or SPO_RECIPES_DIR alone).
+
+`spo-verl plan` and `spo-verl rehearse` take the names that `ls` prints."""
+LS_HELP = "Every recipe with what it is for."
+SHOW_HELP = "What a recipe trains, with which command it starts, and the files that it is made of."
+CP_HELP = """Copy an experiment's folder, what it builds on and run.sh into FOLDER (./recipes), to be changed there.
+
+Nothing is overwritten: if the experiment is there already, it is refused."""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_SHOWN = {
+    "estimator": "algorithm.adv_estimator",
+    "model": "actor_rollout_ref.model.path",
+    "training data": "data.train_files",
+    "validation data": "data.val_files",
+    "offline values": "spo.initial.values",
+    "prompts per step": "data.train_batch_size",
+    "responses per prompt": "actor_rollout_ref.rollout.n",
+    "prompts per update": "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "tokens of a prompt": "data.max_prompt_length",
+    "tokens of a response": "data.max_response_length",
+    "steps": "trainer.total_training_steps",
+    "mode": "trainer.v1.trainer_mode",
+    "training engine": "actor_rollout_ref.actor.strategy",
+    "rollout engine": "actor_rollout_ref.rollout.name",
+    "nodes": "trainer.nnodes",
+    "GPUs per node": "trainer.n_gpus_per_node",
+    "checkpoints": "trainer.default_local_dir",
+}
+
+
+@app.command("ls", help=LS_HELP, short_help=LS_HELP)
+@verb
+def list_recipes(json_output: Json = False, debug: Debug = False) -> Outcome:
+    from spo_verl.launching.recipe_files import described
+    from spo_verl.launching.recipes import ROOT_VARIABLE, known_recipes
+
+    known = known_recipes()
+    if not known:
+        raise SpoConfigError(f"no recipes were found: name their folder with {ROOT_VARIABLE}.")
+    found = [{"name": name, "folder": str(root), "what": described(root, name)} for name, root in known.items()]
+
+    def show(console: Console) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for entry in found:
+            table.add_row(Text(entry["name"]), Text(entry["what"]))
+        console.print(table)
+        for root in dict.fromkeys(entry["folder"] for entry in found):
+            console.print(Text(f"in {root}"), soft_wrap=True)
+
+    return Outcome({"recipes": found}, show)
+
+
+@app.command("show", help=SHOW_HELP, short_help="What a recipe trains, and its files.")
+@verb
+def show_recipe(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="hydra's overrides.")] = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.launching.recipe_files import described, files_of
+    from spo_verl.launching.recipes import accepted, find_recipe
+    from spo_verl.visible import visible
+
+    found = find_recipe(recipe)
+    config = accepted(found, overrides or []).config
+    files = [str(file) for file in files_of(found.root, found.name)] if not found.plain else [found.where]
+    data: dict[str, Any] = {
+        "name": found.name,
+        "what": described(found.root, found.name),
+        "start": [f"{found.root}/run.sh", found.name, *(overrides or [])] if (found.root / "run.sh").is_file() else
+        found.command(overrides or [], "python"),
+        "trains": {label: _value(config, key) for label, key in _SHOWN.items()},
+        "keys": _SHOWN,
+        "files": files,
+    }  # fmt: skip
+
+    def show(console: Console) -> None:
+        import shlex
+
+        from rich.table import Table
+        from rich.text import Text
+
+        console.print(Text(f"{data['name']}: {data['what']}"), soft_wrap=True)
+        table = Table.grid(padding=(0, 2))
+        for label, value in data["trains"].items():
+            if value is not None:
+                text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                table.add_row(Text(f"  {label}"), Text(visible(text)))
+        console.print(table)
+        console.print(Text("start:  " + shlex.join(data["start"])), soft_wrap=True)
+        console.print("files:")
+        for file in data["files"]:
+            console.print(Text(f"  {file}"), soft_wrap=True)
+
+    return Outcome(data, show)
+
+
+@app.command("cp", help=CP_HELP, short_help="Copy an experiment, to be changed.")
+@verb
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment, or one of its recipes.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Default: ./recipes.")] = None,
+    json_output: Json = False,
+    debug: Debug = False,
+) -> Outcome:
+    from spo_verl.launching.recipe_files import copy_experiment
+
+    copied = copy_experiment(name, folder)
+    data = {"folder": str(copied.target), "written": list(copied.written), "kept": list(copied.kept)}
+
+    def show(console: Console) -> None:
+        from rich.text import Text
+
+        for file in copied.written:
+            console.print(Text(f"{copied.target}/{file}"), soft_wrap=True)
+        for kept in copied.kept:
+            console.print(Text(f"kept as it is: {copied.target}/{kept}"), soft_wrap=True)
+        console.print(Text(f"start one with: {copied.target}/run.sh <experiment>/<name> OVERRIDES"), soft_wrap=True)
+
+    return Outcome(data, show)
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    from omegaconf import OmegaConf
+
+    value = OmegaConf.select(config, key, default=None, throw_on_resolution_failure=False)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
