@@ -10,7 +10,7 @@ from spo_verl.cpu.registry import declare
 DEFAULTS: dict[str, str] = {
     # vLLM compiles parts of its sampler, which needs a C++ compiler and takes minutes on two cores.
     "TORCHDYNAMO_DISABLE": "1",
-    # Ray starts as many idle workers as it was told there are CPUs; here that number is a count of slots.
+    # Ray starts as many idle workers as it was given CPUs; here that number is a count of slots.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     # Threads per TransferQueue client; its default is meant for large hosts.

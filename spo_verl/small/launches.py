@@ -73,16 +73,18 @@ class Settings:
 
     @property
     def variant(self) -> str:
-        """What a run is called beside others: everything that differs from the defaults but the seed."""
-        default = Settings(estimator=self.estimator)
-        parts: list[str] = [self.estimator]
-        if self.estimator == "spo" and not self.offline:
-            parts.append("no offline values")
+        """What a run is called: the estimator, and everything that differs from the defaults but the seed."""
+        return ", ".join([self.estimator, *self.differences()])
+
+    def differences(self) -> list[str]:
+        """Each setting that differs from its default, as text; those that are without effect are left out."""
+        default = dict(_leaves(Settings(estimator=self.estimator)))
+        parts = ["no offline values"] if self.estimator == "spo" and not self.offline else []
         unused = set() if self.offline else {"offline_trials"}
         for name, value in _leaves(self):
-            if name not in {"estimator", "seed", "overrides"} | unused and value != dict(_leaves(default))[name]:
+            if name not in {"estimator", "seed", "overrides"} | unused and value != default[name]:
                 parts.append(f"{name.replace('_', ' ')} {value}")
-        return ", ".join([*parts, *self.overrides])
+        return [*parts, *self.overrides]
 
     def identity(self) -> str:
         """Eight hexadecimal digits that tell runs with other settings apart."""
@@ -112,10 +114,10 @@ def _leaves(settings: Any) -> Iterator[tuple[str, Any]]:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise one :class:`SpoConfigError` for all problems, if there are any; a single one stands on one line."""
+    """Raise one :class:`SpoConfigError` for all problems, if there are any; a single one is shown on one line."""
     if problems:
         listed = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
-        raise SpoConfigError(f"the quickstart cannot run with these settings: {listed}")
+        raise SpoConfigError(f"these settings cannot be run: {listed}")
 
 
 def digest(*parts: object) -> str:
@@ -126,7 +128,7 @@ def digest(*parts: object) -> str:
 def training_overrides(
     settings: Settings, *, model: Path, train: Path, held_out: Path, checkpoints: Path, values: Path | None
 ) -> list[str]:
-    """The hydra overrides that a user would write by hand; what a CPU needs stands in ``+platform=cpu``.
+    """The hydra overrides that a user would write by hand; what a CPU needs is in ``+platform=cpu``.
 
     Args:
         values: file of offline values for spo, None without.
@@ -167,6 +169,9 @@ def training_overrides(
         f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS}",
         "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        # One process for all rollouts, which scores them as well: each further one takes as long to start as ten steps.
+        "actor_rollout_ref.rollout.agent.num_workers=1",
+        "reward.num_workers=0",
         "reward.custom_reward_function.path=pkg://spo_verl.small.reward",
         f"trainer.total_training_steps={settings.steps}",
         # verl's loop ends at the last epoch as well; steps are what counts here.

@@ -46,10 +46,10 @@ def test_an_unfinished_run_says_how_far_it_came_and_how_to_go_on() -> None:
     text = summary({**result(), "steps_done": 47})
     assert text.startswith("This run is not finished: 47 of 50 steps.")
     assert "+0.100 +- 0.010" in text
-    assert "the same call again" in text.split("How to go on")[1]
+    assert "the same call again" in text.split("How to continue")[1]
     assert "What to try next" not in text
     for finished in (result(), {**result(), "steps_done": 50}):
-        assert "How to go on" not in summary(finished)
+        assert "How to continue" not in summary(finished)
         assert "not finished" not in summary(finished)
 
 
@@ -88,7 +88,7 @@ def test_the_panel_is_the_first_prompt_of_each_level() -> None:
     assert [prompt["question"] for prompt in panel(prompts)] == [f"q{number}" for number in range(8)]
 
 
-def test_curves_begin_behind_the_offline_trajectories() -> None:
+def test_curves_begin_after_the_offline_trajectories() -> None:
     x, y = curve(result(offline=8192), "held_out")
     assert x == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
     assert y == pytest.approx([0.4, 0.41, 0.42])

@@ -334,17 +334,17 @@ def test_a_call_whose_time_is_over_shows_what_there_is_and_the_next_one_goes_on(
     assert "were over before the first training step was done. Everything before it is kept" in text
     _, text = call("time limit")  # a step that hangs until the launch is ended
     assert "2 of 4 steps" in text
-    assert "were over after 3 of 4 steps. The first 2 of them are kept: the same call again goes on" in text
+    assert "were over after 3 of 4 steps. The first 2 of them are kept: the same call again continues" in text
     _, text = call("stopped early")
-    assert "going on after step 2" in text
-    assert "were over after 3 of 4 steps. All of them are kept: the same call again goes on" in text
+    assert "continuing after step 2" in text
+    assert "were over after 3 of 4 steps. All of them are kept: the same call again continues" in text
     # Not launched at all where no time is left.
     trainer, text = call(seconds=5.0)
     assert trainer.calls == []
     assert "3 of 4 steps" in text
     trainer, text = call("finished")
     assert [name for name, _, _ in trainer.calls] == ["training-4"]
-    assert "going on after step 3" in text
+    assert "continuing after step 3" in text
     assert "were over" not in text
 
 
@@ -407,7 +407,7 @@ def test_a_warm_start_that_outlasts_the_call_is_shown(staged, tmp_path: Path, mo
     assert (found["steps_done"], trainer.calls) == (0, [])
     assert said[-1] == (
         "\nThe 7 s of this call (--time-limit) were over in the warm start, after 20 steps. They are kept: the same "
-        "call again goes on from there."
+        "call again continues from there."
     )
 
 

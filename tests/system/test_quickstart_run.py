@@ -23,7 +23,7 @@ def test_a_call_that_runs_out_of_time_ends_with_the_result_of_what_it_did(quicks
     assert stopped.returncode == 0, stopped.output[-3000:]
     assert "This run is not finished: 1 of 4 steps." in stopped.output
     assert (
-        "were over after 1 of 4 steps. All of them are kept: the same call again goes on from there" in stopped.output
+        "were over after 1 of 4 steps. All of them are kept: the same call again continues from there" in stopped.output
     )
     assert stopped.result["steps_done"] == 1
     assert [point["step"] for point in stopped.result["curve"]] == [0, 1]
@@ -48,7 +48,7 @@ def test_the_second_call_goes_on_where_the_first_one_ended(quickstart, folder):
     assert "reusing" in finished  # the warm-started model
     assert "values.parquet" in finished
     assert "of 128 prompts" not in finished  # nothing was sampled again
-    went_on = next(int(line.split()[-1]) for line in finished.splitlines() if "going on after step" in line)
+    went_on = next(int(line.split()[-1]) for line in finished.splitlines() if "continuing after step" in line)
     assert went_on == 1
     assert len(folder.attempts("values")) == 1
     first, second = folder.attempts("training")
