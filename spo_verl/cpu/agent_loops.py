@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
-import wrapt
-
 from spo_verl.cpu.registry import workaround
 
 _LOOP = "verl.experimental.agent_loop.agent_loop"
@@ -39,15 +37,18 @@ def build_loops_directly(module: ModuleType) -> None:
 def score_in_the_worker(module: ModuleType) -> None:
     """Let verl's reward worker live in the agent-loop worker; a reward model keeps processes of its own."""
 
-    async def scored(wrapped: Any, worker: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    stock = module.AgentLoopWorker._compute_score
+
+    # A plain function: Ray sends the worker's class with its methods, and loses a wrapper's.
+    async def scored(worker: Any, outputs: Any, kwargs: Any) -> None:
         handles = worker.reward_loop_worker_handles
         if handles is not None and not worker.config.reward.reward_model.enable:
             if not any(isinstance(handle, LocalRewardWorker) for handle in handles):
                 # Here and not when the worker is built: the reward worker keeps the running event loop.
                 worker.reward_loop_worker_handles = [LocalRewardWorker(_reward_worker(worker.config))]
-        await wrapped(*args, **kwargs)
+        await stock(worker, outputs, kwargs=kwargs)
 
-    wrapt.wrap_function_wrapper(module, "AgentLoopWorker._compute_score", scored)
+    module.AgentLoopWorker._compute_score = scored
 
 
 def _reward_worker(config: Any) -> Any:
@@ -172,6 +173,10 @@ class GatheringQueue:
                 fields=None if names is None else self._to_tensordict(rows),
                 tags=[dict(tag) for put in group for tag in put.tags],
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray sends the class of an actor with the globals of its methods.
+        return GatheringQueue, (self._queue, self._to_tensordict)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)

@@ -103,21 +103,21 @@ class LiveTraining(Progress):
     def __init__(self, path: Path, *, steps: int, done: int, say: Say) -> None:
         super().__init__(path, steps=steps, say=say)
         self._left, self._done = _Remaining(), done
-        self._recent: deque[tuple[int, dict[str, float]]] = deque(maxlen=ROWS)
+        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=ROWS)
 
     def _step(self, step: int, values: dict[str, float]) -> None:
-        self._recent.append((step, values))
+        self._rows.append((step, values))
         self._done = max(self._done, step)
 
     def __rich__(self) -> RenderableType:
-        if not self._recent:
+        if not self._rows:
             return Text("")
         table = Table(box=None, padding=(0, 2), header_style="bold")
         table.add_column("step", justify="right")
-        names = [name for name in COLUMNS if any(name in values for _, values in self._recent)]
+        names = [name for name in COLUMNS if any(name in values for _, values in self._rows)]
         for name in names:
             table.add_column(name, justify="right")
-        for step, values in self._recent:
+        for step, values in self._rows:
             table.add_row(str(step), *(_cell(name, values.get(name)) for name in names))
         explained = Table.grid(padding=(0, 2))
         for name in names:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import hydra
 import pytest
+from ray import cloudpickle
 
 from spo_verl.cpu import agent_loops
 from spo_verl.cpu.agent_loops import (
@@ -192,6 +194,11 @@ def test_puts_of_one_partition_and_the_same_fields_share_a_call() -> None:
         [{"n": 0}, {"n": 1}] * 2,
         [{"status": "finished"}] * 2,
     ]
+
+
+def test_a_queue_travels_with_the_class_of_an_actor() -> None:
+    arrived = cloudpickle.loads(cloudpickle.dumps(GatheringQueue(json, list)))
+    assert arrived.dumps(1) == "1"
 
 
 def test_rows_of_other_fields_are_put_apart() -> None:

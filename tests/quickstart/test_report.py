@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spo_verl.quickstart.compare import by_variant, compare, group_means
-from spo_verl.quickstart.plots import curve, draw_summary
+from spo_verl.quickstart.compare import by_variant, compare, group_means, labels_of
+from spo_verl.quickstart import plots
+from spo_verl.quickstart.plots import curve, draw_summary, joint_curve
 from spo_verl.quickstart.report import panel, summary
 from spo_verl.quickstart.runs import RunFolder
 from tests.quickstart.results import result
@@ -89,10 +91,44 @@ def test_the_panel_is_the_first_prompt_of_each_level() -> None:
 
 
 def test_curves_begin_after_the_offline_trajectories() -> None:
-    x, y = curve(result(offline=8192), "held_out")
-    assert x == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
-    assert y == pytest.approx([0.4, 0.41, 0.42])
-    assert curve(result(estimator="grpo", offline=0), "held_out")[0] == [0, 2560, 5120]
+    x, y, error = curve(result(offline=8192), "held_out")
+    assert x.tolist() == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
+    assert y.tolist() == pytest.approx([0.4, 0.41, 0.42])
+    # An older result states the standard error of the last point only.
+    assert error.tolist() == [0, 0, 0.01]
+    with_errors = result()
+    for point, stated in zip(with_errors["curve"], (0.0, 0.003, 0.004), strict=True):
+        point["held_out_error"] = stated
+    assert curve(with_errors, "held_out")[2].tolist() == [0.0, 0.003, 0.004]
+    assert curve(result(estimator="grpo", offline=0), "held_out")[0].tolist() == [0, 2560, 5120]
+
+
+def test_the_mean_of_runs_is_drawn_where_all_were_saved_with_its_standard_error() -> None:
+    one = (np.array([0, 10, 17, 20]), np.array([0.4, 0.5, 0.52, 0.6]), np.zeros(4))
+    two = (np.array([0, 10, 20]), np.array([0.4, 0.46, 0.5]), np.zeros(3))
+    x, mean, error = joint_curve([one, two])
+    assert x.tolist() == [0, 10, 20]
+    assert mean.tolist() == pytest.approx([0.4, 0.48, 0.55])
+    # Of two values the standard error is half their difference.
+    assert error.tolist() == pytest.approx([0.0, 0.02, 0.05])
+    assert joint_curve([one]) is one
+
+
+def test_a_comparison_has_one_colour_per_variant_and_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    stock = plots.new_figure
+    monkeypatch.setattr(plots, "new_figure", lambda *given: figures.append(stock(*given)) or figures[-1])
+    groups = {"spo": [result(seed=0), result(seed=1)], "grpo": [result(estimator="grpo", offline=0)]}
+    plots.draw_comparison(groups, tmp_path / "compare.png")
+    [(figure, axes)] = figures
+    left, right = axes[0]
+    assert left.get_ylim() == right.get_ylim()
+    shown = [[line.get_color() for line in axis.lines] for axis in (left, right)]
+    # Of spo a line per run and the mean, of grpo its one run.
+    assert shown[0] == shown[1] == [plots.COLOURS[0]] * 3 + [plots.COLOURS[1]]
+    assert [len(axis.collections) for axis in (left, right)] == [2, 2]  # bands
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["spo (2 runs)", "grpo (1 run)"]
+    assert (tmp_path / "compare.png").stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("estimator", ["spo", "grpo"])
@@ -133,3 +169,30 @@ def test_runs_that_differ_in_seed_only_are_put_together(tmp_path: Path) -> None:
     assert "+0.125 +- 0.025" in found["text"]
     assert "20,992 (8,192)" in found["text"]
     assert max(len(line) for line in found["text"].splitlines()) <= 140
+
+
+def test_a_comparison_names_what_differs_and_once_what_all_have(tmp_path: Path) -> None:
+    shared = ("trainer.save_freq=1", "actor_rollout_ref.rollout.val_kwargs.temperature=0.7")
+    results = [
+        result(steps=4, train_prompts=128, trajectories=64, overrides=shared),
+        result(steps=4, train_prompts=128, trajectories=64, overrides=(*shared, "spo.sampling.mode=uniform")),
+        result(estimator="grpo", offline=0, steps=4, train_prompts=128, trajectories=64, overrides=shared),
+    ]
+    labels, common = labels_of(by_variant(results))
+    assert sorted(labels.values()) == ["grpo", "spo", "spo, spo.sampling.mode=uniform"]
+    assert common == ["steps 4", "trajectories 64", "train prompts 128", *shared]
+    text = compare(results, tmp_path)["text"]
+    for part in common:
+        assert " ".join(text.split()).count(part) == 1
+    table = text.split("In common")[0]
+    assert max(len(line) for line in table.splitlines()) <= 130
+    # One run alone differs from nothing.
+    alone = compare(results[:1], tmp_path)["text"]
+    assert "In common: steps 4" in alone
+    assert "In common" not in compare([result()], tmp_path)["text"]
+
+
+def test_a_run_is_compared_by_its_settings_not_by_the_name_of_its_time(tmp_path: Path) -> None:
+    """Defaults may have changed since it was made."""
+    old = {**result(steps=7), "variant": "spo"}
+    assert sorted(by_variant([old, result()])) == ["spo", "spo, steps 7"]
