@@ -66,7 +66,8 @@ def _levels(axis: Any, found: Mapping[str, Any], name: str, *, trained: bool) ->
         errors = {"yerr": found["standard_error_by_level"], "error_kw": {"elinewidth": 1.2}, "capsize": 2}
         axis.bar(position_L + 0.2, found["after_by_level"], 0.4, **errors, color=AFTER, label=label)
     axis.set_xticks(position_L, [level for level, _ in LEVELS], rotation=35, ha="right")
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.25)  # with room for the legend
+    axis.set_yticks(np.linspace(0, 1, 6))
     axis.set_ylabel("accuracy", fontsize=NORMAL)
     axis.set_title(f"{found['prompts']} {name}, by level", fontsize=NORMAL)
     axis.legend(frameon=False, fontsize=SMALL)

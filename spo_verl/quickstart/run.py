@@ -24,7 +24,7 @@ from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.report import summary
 from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
-from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.small.launches import LAUNCH_ENVIRONMENT, Settings, estimate_overrides, refuse, training_overrides
 from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import Task, build_task, write_parquet
 from spo_verl.small.warmstart import WarmStartReport, load_libraries
@@ -178,6 +178,7 @@ class _Call:
         run = run_main_ppo(
             overrides,
             attempt,
+            env=LAUNCH_ENVIRONMENT,
             time_limit_s=remaining,
             # Ray needs a moment to end; a launch that is ended meanwhile has lost nothing.
             stop_after_s=remaining - RESERVE_S if stage == "training" else None,

@@ -17,6 +17,8 @@ from spo_verl.small.model import ModelShape
 from spo_verl.small.task import LEVELS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
 from spo_verl.small.warmstart import WarmStartSettings
 
+LAUNCH_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""Lets vLLM's CPU platform take the executor ``uni``, the model in the engine's process: threads are not bound here."""
 GROUP_SIZE = 8
 MINI_BATCHES = 4
 
@@ -31,14 +33,14 @@ class Settings:
 
     estimator: Literal["spo", "grpo"] = "spo"
     seed: int = 0
-    steps: int = 50
+    steps: int = 20
     trajectories: int = 256
     learning_rate: float = 1e-4
     train_prompts: int = 1024
     held_out_prompts: int = 512
-    offline_trials: int = 8
+    offline_trials: int = 4
     validate_every: int = 25
-    save_every: int = 10
+    save_every: int = 5
     shape: ModelShape = field(default_factory=ModelShape)
     warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
     overrides: tuple[str, ...] = ()
@@ -157,6 +159,9 @@ def training_overrides(
         f"data.train_batch_size={prompts}",
         f"data.max_prompt_length={MAX_PROMPT_TOKENS}",
         f"data.max_response_length={MAX_RESPONSE_TOKENS}",
+        # The same numbers; where they are references, each rollout parses them again, which takes longer than its tokens.
+        f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}",
+        f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}",
         f"data.seed={settings.seed}",
         f"actor_rollout_ref.model.path={hydra_value(model)}",
         f"actor_rollout_ref.actor.optim.lr={settings.learning_rate}",
@@ -172,6 +177,7 @@ def training_overrides(
         # One process for all rollouts, which scores them as well: each further one takes as long to start as ten steps.
         "actor_rollout_ref.rollout.agent.num_workers=1",
         "reward.num_workers=0",
+        "+actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend=uni",
         "reward.custom_reward_function.path=pkg://spo_verl.small.reward",
         f"trainer.total_training_steps={settings.steps}",
         # verl's loop ends at the last epoch as well; steps are what counts here.
