@@ -20,6 +20,7 @@ _MODULES = (
     "rollout",
     "polling",
     "agent_loops",
+    "columns",
     "checkpoint_engines",
     "ray_start",
     "old_policy",

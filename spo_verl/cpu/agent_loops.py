@@ -42,10 +42,10 @@ def score_in_the_worker(module: ModuleType) -> None:
     # A plain function: Ray sends the worker's class with its methods, and loses a wrapper's.
     async def scored(worker: Any, outputs: Any, kwargs: Any) -> None:
         handles = worker.reward_loop_worker_handles
-        if handles is not None and not worker.config.reward.reward_model.enable:
-            if not any(isinstance(handle, LocalRewardWorker) for handle in handles):
-                # Here and not when the worker is built: the reward worker keeps the running event loop.
-                worker.reward_loop_worker_handles = [LocalRewardWorker(_reward_worker(worker.config))]
+        local = handles is not None and any(isinstance(handle, LocalRewardWorker) for handle in handles)
+        if handles is not None and not local and not worker.config.reward.reward_model.enable:
+            # Here and not when the worker is built: the reward worker keeps the running event loop.
+            worker.reward_loop_worker_handles = [LocalRewardWorker(_reward_worker(worker.config))]
         await stock(worker, outputs, kwargs=kwargs)
 
     module.AgentLoopWorker._compute_score = scored
@@ -111,7 +111,7 @@ class Gathering(Generic[Item]):
     async def _together(self, batch: Sequence[tuple[Item, asyncio.Future[None]]]) -> None:
         try:
             await self._deliver([item for item, _ in batch])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - goes to the task whose item it is
             if len(batch) == 1:
                 _settle(batch[0][1], error)
                 return
@@ -180,3 +180,40 @@ class GatheringQueue:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
+
+
+_SERVER, _ONE = "_spo_server", "_spo_has_one_server"
+
+
+@workaround(
+    "one-server", target="verl.workers.rollout.llm_server:LLMServerClient._acquire_server", parameters=("request_id",)
+)
+def keep_the_only_server(module: ModuleType) -> None:
+    """Where one rollout server answers all of a run, ask the load balancer for it once, and give nothing back."""
+    client_class: Any = module.LLMServerClient
+    acquire, release = client_class._acquire_server, client_class._release_server
+
+    async def acquire_once(client: Any, request_id: str, **extra: Any) -> Any:
+        if not has_one_server(client):
+            return await acquire(client, request_id, **extra)
+        if (found := vars(client).get(_SERVER)) is None:
+            found = vars(client)[_SERVER] = await acquire(client, request_id, **extra)
+        return found
+
+    def keep(client: Any, server_id: str, request_id: str | None = None) -> None:
+        if not has_one_server(client):
+            release(client, server_id, request_id=request_id)
+
+    client_class._acquire_server, client_class._release_server = acquire_once, keep
+
+
+def has_one_server(client: Any) -> bool:
+    """Whether a run has the same single rollout server from its beginning to its end."""
+    if (found := vars(client).get(_ONE)) is None:
+        trainer, rollout = client.config.trainer, client.config.actor_rollout_ref.rollout
+        # separate_async stops and starts servers, and asks the balancer which of them are there.
+        colocated = trainer.v1.trainer_mode == "sync"
+        found = vars(client)[_ONE] = (
+            colocated and trainer.nnodes * trainer.n_gpus_per_node == rollout.tensor_model_parallel_size
+        )
+    return bool(found)

@@ -159,7 +159,7 @@ def training_overrides(
         f"data.train_batch_size={prompts}",
         f"data.max_prompt_length={MAX_PROMPT_TOKENS}",
         f"data.max_response_length={MAX_RESPONSE_TOKENS}",
-        # The same numbers; where they are references, each rollout parses them again, which takes longer than its tokens.
+        # The same numbers: as references they are parsed again for each rollout, which takes longer than its tokens.
         f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}",
         f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}",
         f"data.seed={settings.seed}",

@@ -34,8 +34,8 @@ def prepare_model(
 ) -> tuple[Path, WarmStartReport]:
     """The warm-started model for these settings: kept from before, or trained and put there within ``seconds``.
 
-    A model is made in ``partial`` and renamed when it is complete, so an interrupted warm start leaves nothing else, and
-    two runs at once do not see each other's.
+    A model is made in ``partial`` and renamed when it is complete, so an interrupted warm start leaves nothing else,
+    and two runs at once do not see each other's.
 
     Args:
         partial: folder of this run alone, on the file system of ``folder``, where an unfinished warm start is kept and

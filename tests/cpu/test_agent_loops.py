@@ -19,9 +19,11 @@ from spo_verl.cpu.agent_loops import (
     LocalRewardWorker,
     build_loops_directly,
     gather_puts,
+    keep_the_only_server,
     score_in_the_worker,
 )
 from spo_verl.cpu.checkpoint_engines import MODULE, leave_out
+from spo_verl.cpu.columns import NOT_FOR_TRAINING, fetch_fewer_columns
 
 
 class Loop:
@@ -47,7 +49,10 @@ def test_a_loop_without_settings_is_built_by_its_class_and_others_by_hydra(monke
     assert (set_.limit, len(by_hydra)) == (5, 1)
 
 
-@pytest.mark.parametrize(("handles", "model", "local"), [(["far"], False, True), ([], False, True), (["far"], True, False), (None, False, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("handles", "model", "local"),
+    [(["far"], False, True), ([], False, True), (["far"], True, False), (None, False, False)],
+)
 def test_rewards_are_computed_in_the_worker_unless_a_model_gives_them(
     handles: Any, model: bool, local: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +220,76 @@ def test_rows_of_other_fields_are_put_apart() -> None:
 
     asyncio.run(run())
     assert sorted(call["keys"] for call in queue.calls) == [["x", "z"], ["y"]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "processes", "asked", "given_back"),
+    [("sync", 1, 1, 0), ("sync", 2, 3, 3), ("separate_async", 1, 3, 3), ("colocate_async", 1, 3, 3)],
+)
+def test_the_only_server_is_asked_for_once(mode: str, processes: int, asked: int, given_back: int) -> None:
+    module = ModuleType("llm_server")
+
+    class LLMServerClient:
+        def __init__(self) -> None:
+            trainer = SimpleNamespace(v1=SimpleNamespace(trainer_mode=mode), nnodes=1, n_gpus_per_node=processes)
+            rollout = SimpleNamespace(tensor_model_parallel_size=1)
+            self.config = SimpleNamespace(trainer=trainer, actor_rollout_ref=SimpleNamespace(rollout=rollout))
+            self.asked: list[Any] = []
+            self.given_back: list[Any] = []
+
+        async def _acquire_server(self, request_id: str, **extra: Any) -> Any:
+            self.asked.append((request_id, extra))
+            return "server-0", "handle"
+
+        def _release_server(self, server_id: str, request_id: str | None = None) -> None:
+            self.given_back.append((server_id, request_id))
+
+    module.LLMServerClient = LLMServerClient  # type: ignore[attr-defined]
+    keep_the_only_server(module)
+    client = LLMServerClient()
+
+    async def rollouts() -> None:
+        for number in range(3):
+            found = await client._acquire_server(f"r{number}", prompt_ids=[1])
+            assert found == ("server-0", "handle")
+            client._release_server(found[0], request_id=f"r{number}")
+
+    asyncio.run(rollouts())
+    assert client.asked == [(f"r{number}", {"prompt_ids": [1]}) for number in range(asked)]
+    assert client.given_back == [("server-0", f"r{number}") for number in range(given_back)]
+
+
+class Meta:
+    """A BatchMeta, as far as its columns go."""
+
+    def __init__(self, names: list[str], size: int = 2) -> None:
+        self.field_names, self.size = names, size
+
+    def select_fields(self, names: list[str]) -> Meta:
+        return Meta(names, self.size)
+
+
+class KeyMeta(Meta):
+    """A KVBatchMeta: keys, whose columns are asked for first."""
+
+
+@pytest.mark.parametrize("kind", [Meta, KeyMeta])
+def test_training_fetches_all_columns_but_those_that_no_engine_reads(kind: type[Meta]) -> None:
+    module = ModuleType("transferqueue_utils")
+
+    async def stock(meta: Meta) -> list[str]:
+        return meta.field_names
+
+    async def looked_up(meta: Meta) -> Meta:
+        return Meta(meta.field_names, meta.size)
+
+    module._async_meta_to_realdata, module.KVBatchMeta = stock, KeyMeta  # type: ignore[attr-defined]
+    module.async_kv_batch_meta2batch_meta = looked_up  # type: ignore[attr-defined]
+    fetch_fewer_columns(module)
+    read = ["input_ids", "position_ids", "response_mask", "old_log_probs", "multi_modal_inputs", "uid", "of_somebody"]
+    names = [*sorted(NOT_FOR_TRAINING), *read]
+    assert asyncio.run(module._async_meta_to_realdata(kind(names))) == read
+    assert asyncio.run(module._async_meta_to_realdata(kind(names, size=0))) == names  # nothing to fetch
 
 
 def test_the_engine_that_is_left_out_cannot_be_imported_and_one_that_is_there_stays() -> None:

@@ -18,7 +18,12 @@ LEVELS = {f"val-core/ladder{level}/acc/mean@1": 0.25 for level in range(1, 9)}
 def written(path: Path, steps: int) -> None:
     records = [{"step": 0, "data": LEVELS}]
     for step in range(1, steps + 1):
-        data = {"critic/score/mean": 0.5 + step / 100, "timing_s/step": 3.25, "spo/value/mean": 0.4, "spo/coverage": 1.0}
+        data = {
+            "critic/score/mean": 0.5 + step / 100,
+            "timing_s/step": 3.25,
+            "spo/value/mean": 0.4,
+            "spo/coverage": 1.0,
+        }
         records.append({"step": step, "data": data | (LEVELS if step == steps else {})})
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spo_verl.quickstart.compare import by_variant, compare, group_means, labels_of
 from spo_verl.quickstart import plots
+from spo_verl.quickstart.compare import by_variant, compare, group_means, labels_of
 from spo_verl.quickstart.plots import curve, draw_summary, joint_curve
 from spo_verl.quickstart.report import panel, summary
 from spo_verl.quickstart.runs import RunFolder
@@ -21,8 +21,8 @@ def test_the_summary_answers_what_a_newcomer_asks() -> None:
     text = summary(result())
     assert "+0.100 +- 0.010" in text
     assert "10.0 standard errors, beyond the noise" in text
-    # 50 steps of 256, and 8 responses to each of 1,024 prompts.
-    for number in ("12,800", "8,192", "20,992"):
+    # 20 steps of 256, and 8,192 offline.
+    for number in ("5,120", "8,192", "13,312"):
         assert number in text
     assert "8.0 minutes (warm start 60 s, offline values 120 s, training 300 s); memory at most 6.5 GiB" in text
     assert "mean absolute error 0.050 (the best constant: 0.300)" in text
@@ -45,12 +45,12 @@ def test_a_change_within_the_noise_is_not_called_one() -> None:
 
 
 def test_an_unfinished_run_says_how_far_it_came_and_how_to_go_on() -> None:
-    text = summary({**result(), "steps_done": 47})
-    assert text.startswith("This run is not finished: 47 of 50 steps.")
+    text = summary({**result(), "steps_done": 17})
+    assert text.startswith("This run is not finished: 17 of 20 steps.")
     assert "+0.100 +- 0.010" in text
     assert "the same call again" in text.split("How to continue")[1]
     assert "What to try next" not in text
-    for finished in (result(), {**result(), "steps_done": 50}):
+    for finished in (result(), {**result(), "steps_done": 20}):
         assert "How to continue" not in summary(finished)
         assert "not finished" not in summary(finished)
 
@@ -59,7 +59,7 @@ def test_before_the_first_step_there_is_only_before() -> None:
     found = {**result(after=0.4), "steps_done": 0, "offline_prompts": 512, "tracker": None, "sampled": []}
     found["warm_start"] = {"steps": 250, "accuracy": 0.12}
     text = summary(found)
-    assert "0 of 50 steps" in text
+    assert "0 of 20 steps" in text
     assert "warm start: 250 steps, accuracy 0.120 of its problems (target 0.37)" in text
     assert "offline values: 512 of 1024 prompts" in text
     assert text.count("0.400") >= 2
@@ -67,10 +67,10 @@ def test_before_the_first_step_there_is_only_before() -> None:
     assert not any(word in table for word in ("after", "change", "better", "worse"))
 
 
-@pytest.mark.parametrize("steps", [(), (0,), (0, 25), (0, 25, 47)])
+@pytest.mark.parametrize("steps", [(), (0,), (0, 10), (0, 10, 17)])
 def test_verls_validations_are_those_that_there_are(steps: tuple[int, ...]) -> None:
     sampled = [{"step": step, "accuracy": 0.4 + step / 1000, "standard_error": 0.02} for step in steps]
-    text = summary({**result(), "steps_done": 47, "sampled": sampled})
+    text = summary({**result(), "steps_done": 17, "sampled": sampled})
     assert ("verl's own validation" in text) == bool(steps)
     if steps:
         assert f"{0.4 + steps[-1] / 1000:.3f} after step {steps[-1]} (standard error 0.020)" in text
@@ -167,7 +167,7 @@ def test_runs_that_differ_in_seed_only_are_put_together(tmp_path: Path) -> None:
     assert len(found["runs"]) == 5
     assert "mean of 2" in found["text"]
     assert "+0.125 +- 0.025" in found["text"]
-    assert "20,992 (8,192)" in found["text"]
+    assert "13,312 (8,192)" in found["text"]
     assert max(len(line) for line in found["text"].splitlines()) <= 140
 
 
