@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
         prog="quickstart.sh",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="A second call with the same settings continues where the first one ended. Further arguments, of the "
-        "form key=value, go to verl unchanged, e.g. spo.sampling.mode=uniform; with --compare the arguments are run folders.",
+        epilog="A second call with the same settings continues where the first one ended. Further arguments "
+        "key=value go to verl unchanged, e.g. spo.sampling.mode=uniform; with --compare the arguments are run folders.",
     )
     run = arguments.add_argument_group("what is run")
     run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import RunFolder
 from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
 from spo_verl.small.model import ModelShape
+from spo_verl.small.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
 from spo_verl.small.warmstart import WarmStartReport, WarmStartSettings
 from tests.quickstart.results import result
 
@@ -72,6 +74,9 @@ def test_the_estimation_samples_the_same_policy_in_the_same_way() -> None:
     assert estimate[: len(training)] == training
     assert "spo.estimate.trials=4" in estimate
     assert "spo.estimate.output=/o.parquet" in estimate
+    # References in verl's configuration are parsed for each rollout.
+    assert f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}" in training
+    assert f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}" in training
     assert estimate.index("trainer.resume_mode=disable") > estimate.index("trainer.resume_mode=auto")
 
 
@@ -348,6 +353,27 @@ def test_a_call_whose_time_is_over_shows_what_there_is_and_the_next_one_goes_on(
     assert "were over" not in text
 
 
+def test_a_call_ends_with_the_line_that_puts_the_command_on_the_path(
+    staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = tmp_path / "an environment"
+    environment.mkdir()
+    (environment / "spo-verl").write_text("#!/bin/sh\necho found\n")
+    (environment / "spo-verl").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(environment / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for ends in (("finished", "stopped early"), ("finished",), ()):  # out of time, finished, shown again
+        staged(*ends)
+        assert main(["--steps", "4", "--folder", str(tmp_path / "runs")]) == 0
+        line = capsys.readouterr().out.rstrip().splitlines()[-1]
+        done = subprocess.run(["sh", "-c", f"{line}; spo-verl"], capture_output=True, text=True, check=True)
+        assert done.stdout == "found\n"
+    monkeypatch.setenv("PATH", f"{environment}:/usr/bin")
+    staged()
+    assert main(["--steps", "4", "--folder", str(tmp_path / "runs")]) == 0
+    assert "export PATH" not in capsys.readouterr().out
+
+
 def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: Path) -> None:
     class Late(StandIn):
         def __call__(self, overrides: list[str], folder: Path, **limits: object) -> Run:
@@ -435,7 +461,10 @@ def test_former_import_paths_hold(former: str, now: str, names: tuple[str, ...])
 
 def test_comparing_nothing_is_an_error_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--compare", "--folder", str(tmp_path)]) == 1
-    assert "./quickstart.sh --estimator grpo" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: there is no finished run in {tmp_path}")
+    assert "./quickstart.sh --estimator grpo" in shown.err
+    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
 
 
 def test_comparing_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
