@@ -19,6 +19,9 @@ _MODULES = (
     "engines",
     "rollout",
     "polling",
+    "agent_loops",
+    "columns",
+    "checkpoint_engines",
     "ray_start",
     "old_policy",
     "trainer_log",
@@ -52,9 +55,11 @@ def activate() -> None:
     _active = True
     try:
         workarounds()
+        from spo_verl.cpu.checkpoint_engines import leave_out
         from spo_verl.cpu.process_env import set_defaults
 
         set_defaults()
+        leave_out()
         install_hooks()
     except BaseException:
         _active = False

@@ -23,7 +23,7 @@ def register_engines(module: ModuleType) -> None:
 def never_offload(module: ModuleType) -> None:
     """Forward-only engines (a reference policy) ask for pinned host memory, which needs an accelerator.
 
-    The parameters are in host memory already, so the policy they get is none at all.
+    The parameters are in host memory already, so they get no policy.
     """
 
     def no_policy(pin_memory: bool = True) -> None:

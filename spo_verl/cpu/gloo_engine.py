@@ -23,7 +23,7 @@ NOT_IN_THE_GROUP = -1
 
 @CheckpointEngineRegistry.register(BACKEND)
 class GlooCheckpointEngine(CheckpointEngine):
-    """The first training process sends to every rollout process; the group is made anew for each update.
+    """The first training process sends to every rollout process; the group is made again for each update.
 
     Args:
         bucket_size: bytes to send at once (``checkpoint_engine.update_weights_bucket_megabytes``).

@@ -1,6 +1,6 @@
 """The one list of everything that verl 0.9.1 needs in order to run without an accelerator.
 
-A :class:`Workaround` names the object it changes or stands in for as ``package.module:attribute.path`` and the
+A :class:`Workaround` names the object that it changes or replaces as ``package.module:attribute.path`` and the
 parameters that object must have. Whatever way a workaround takes effect, its target is compared with the installed
 package as soon as that package's module is imported, so that another version stops with a clear message instead of
 running with a workaround that no longer fits. ``patches/<name>.md`` documents each entry.

@@ -93,7 +93,7 @@ class WeightStream:
     """One process's end of a transfer: ``open`` (the sender), ``join``, ``send`` or ``receive``, ``leave``.
 
     Args:
-        bucket_bytes: how much is sent at once; what a receiver holds at a time beside the tensors it was given.
+        bucket_bytes: how much is sent at once; what a receiver holds at a time in addition to the tensors it was given.
         seconds: the longest wait for the other processes, at each single step of the transfer.
     """
 

@@ -28,6 +28,15 @@ ESTIMATION = (*_START, (_VLLM, "vLLM ready; sampling"))
 SHOWN = (("reward", "critic/score/mean"), ("value", "spo/value/mean"), ("seen", "spo/coverage"))
 """Label and verl metric of what a step line shows, where the run reports it."""
 
+COLUMNS = {
+    "reward": "share of the step's responses that are right; the sampler prefers prompts that are right half the time",
+    "value": "the tracker's estimate of the success rate, mean over all training prompts",
+    "seen": "share of the training prompts that were drawn so far",
+    "s": "seconds that the step took",
+    "held-out accuracy": "verl's validation: one sampled response to each held-out prompt",
+}
+"""What is shown of a step, explained."""
+
 VALIDATED = re.compile(r"val-core/(?P<source>[^/]+)/acc/mean@\d+")
 """verl's metric of the accuracy on the held-out prompts of one data source."""
 
@@ -66,7 +75,10 @@ class EstimateProgress(Phases):
         for done, total in _ESTIMATED.findall(self._recent):
             if int(done) > self._done:
                 self._done = int(done)
-                self._timed(f"{done} of {total} prompts")
+                self._part(self._done, int(total))
+
+    def _part(self, done: int, total: int) -> None:
+        self._timed(f"{done} of {total} prompts")
 
 
 class Progress(Phases):
@@ -84,15 +96,20 @@ class Progress(Phases):
         """Show the metric records that have been written since the last call."""
         records = read_metrics(self._path)
         for record in records[self._shown :]:
-            self._say(self._line(record))
+            self._step(record["step"], shown(record["data"]))
         self._shown = len(records)
 
-    def _line(self, record: dict[str, Any]) -> str:
-        step, data = record["step"], record["data"]
+    def _step(self, step: int, values: dict[str, float]) -> None:
         parts = [f"  step {step:>4}/{self._steps}"]
-        parts += [f"{label} {data[key]:.3f}" for label, key in SHOWN if key in data]
-        if "timing_s/step" in data:
-            parts.append(f"{data['timing_s/step']:.1f} s")
-        if validated := [value for key, value in data.items() if VALIDATED.fullmatch(key)]:
-            parts.append(f"held-out accuracy {fmean(validated):.3f}")
-        return "   ".join(parts)
+        parts += [f"{value:.1f} s" if name == "s" else f"{name} {value:.3f}" for name, value in values.items()]
+        self._say("   ".join(parts))
+
+
+def shown(data: dict[str, Any]) -> dict[str, float]:
+    """Of verl's metrics of a step those that are shown, by the names in :data:`COLUMNS`."""
+    found = {label: float(data[key]) for label, key in SHOWN if key in data}
+    if "timing_s/step" in data:
+        found["s"] = float(data["timing_s/step"])
+    if validated := [value for key, value in data.items() if VALIDATED.fullmatch(key)]:
+        found["held-out accuracy"] = fmean(validated)
+    return found

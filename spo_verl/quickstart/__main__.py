@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         prog="quickstart.sh",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="A second call with the same settings goes on where the first one ended. Further arguments of the form "
+        epilog="A second call with the same settings continues where the first one ended. Further arguments "
         "key=value go to verl unchanged, e.g. spo.sampling.mode=uniform; with --compare the arguments are run folders.",
     )
     run = arguments.add_argument_group("what is run")
@@ -82,6 +84,15 @@ def limits_from(given: argparse.Namespace) -> Limits:
     return Limits(seconds=given.time_limit, silence_s=given.silence_limit, memory_gib=given.memory_limit)
 
 
+def path_line(command: str = "spo-verl") -> str | None:
+    """What puts ``spo-verl`` on the PATH; None where the one of this environment is there already."""
+    folder = Path(sys.executable).parent
+    found = shutil.which(command)
+    if found is not None and Path(found).parent.resolve() == folder.resolve():
+        return None
+    return f"\nTo have the command {command} in this shell:\n  export PATH={shlex.quote(str(folder))}:$PATH"
+
+
 def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
     """Do what the command line asks for.
 
@@ -97,16 +108,19 @@ def execute(arguments: Sequence[str], say: Callable[[str], None]) -> tuple[int, 
             found = compare(finished_runs(given.folder, tuple(given.overrides), check=check), given.folder)
             say(found.pop("text"))
             return 0, found
-        return 0, quickstart(settings_from(given), given.folder, limits=limits_from(given), fresh=given.fresh, say=say)
+        found = quickstart(settings_from(given), given.folder, limits=limits_from(given), fresh=given.fresh, say=say)
+        if (line := path_line()) is not None:
+            say(line)
+        return 0, found
     except SpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2, None
     except RunError as error:
-        print(f"\n{error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1, None
     except KeyboardInterrupt:
         print(
-            "\ninterrupted; the training and everything it had started were ended. The same call again goes on.",
+            "\ninterrupted; the training and everything it had started were ended. The same call again continues.",
             file=sys.stderr,
         )
         return 130, None

@@ -88,6 +88,19 @@ def change(before_N: Floats, after_N: Floats, problems: Sequence[Problem]) -> di
     }
 
 
+def point(one: Policy, before: Policy, task: Task) -> dict[str, Any]:
+    """Mean success rates of a policy on both sets, and the standard errors of their changes, as in :func:`change`."""
+    held_out = change(before.held_out_H, one.held_out_H, task.held_out)
+    train = change(before.train_P, one.train_P, task.train)
+    return {
+        "step": one.step,
+        "held_out": held_out["after"],
+        "held_out_error": held_out["standard_error"],
+        "train": train["after"],
+        "train_error": train["standard_error"],
+    }
+
+
 def agreement(value_N: Floats, truth_N: Floats) -> dict[str, float]:
     """How well values tell success rates: mean absolute and mean (signed) difference, and correlation.
 
@@ -105,7 +118,7 @@ def agreement(value_N: Floats, truth_N: Floats) -> dict[str, float]:
 
 
 def tracked(run: RunFolder, task: Task, before_P: Floats, after_P: Floats) -> dict[str, Any]:
-    """The tracker of the last checkpoint beside the true success rates of the policy of the same checkpoint.
+    """The tracker of the last checkpoint next to the true success rates of the policy of the same checkpoint.
 
     Returns:
         ``tracker`` and, with offline values, ``offline``: an :func:`agreement` each, the latter with the initial

@@ -1,4 +1,4 @@
-"""What came of a run, in words and tables."""
+"""The result of a run, in words and tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def steps_done(result: Mapping[str, Any]) -> int:
-    """Steps behind the accuracies called ``after``; a run that came to its end has all of them."""
+    """Steps before the accuracies called ``after``; a run that came to its end has all of them."""
     return int(result.get("steps_done", result["settings"]["steps"]))
 
 
@@ -173,8 +173,8 @@ def _next(result: Mapping[str, Any]) -> list[str]:
     settings = result["settings"]
     if steps_done(result) < settings["steps"]:
         return [
-            "How to go on",
-            "  the same call again                         goes on from there",
+            "How to continue",
+            "  the same call again                         continues from there",
             "  ... --time-limit 3600                       the same with an hour instead of 15 minutes",
         ]
     other = "grpo" if settings["estimator"] == "spo" else "spo"

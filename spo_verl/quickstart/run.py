@@ -1,6 +1,6 @@
-"""The quickstart from beginning to end: task, model, offline values, training, and what came of it.
+"""The quickstart from beginning to end: task, model, offline values, training and the result.
 
-Every stage looks at the run's folder first and does only what is missing, so a call goes on wherever the last one was
+Every stage looks at the run's folder first and does only what is missing, so a call continues wherever the last one was
 interrupted. A call whose time is over shows what there is by then.
 """
 
@@ -17,14 +17,14 @@ from spo_verl.evaluation.figures import load_plotting
 from spo_verl.files import writing
 from spo_verl.launching.launch import METRICS_NAME, Run, failure, run_main_ppo
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
-from spo_verl.launching.progress import EstimateProgress, Progress
 from spo_verl.launching.runs import REWARD, finished_prompts, spent
-from spo_verl.quickstart.evaluate import Policy, change, policies, policy, tracked, validated
+from spo_verl.quickstart.evaluate import Policy, change, point, policies, policy, tracked, validated
+from spo_verl.quickstart.live import estimate_progress, training_progress
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.report import summary
 from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
-from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.small.launches import LAUNCH_ENVIRONMENT, Settings, estimate_overrides, refuse, training_overrides
 from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import Task, build_task, write_parquet
 from spo_verl.small.warmstart import WarmStartReport, load_libraries
@@ -40,10 +40,10 @@ RESERVE_S = 10.0
 def quickstart(
     settings: Settings, base: Path, *, limits: Limits | None = None, fresh: bool = False, say: Say = print
 ) -> dict[str, Any]:
-    """Run what is missing of the run with these settings; return (and write as ``result.json``) what came of it.
+    """Run what is missing of the run with these settings; return (and write as ``result.json``) its result.
 
     When the time of the call is over, that is what there is by then: ``steps_done`` of the wanted steps, maybe none.
-    The next call goes on from there.
+    The next call continues from there.
 
     Raises:
         SpoConfigError: the settings contradict each other, or verl's configuration does not compose with them.
@@ -61,7 +61,7 @@ def quickstart(
         finished = folder.result()
         if finished is None:
             return _Call(settings, task, base, folder, limits, say).run()
-        say(f"this run is finished; --fresh starts a new one. What came of {folder.path}:\n")
+        say(f"this run is finished; --fresh starts a new one. Its result, {folder.path}:\n")
         with folder.result_faults():
             text = summary(finished)
             if not folder.plot.exists():
@@ -106,7 +106,7 @@ class _Call:
                 if not isinstance(error, OutOfTime) and not self.folder.finished_step:
                     raise
                 ended = error
-        say("[5/5] what came of it\n")
+        say("[5/5] result\n")
         result = self._result(initial, warm)
         draw_summary(result, self.folder.plot)
         self.folder.write_result(result)
@@ -114,7 +114,7 @@ class _Call:
         if isinstance(ended, OutOfTime):
             say(
                 f"\nThe {self.limits.seconds:.0f} s of this call (--time-limit) were over {ended}: the same call again "
-                "goes on from there."
+                "continues from there."
             )
         elif ended is not None:
             raise ended
@@ -141,7 +141,8 @@ class _Call:
         self.say(f"  {settings.offline_trials} responses of the initial policy to each training prompt")
         attempt = self.folder.new_attempt("values")
         overrides = estimate_overrides(settings, **paths, output=output, scratch=attempt / "checkpoints")
-        self._launch("values", attempt, overrides, EstimateProgress(say=self.say))
+        with estimate_progress(say=self.say) as progress:
+            self._launch("values", attempt, overrides, progress)
         if not output.exists():
             raise RunError(f"verl ended without an error and without {output}; see {attempt}/train.log")
         return output
@@ -153,14 +154,14 @@ class _Call:
             self.say(f"  finished before: checkpoint of step {done}")
             return
         if done:
-            self.say(f"  going on after step {done}")
+            self.say(f"  continuing after step {done}")
         attempt = self.folder.new_attempt("training")
         overrides = training_overrides(settings, **paths, checkpoints=self.folder.checkpoints, values=values)
-        progress = Progress(attempt / METRICS_NAME, steps=steps, say=self.say)
-        try:
-            run = self._launch("training", attempt, overrides, progress)
-        finally:
-            progress.update()
+        with training_progress(attempt / METRICS_NAME, steps=steps, done=done, say=self.say) as progress:
+            try:
+                run = self._launch("training", attempt, overrides, progress)
+            finally:
+                progress.update()
         if self.folder.finished_step == steps:
             return
         if run.stopped_early:
@@ -177,6 +178,7 @@ class _Call:
         run = run_main_ppo(
             overrides,
             attempt,
+            env=LAUNCH_ENVIRONMENT,
             time_limit_s=remaining,
             # Ray needs a moment to end; a launch that is ended meanwhile has lost nothing.
             stop_after_s=remaining - RESERVE_S if stage == "training" else None,
@@ -227,10 +229,7 @@ class _Call:
             "offline_prompts": finished_prompts(folder),
             "held_out": change(before.held_out_H, after.held_out_H, task.held_out),
             "train": change(before.train_P, after.train_P, task.train),
-            "curve": [
-                {"step": one.step, "held_out": float(one.held_out_H.mean()), "train": float(one.train_P.mean())}
-                for one in found
-            ],
+            "curve": [point(one, before, task) for one in found],
             "sampled": [record for record in records if record is not None],
             "reward": {one["step"]: one["data"][REWARD] for one in folder.metrics() if REWARD in one["data"]},
             "spent": spent(folder),

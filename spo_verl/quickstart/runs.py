@@ -1,4 +1,4 @@
-"""Folders of the quickstart: what a run is, and what came of it.
+"""Folders of the quickstart: what a run is, and its result.
 
 ::
 
@@ -7,7 +7,7 @@
         settings.json               what the run is
         data/                       the task, in verl's format
         warm_start/                 a warm start that is not finished yet
-        result.json, summary.png    what came of it so far; of fewer steps than wanted where the time of a call was over
+        result.json, summary.png    the result so far; of fewer steps than wanted where the time of a call was over
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RunFolder(VerlRun):
         return self.path / "summary.png"
 
     def result(self) -> dict[str, Any] | None:
-        """What came of the run, or None while it is not finished.
+        """The result of the run, or None while it is not finished.
 
         Raises:
             RunError: another version of the quickstart wrote it.
@@ -99,7 +99,7 @@ def finished_runs(
     ``check`` uses a result as the caller will, which finds the file that is damaged.
 
     Raises:
-        RunError: a chosen folder holds no finished run, or there is none at all.
+        RunError: a chosen folder holds no finished run, or nothing is there.
         SpoStateError: a result is damaged; names its file.
     """
     folders = [Path(name) for name in chosen] or sorted(path.parent for path in base.glob(f"*/{RESULT}"))

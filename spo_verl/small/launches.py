@@ -17,6 +17,8 @@ from spo_verl.small.model import ModelShape
 from spo_verl.small.task import LEVELS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
 from spo_verl.small.warmstart import WarmStartSettings
 
+LAUNCH_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""Lets vLLM's CPU platform take the executor ``uni``, the model in the engine's process: threads are not bound here."""
 GROUP_SIZE = 8
 MINI_BATCHES = 4
 
@@ -31,14 +33,14 @@ class Settings:
 
     estimator: Literal["spo", "grpo"] = "spo"
     seed: int = 0
-    steps: int = 50
+    steps: int = 20
     trajectories: int = 256
     learning_rate: float = 1e-4
     train_prompts: int = 1024
     held_out_prompts: int = 512
-    offline_trials: int = 8
+    offline_trials: int = 4
     validate_every: int = 25
-    save_every: int = 10
+    save_every: int = 5
     shape: ModelShape = field(default_factory=ModelShape)
     warm_start: WarmStartSettings = field(default_factory=WarmStartSettings)
     overrides: tuple[str, ...] = ()
@@ -73,16 +75,18 @@ class Settings:
 
     @property
     def variant(self) -> str:
-        """What a run is called beside others: everything that differs from the defaults but the seed."""
-        default = Settings(estimator=self.estimator)
-        parts: list[str] = [self.estimator]
-        if self.estimator == "spo" and not self.offline:
-            parts.append("no offline values")
+        """What a run is called: the estimator, and everything that differs from the defaults but the seed."""
+        return ", ".join([self.estimator, *self.differences()])
+
+    def differences(self) -> list[str]:
+        """Each setting that differs from its default, as text; those that are without effect are left out."""
+        default = dict(_leaves(Settings(estimator=self.estimator)))
+        parts = ["no offline values"] if self.estimator == "spo" and not self.offline else []
         unused = set() if self.offline else {"offline_trials"}
         for name, value in _leaves(self):
-            if name not in {"estimator", "seed", "overrides"} | unused and value != dict(_leaves(default))[name]:
+            if name not in {"estimator", "seed", "overrides"} | unused and value != default[name]:
                 parts.append(f"{name.replace('_', ' ')} {value}")
-        return ", ".join([*parts, *self.overrides])
+        return [*parts, *self.overrides]
 
     def identity(self) -> str:
         """Eight hexadecimal digits that tell runs with other settings apart."""
@@ -112,10 +116,10 @@ def _leaves(settings: Any) -> Iterator[tuple[str, Any]]:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise one :class:`SpoConfigError` for all problems, if there are any; a single one stands on one line."""
+    """Raise one :class:`SpoConfigError` for all problems, if there are any; a single one is shown on one line."""
     if problems:
         listed = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
-        raise SpoConfigError(f"the quickstart cannot run with these settings: {listed}")
+        raise SpoConfigError(f"these settings cannot be run: {listed}")
 
 
 def digest(*parts: object) -> str:
@@ -126,7 +130,7 @@ def digest(*parts: object) -> str:
 def training_overrides(
     settings: Settings, *, model: Path, train: Path, held_out: Path, checkpoints: Path, values: Path | None
 ) -> list[str]:
-    """The hydra overrides that a user would write by hand; what a CPU needs stands in ``+platform=cpu``.
+    """The hydra overrides that a user would write by hand; what a CPU needs is in ``+platform=cpu``.
 
     Args:
         values: file of offline values for spo, None without.
@@ -155,6 +159,9 @@ def training_overrides(
         f"data.train_batch_size={prompts}",
         f"data.max_prompt_length={MAX_PROMPT_TOKENS}",
         f"data.max_response_length={MAX_RESPONSE_TOKENS}",
+        # The same numbers: as references they are parsed again for each rollout, which takes longer than its tokens.
+        f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}",
+        f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}",
         f"data.seed={settings.seed}",
         f"actor_rollout_ref.model.path={hydra_value(model)}",
         f"actor_rollout_ref.actor.optim.lr={settings.learning_rate}",
@@ -167,6 +174,10 @@ def training_overrides(
         f"actor_rollout_ref.rollout.max_model_len={MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS}",
         "actor_rollout_ref.rollout.val_kwargs.do_sample=True",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        # One process for all rollouts, which scores them as well: each further one takes as long to start as ten steps.
+        "actor_rollout_ref.rollout.agent.num_workers=1",
+        "reward.num_workers=0",
+        "+actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend=uni",
         "reward.custom_reward_function.path=pkg://spo_verl.small.reward",
         f"trainer.total_training_steps={settings.steps}",
         # verl's loop ends at the last epoch as well; steps are what counts here.

@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +34,12 @@ def prepare_model(
 ) -> tuple[Path, WarmStartReport]:
     """The warm-started model for these settings: kept from before, or trained and put there within ``seconds``.
 
-    An entry is made under a temporary name and renamed when it is complete, so an interrupted warm start leaves none,
+    A model is made in ``partial`` and renamed when it is complete, so an interrupted warm start leaves nothing else,
     and two runs at once do not see each other's.
 
     Args:
-        partial: folder of this run alone, where an unfinished warm start is kept and gone on with.
+        partial: folder of this run alone, on the file system of ``folder``, where an unfinished warm start is kept and
+            continued.
 
     Raises:
         OutOfTime: the seconds are over; ``partial`` holds the model so far, and its report.
@@ -105,21 +105,20 @@ def prepare_model(
             f"{report.seconds:.0f} s, too low to learn from rewards (at least {wanted.floor}); take another --seed"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
-    save(model, tokenizer, scratch)
-    write_json(scratch / REPORT, {"inputs": inputs, "report": dataclasses.asdict(report)})
+    save(model, tokenizer, partial)
+    write_json(partial / REPORT, {"inputs": inputs, "report": dataclasses.asdict(report)})
+    state.unlink(missing_ok=True)
     try:
-        scratch.rename(entry)
+        partial.rename(entry)
     except OSError:
         if not (entry / REPORT).exists():
             raise
-        shutil.rmtree(scratch)  # another run finished the same model first
-    shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial)  # another run finished the same model first
     return entry, report
 
 
 def _keep(model: Any, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
-    """Write an unfinished warm start, as a model that can be evaluated and as the state that it goes on from."""
+    """Write an unfinished warm start, as a model that can be evaluated and as the state that it continues from."""
     import torch
 
     save(model, tokenizer, folder)
@@ -137,7 +136,7 @@ def _state(file: Path) -> dict[str, Any]:
     """
     import torch
 
-    again = f"remove {file.parent}; the warm start begins anew"
+    again = f"remove {file.parent}; the warm start begins again"
     try:
         with content_faults(file, SpoStateError, again):
             found: dict[str, Any] = torch.load(file, weights_only=False)

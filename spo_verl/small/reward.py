@@ -14,7 +14,7 @@ def read_answer(solution: str) -> str:
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, **_unused: Any
 ) -> dict[str, Any]:
-    """1 where the response is the answer exactly (no leading zero, nothing beside it), otherwise 0.
+    """1 where the response is the answer exactly (no leading zero, nothing next to it), otherwise 0.
 
     ``acc`` is what verl's validation reports, ``pred`` what it takes majorities over.
     """

@@ -145,7 +145,7 @@ def warm_start(
     Args:
         report: called at each check as ``report(step, seconds, accuracy, snapshot)``; ``snapshot()`` is everything that
             the rest of the training depends on.
-        resume: a snapshot of a model of the same settings. The training goes on from it as if it had not ended.
+        resume: a snapshot of a model of the same settings. The training continues as if it had not ended.
     """
     import torch
 

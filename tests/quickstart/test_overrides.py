@@ -110,7 +110,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, status: int, out: str, err: str =
 def test_the_answer_of_the_child_is_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = Settings(overrides=("trainer.x=1",))
     answering(monkeypatch, 0, 'words of a library\nPROBLEMS ["one"]\n')
-    with pytest.raises(SpoConfigError, match=r"^the quickstart cannot run with these settings: one$"):
+    with pytest.raises(SpoConfigError, match=r"^these settings cannot be run: one$"):
         check_overrides(settings)
     answering(monkeypatch, 0, "PROBLEMS []\n")
     check_overrides(settings)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from spo_verl.quickstart.compare import by_variant, compare, group_means
-from spo_verl.quickstart.plots import curve, draw_summary
+from spo_verl.quickstart import plots
+from spo_verl.quickstart.compare import by_variant, compare, group_means, labels_of
+from spo_verl.quickstart.plots import curve, draw_summary, joint_curve
 from spo_verl.quickstart.report import panel, summary
 from spo_verl.quickstart.runs import RunFolder
 from tests.quickstart.results import result
@@ -19,8 +21,8 @@ def test_the_summary_answers_what_a_newcomer_asks() -> None:
     text = summary(result())
     assert "+0.100 +- 0.010" in text
     assert "10.0 standard errors, beyond the noise" in text
-    # 50 steps of 256, and 8 responses to each of 1,024 prompts.
-    for number in ("12,800", "8,192", "20,992"):
+    # 20 steps of 256, and 8,192 offline.
+    for number in ("5,120", "8,192", "13,312"):
         assert number in text
     assert "8.0 minutes (warm start 60 s, offline values 120 s, training 300 s); memory at most 6.5 GiB" in text
     assert "mean absolute error 0.050 (the best constant: 0.300)" in text
@@ -43,13 +45,13 @@ def test_a_change_within_the_noise_is_not_called_one() -> None:
 
 
 def test_an_unfinished_run_says_how_far_it_came_and_how_to_go_on() -> None:
-    text = summary({**result(), "steps_done": 47})
-    assert text.startswith("This run is not finished: 47 of 50 steps.")
+    text = summary({**result(), "steps_done": 17})
+    assert text.startswith("This run is not finished: 17 of 20 steps.")
     assert "+0.100 +- 0.010" in text
-    assert "the same call again" in text.split("How to go on")[1]
+    assert "the same call again" in text.split("How to continue")[1]
     assert "What to try next" not in text
-    for finished in (result(), {**result(), "steps_done": 50}):
-        assert "How to go on" not in summary(finished)
+    for finished in (result(), {**result(), "steps_done": 20}):
+        assert "How to continue" not in summary(finished)
         assert "not finished" not in summary(finished)
 
 
@@ -57,7 +59,7 @@ def test_before_the_first_step_there_is_only_before() -> None:
     found = {**result(after=0.4), "steps_done": 0, "offline_prompts": 512, "tracker": None, "sampled": []}
     found["warm_start"] = {"steps": 250, "accuracy": 0.12}
     text = summary(found)
-    assert "0 of 50 steps" in text
+    assert "0 of 20 steps" in text
     assert "warm start: 250 steps, accuracy 0.120 of its problems (target 0.37)" in text
     assert "offline values: 512 of 1024 prompts" in text
     assert text.count("0.400") >= 2
@@ -65,10 +67,10 @@ def test_before_the_first_step_there_is_only_before() -> None:
     assert not any(word in table for word in ("after", "change", "better", "worse"))
 
 
-@pytest.mark.parametrize("steps", [(), (0,), (0, 25), (0, 25, 47)])
+@pytest.mark.parametrize("steps", [(), (0,), (0, 10), (0, 10, 17)])
 def test_verls_validations_are_those_that_there_are(steps: tuple[int, ...]) -> None:
     sampled = [{"step": step, "accuracy": 0.4 + step / 1000, "standard_error": 0.02} for step in steps]
-    text = summary({**result(), "steps_done": 47, "sampled": sampled})
+    text = summary({**result(), "steps_done": 17, "sampled": sampled})
     assert ("verl's own validation" in text) == bool(steps)
     if steps:
         assert f"{0.4 + steps[-1] / 1000:.3f} after step {steps[-1]} (standard error 0.020)" in text
@@ -88,11 +90,45 @@ def test_the_panel_is_the_first_prompt_of_each_level() -> None:
     assert [prompt["question"] for prompt in panel(prompts)] == [f"q{number}" for number in range(8)]
 
 
-def test_curves_begin_behind_the_offline_trajectories() -> None:
-    x, y = curve(result(offline=8192), "held_out")
-    assert x == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
-    assert y == pytest.approx([0.4, 0.41, 0.42])
-    assert curve(result(estimator="grpo", offline=0), "held_out")[0] == [0, 2560, 5120]
+def test_curves_begin_after_the_offline_trajectories() -> None:
+    x, y, error = curve(result(offline=8192), "held_out")
+    assert x.tolist() == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
+    assert y.tolist() == pytest.approx([0.4, 0.41, 0.42])
+    # An older result states the standard error of the last point only.
+    assert error.tolist() == [0, 0, 0.01]
+    with_errors = result()
+    for point, stated in zip(with_errors["curve"], (0.0, 0.003, 0.004), strict=True):
+        point["held_out_error"] = stated
+    assert curve(with_errors, "held_out")[2].tolist() == [0.0, 0.003, 0.004]
+    assert curve(result(estimator="grpo", offline=0), "held_out")[0].tolist() == [0, 2560, 5120]
+
+
+def test_the_mean_of_runs_is_drawn_where_all_were_saved_with_its_standard_error() -> None:
+    one = (np.array([0, 10, 17, 20]), np.array([0.4, 0.5, 0.52, 0.6]), np.zeros(4))
+    two = (np.array([0, 10, 20]), np.array([0.4, 0.46, 0.5]), np.zeros(3))
+    x, mean, error = joint_curve([one, two])
+    assert x.tolist() == [0, 10, 20]
+    assert mean.tolist() == pytest.approx([0.4, 0.48, 0.55])
+    # Of two values the standard error is half their difference.
+    assert error.tolist() == pytest.approx([0.0, 0.02, 0.05])
+    assert joint_curve([one]) is one
+
+
+def test_a_comparison_has_one_colour_per_variant_and_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    stock = plots.new_figure
+    monkeypatch.setattr(plots, "new_figure", lambda *given: figures.append(stock(*given)) or figures[-1])
+    groups = {"spo": [result(seed=0), result(seed=1)], "grpo": [result(estimator="grpo", offline=0)]}
+    plots.draw_comparison(groups, tmp_path / "compare.png")
+    [(figure, axes)] = figures
+    left, right = axes[0]
+    assert left.get_ylim() == right.get_ylim()
+    shown = [[line.get_color() for line in axis.lines] for axis in (left, right)]
+    # Of spo a line per run and the mean, of grpo its one run.
+    assert shown[0] == shown[1] == [plots.COLOURS[0]] * 3 + [plots.COLOURS[1]]
+    assert [len(axis.collections) for axis in (left, right)] == [2, 2]  # bands
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["spo (2 runs)", "grpo (1 run)"]
+    assert (tmp_path / "compare.png").stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("estimator", ["spo", "grpo"])
@@ -131,5 +167,32 @@ def test_runs_that_differ_in_seed_only_are_put_together(tmp_path: Path) -> None:
     assert len(found["runs"]) == 5
     assert "mean of 2" in found["text"]
     assert "+0.125 +- 0.025" in found["text"]
-    assert "20,992 (8,192)" in found["text"]
+    assert "13,312 (8,192)" in found["text"]
     assert max(len(line) for line in found["text"].splitlines()) <= 140
+
+
+def test_a_comparison_names_what_differs_and_once_what_all_have(tmp_path: Path) -> None:
+    shared = ("trainer.save_freq=1", "actor_rollout_ref.rollout.val_kwargs.temperature=0.7")
+    results = [
+        result(steps=4, train_prompts=128, trajectories=64, overrides=shared),
+        result(steps=4, train_prompts=128, trajectories=64, overrides=(*shared, "spo.sampling.mode=uniform")),
+        result(estimator="grpo", offline=0, steps=4, train_prompts=128, trajectories=64, overrides=shared),
+    ]
+    labels, common = labels_of(by_variant(results))
+    assert sorted(labels.values()) == ["grpo", "spo", "spo, spo.sampling.mode=uniform"]
+    assert common == ["steps 4", "trajectories 64", "train prompts 128", *shared]
+    text = compare(results, tmp_path)["text"]
+    for part in common:
+        assert " ".join(text.split()).count(part) == 1
+    table = text.split("In common")[0]
+    assert max(len(line) for line in table.splitlines()) <= 130
+    # One run alone differs from nothing.
+    alone = compare(results[:1], tmp_path)["text"]
+    assert "In common: steps 4" in alone
+    assert "In common" not in compare([result()], tmp_path)["text"]
+
+
+def test_a_run_is_compared_by_its_settings_not_by_the_name_of_its_time(tmp_path: Path) -> None:
+    """Defaults may have changed since it was made."""
+    old = {**result(steps=7), "variant": "spo"}
+    assert sorted(by_variant([old, result()])) == ["spo", "spo, steps 7"]

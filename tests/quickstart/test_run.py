@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import RunFolder
 from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
 from spo_verl.small.model import ModelShape
+from spo_verl.small.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
 from spo_verl.small.warmstart import WarmStartReport, WarmStartSettings
 from tests.quickstart.results import result
 
@@ -72,6 +74,9 @@ def test_the_estimation_samples_the_same_policy_in_the_same_way() -> None:
     assert estimate[: len(training)] == training
     assert "spo.estimate.trials=4" in estimate
     assert "spo.estimate.output=/o.parquet" in estimate
+    # References in verl's configuration are parsed for each rollout.
+    assert f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}" in training
+    assert f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}" in training
     assert estimate.index("trainer.resume_mode=disable") > estimate.index("trainer.resume_mode=auto")
 
 
@@ -334,18 +339,39 @@ def test_a_call_whose_time_is_over_shows_what_there_is_and_the_next_one_goes_on(
     assert "were over before the first training step was done. Everything before it is kept" in text
     _, text = call("time limit")  # a step that hangs until the launch is ended
     assert "2 of 4 steps" in text
-    assert "were over after 3 of 4 steps. The first 2 of them are kept: the same call again goes on" in text
+    assert "were over after 3 of 4 steps. The first 2 of them are kept: the same call again continues" in text
     _, text = call("stopped early")
-    assert "going on after step 2" in text
-    assert "were over after 3 of 4 steps. All of them are kept: the same call again goes on" in text
+    assert "continuing after step 2" in text
+    assert "were over after 3 of 4 steps. All of them are kept: the same call again continues" in text
     # Not launched at all where no time is left.
     trainer, text = call(seconds=5.0)
     assert trainer.calls == []
     assert "3 of 4 steps" in text
     trainer, text = call("finished")
     assert [name for name, _, _ in trainer.calls] == ["training-4"]
-    assert "going on after step 3" in text
+    assert "continuing after step 3" in text
     assert "were over" not in text
+
+
+def test_a_call_ends_with_the_line_that_puts_the_command_on_the_path(
+    staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = tmp_path / "an environment"
+    environment.mkdir()
+    (environment / "spo-verl").write_text("#!/bin/sh\necho found\n")
+    (environment / "spo-verl").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(environment / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for ends in (("finished", "stopped early"), ("finished",), ()):  # out of time, finished, shown again
+        staged(*ends)
+        assert main(["--steps", "4", "--folder", str(tmp_path / "runs")]) == 0
+        line = capsys.readouterr().out.rstrip().splitlines()[-1]
+        done = subprocess.run(["sh", "-c", f"{line}; spo-verl"], capture_output=True, text=True, check=True)
+        assert done.stdout == "found\n"
+    monkeypatch.setenv("PATH", f"{environment}:/usr/bin")
+    staged()
+    assert main(["--steps", "4", "--folder", str(tmp_path / "runs")]) == 0
+    assert "export PATH" not in capsys.readouterr().out
 
 
 def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: Path) -> None:
@@ -407,7 +433,7 @@ def test_a_warm_start_that_outlasts_the_call_is_shown(staged, tmp_path: Path, mo
     assert (found["steps_done"], trainer.calls) == (0, [])
     assert said[-1] == (
         "\nThe 7 s of this call (--time-limit) were over in the warm start, after 20 steps. They are kept: the same "
-        "call again goes on from there."
+        "call again continues from there."
     )
 
 
@@ -435,7 +461,10 @@ def test_former_import_paths_hold(former: str, now: str, names: tuple[str, ...])
 
 def test_comparing_nothing_is_an_error_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--compare", "--folder", str(tmp_path)]) == 1
-    assert "./quickstart.sh --estimator grpo" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: there is no finished run in {tmp_path}")
+    assert "./quickstart.sh --estimator grpo" in shown.err
+    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
 
 
 def test_comparing_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -233,3 +233,26 @@ def test_a_warm_start_that_is_killed_has_lost_half_a_minute(tmp_path: Path, monk
     monkeypatch.setattr(prepare, "FORMAT", prepare.FORMAT + 1)
     with pytest.raises(OutOfTime, match="after 2 steps"):
         prepare_model(settings, task, tmp_path, lambda line: None, partial=tmp_path / "partial", seconds=0.0)
+
+
+@pytest.mark.parametrize("place", ["save", "write_json"])
+def test_a_kill_while_the_model_is_written_leaves_nothing_but_what_the_next_call_uses(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(shape=TINY, warm_start=short(max_steps=2, floor=0.0))
+    task = build_task(train=8, held_out=8, seed=0, probe=8)
+    partial, stock = tmp_path / "partial", getattr(prepare, place)
+
+    def killed(*given: object) -> None:
+        stock(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(prepare, place, killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_model(settings, task, tmp_path, lambda line: None, partial=partial)
+    assert [path.name for path in tmp_path.iterdir()] == ["partial"]
+    entry, report = prepare_model(settings, task, tmp_path, lambda line: None, partial=partial)
+    assert report.steps == 2
+    assert [path.name for path in tmp_path.iterdir()] == [entry.name]
+    assert not (entry / "state.pt").exists()

@@ -23,7 +23,7 @@ def test_a_call_that_runs_out_of_time_ends_with_the_result_of_what_it_did(quicks
     assert stopped.returncode == 0, stopped.output[-3000:]
     assert "This run is not finished: 1 of 4 steps." in stopped.output
     assert (
-        "were over after 1 of 4 steps. All of them are kept: the same call again goes on from there" in stopped.output
+        "were over after 1 of 4 steps. All of them are kept: the same call again continues from there" in stopped.output
     )
     assert stopped.result["steps_done"] == 1
     assert [point["step"] for point in stopped.result["curve"]] == [0, 1]
@@ -48,7 +48,7 @@ def test_the_second_call_goes_on_where_the_first_one_ended(quickstart, folder):
     assert "reusing" in finished  # the warm-started model
     assert "values.parquet" in finished
     assert "of 128 prompts" not in finished  # nothing was sampled again
-    went_on = next(int(line.split()[-1]) for line in finished.splitlines() if "going on after step" in line)
+    went_on = next(int(line.split()[-1]) for line in finished.splitlines() if "continuing after step" in line)
     assert went_on == 1
     assert len(folder.attempts("values")) == 1
     first, second = folder.attempts("training")
@@ -104,8 +104,11 @@ def test_a_call_of_a_finished_run_shows_it_again(quickstart, folder):
 
 def test_the_finished_run_can_be_compared(quickstart, folder, capsys):
     assert main(["--compare", "--folder", str(folder.path.parent)]) == 0
-    text = capsys.readouterr().out
-    assert "spo, steps 4, trajectories 64, train prompts 128, " in text
-    assert "trainer.save_freq=1" in text
+    table, common = capsys.readouterr().out.split("In common: ")
+    # The one run differs from nothing; what it was given is said once, below.
+    assert table.splitlines()[4].split()[:2] == ["spo", "0"]
+    assert max(len(line) for line in table.splitlines()) <= 120
+    assert common.startswith("steps 4, trajectories 64, train prompts 128, ")
+    assert "trainer.save_freq=1" in " ".join(common.split())
     compared = json.loads((folder.path.parent / "compare.json").read_text())
     assert compared["runs"][0]["trajectories"] == folder.result()["spent"]["total"]["trajectories"]

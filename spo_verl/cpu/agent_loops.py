@@ -1,0 +1,219 @@
+"""What verl's agent-loop workers do for every single rollout, done once for many, or without a detour.
+
+A rollout of a CPU-sized model generates a few tokens, so the work around it decides how long a step takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any, Generic, TypeVar
+
+from spo_verl.cpu.registry import workaround
+
+_LOOP = "verl.experimental.agent_loop.agent_loop"
+_WORKER = "verl.trainer.ppo.v1.agent_loop_tq"
+
+Item = TypeVar("Item")
+
+
+@workaround("plain-loops", target=f"{_LOOP}:hydra.utils.instantiate", parameters=("config",))
+def build_loops_directly(module: ModuleType) -> None:
+    """Call the class of an agent loop that has no settings; hydra copies its arguments for as long as a step takes."""
+    hydra = module.hydra
+
+    def instantiate(config: Any, **arguments: Any) -> Any:
+        if set(config) == {"_target_"}:
+            return hydra.utils.get_class(config["_target_"])(**arguments)
+        return hydra.utils.instantiate(config=config, **arguments)
+
+    module.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate))  # type: ignore[attr-defined]
+
+
+@workaround("local-rewards", target=f"{_LOOP}:AgentLoopWorker._compute_score", parameters=("outputs", "kwargs"))
+def score_in_the_worker(module: ModuleType) -> None:
+    """Let verl's reward worker live in the agent-loop worker; a reward model keeps processes of its own."""
+
+    stock = module.AgentLoopWorker._compute_score
+
+    # A plain function: Ray sends the worker's class with its methods, and loses a wrapper's.
+    async def scored(worker: Any, outputs: Any, kwargs: Any) -> None:
+        handles = worker.reward_loop_worker_handles
+        local = handles is not None and any(isinstance(handle, LocalRewardWorker) for handle in handles)
+        if handles is not None and not local and not worker.config.reward.reward_model.enable:
+            # Here and not when the worker is built: the reward worker keeps the running event loop.
+            worker.reward_loop_worker_handles = [LocalRewardWorker(_reward_worker(worker.config))]
+        await stock(worker, outputs, kwargs=kwargs)
+
+    module.AgentLoopWorker._compute_score = scored
+
+
+def _reward_worker(config: Any) -> Any:
+    from verl.experimental.reward_loop import RewardLoopWorker
+
+    return RewardLoopWorker(config)
+
+
+class LocalRewardWorker:
+    """A reward worker of this process, called as the handle of one in another process is."""
+
+    def __init__(self, worker: Any) -> None:
+        self.compute_score = SimpleNamespace(remote=worker.compute_score)
+
+
+@workaround("gathered-puts", target=f"{_WORKER}:tq.async_kv_put", parameters=("key", "partition_id", "tag"))
+@workaround(
+    "gathered-puts", target=f"{_WORKER}:tq.async_kv_batch_put", parameters=("keys", "partition_id", "fields", "tags")
+)
+def gather_puts(module: ModuleType) -> None:
+    """Put what many rollouts have to put into TransferQueue in few calls, as long as another call is under way."""
+    if isinstance(module.tq, GatheringQueue):
+        return
+    module.tq = GatheringQueue(module.tq, module.list_of_dict_to_tensordict)  # type: ignore[attr-defined]
+    # The rows of a rollout stay rows until those of other rollouts have joined them.
+    module.list_of_dict_to_tensordict = list  # type: ignore[attr-defined]
+
+
+class Gathering(Generic[Item]):
+    """Items of concurrent tasks, delivered together: those that arrive during one delivery make up the next one.
+
+    Args:
+        deliver: takes a list of items. Where it raises, each item is delivered once more by itself, so that an error
+            reaches the task whose item is at fault; a delivery repeated must do no harm.
+    """
+
+    def __init__(self, deliver: Callable[[list[Item]], Awaitable[object]]) -> None:
+        self._deliver = deliver
+        self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def put(self, item: Item) -> None:
+        """Return when the item is delivered. Cancelling this takes it back, unless its delivery has begun."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        await done
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch = [(item, done) for item, done in self._waiting if not done.done()]
+                self._waiting = []
+                if batch:
+                    await self._together(batch)
+        finally:
+            self._running = None
+
+    async def _together(self, batch: Sequence[tuple[Item, asyncio.Future[None]]]) -> None:
+        try:
+            await self._deliver([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - goes to the task whose item it is
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
+                return
+            for one in batch:
+                await self._together([one])
+            return
+        for _, done in batch:
+            _settle(done, None)
+
+
+def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():  # its task was cancelled
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+@dataclass(frozen=True)
+class _Put:
+    """What one call puts; ``rows`` is None where only tags are set."""
+
+    partition: str
+    keys: Sequence[str]
+    rows: Sequence[Mapping[str, Any]] | None
+    tags: Sequence[Mapping[str, Any]]
+
+
+class GatheringQueue:
+    """TransferQueue's module as verl's agent-loop worker uses it; everything but puts is the module's.
+
+    Args:
+        queue: the module ``transfer_queue``.
+        to_tensordict: makes a TensorDict of rows, each a dict of the same fields.
+    """
+
+    def __init__(self, queue: Any, to_tensordict: Callable[[list[Any]], Any]) -> None:
+        self._queue, self._to_tensordict = queue, to_tensordict
+        self._puts = Gathering(self._deliver)
+
+    async def async_kv_put(self, *, key: str, partition_id: str, tag: Mapping[str, Any]) -> None:
+        await self._puts.put(_Put(partition_id, [key], None, [tag]))
+
+    async def async_kv_batch_put(
+        self, *, keys: Sequence[str], partition_id: str, fields: Any, tags: Sequence[Mapping[str, Any]]
+    ) -> None:
+        await self._puts.put(_Put(partition_id, keys, fields, tags))
+
+    async def _deliver(self, puts: list[_Put]) -> None:
+        alike: dict[Any, list[_Put]] = defaultdict(list)
+        for put in puts:
+            alike[put.partition, None if put.rows is None else tuple(put.rows[0])].append(put)
+        for (partition, names), group in alike.items():
+            rows = [row for put in group for row in put.rows or ()]
+            await self._queue.async_kv_batch_put(
+                keys=[key for put in group for key in put.keys],
+                partition_id=partition,
+                fields=None if names is None else self._to_tensordict(rows),
+                tags=[dict(tag) for put in group for tag in put.tags],
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray sends the class of an actor with the globals of its methods.
+        return GatheringQueue, (self._queue, self._to_tensordict)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+
+_SERVER, _ONE = "_spo_server", "_spo_has_one_server"
+
+
+@workaround(
+    "one-server", target="verl.workers.rollout.llm_server:LLMServerClient._acquire_server", parameters=("request_id",)
+)
+def keep_the_only_server(module: ModuleType) -> None:
+    """Where one rollout server answers all of a run, ask the load balancer for it once, and give nothing back."""
+    client_class: Any = module.LLMServerClient
+    acquire, release = client_class._acquire_server, client_class._release_server
+
+    async def acquire_once(client: Any, request_id: str, **extra: Any) -> Any:
+        if not has_one_server(client):
+            return await acquire(client, request_id, **extra)
+        if (found := vars(client).get(_SERVER)) is None:
+            found = vars(client)[_SERVER] = await acquire(client, request_id, **extra)
+        return found
+
+    def keep(client: Any, server_id: str, request_id: str | None = None) -> None:
+        if not has_one_server(client):
+            release(client, server_id, request_id=request_id)
+
+    client_class._acquire_server, client_class._release_server = acquire_once, keep
+
+
+def has_one_server(client: Any) -> bool:
+    """Whether a run has the same single rollout server from its beginning to its end."""
+    if (found := vars(client).get(_ONE)) is None:
+        trainer, rollout = client.config.trainer, client.config.actor_rollout_ref.rollout
+        # separate_async stops and starts servers, and asks the balancer which of them are there.
+        colocated = trainer.v1.trainer_mode == "sync"
+        found = vars(client)[_ONE] = (
+            colocated and trainer.nnodes * trainer.n_gpus_per_node == rollout.tensor_model_parallel_size
+        )
+    return bool(found)
