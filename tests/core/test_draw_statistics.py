@@ -11,6 +11,8 @@ from spo_verl.core import sampling as sampling_module
 
 from .helpers import inclusion_probabilities, inclusion_z_scores, ordered_p_value
 
+pytestmark = pytest.mark.long
+
 REPEATS = 10_000
 CASES = [([1.0, 2.0, 3.0, 4.0, 10.0], 3), ([0.05, 0.55, 0.45, 0.05, 0.3], 2), ([5.0, 0.0, 1.0, 2.0], 3)]
 ACCEPTED = 0.01

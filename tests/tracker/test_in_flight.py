@@ -41,6 +41,7 @@ def test_several_rollouts_of_a_prompt_and_no_limit():
     assert sorted(free.draw(3).slot_B.tolist()) == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_draws_are_successive_sampling_of_the_others():
     alpha_P, beta_P = np.array([1.0, 3.0, 1.0, 5.0, 2.0, 9.0]), np.array([1.0, 1.0, 9.0, 5.0, 1.0, 1.0])
     tracker = Tracker.create(keys(6), TrackerSettings(epsilon=0.0), alpha_P=alpha_P, beta_P=beta_P)

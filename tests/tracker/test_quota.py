@@ -95,6 +95,7 @@ def test_the_order_in_which_quotas_are_written_means_nothing():
 # ---------------------------------------------------------------------- which of a source, and in which order
 
 
+@pytest.mark.long
 def test_within_a_source_inclusion_is_that_of_successive_sampling():
     # Slots 0, 2, 4 are of source a, 1 and 3 of b. Half of 3 is 1.5, so either source gets one or two of a batch,
     # each in half of the batches.
@@ -114,6 +115,7 @@ def test_within_a_source_inclusion_is_that_of_successive_sampling():
     assert np.abs(inclusion_probabilities(weight_P, 3) - expected).max() > 0.05
 
 
+@pytest.mark.long
 def test_the_first_draw_has_the_probability_that_is_reported():
     weight_P = np.array([1.0, 4.0, 2.0, 1.0, 5.0])
     index = QuotaIndex(weight_P, PromptSources.of("ababa"), {"a": 3, "b": 1})
@@ -129,6 +131,7 @@ def test_the_first_draw_has_the_probability_that_is_reported():
     assert index.effective_number() == pytest.approx(1 / (by_hand**2).sum())
 
 
+@pytest.mark.long
 def test_sources_are_mixed_within_a_batch():
     # One of four rows is of b: each of the four places should have it equally often, and one half of the batch,
     # such as a mini-batch, is not of one source.
@@ -141,6 +144,7 @@ def test_sources_are_mixed_within_a_batch():
     assert np.abs(place - 1000).max() < 3 * np.sqrt(4000 * 3 / 16)
 
 
+@pytest.mark.long
 def test_within_a_source_the_order_is_mixed_too():
     # A heavy slot comes first in successive sampling; the batch must not tell, or the first mini-batch would have
     # all heavy ones. Slot 0 is in every batch of 2 and comes first in half of them.
