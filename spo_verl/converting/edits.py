@@ -89,13 +89,13 @@ class Editor:
         for group in groups.values():
             edits |= {group[0].assigned} if self._only_theirs(group) else {one.in_place for one in group}
         edits |= self._removals()
-        ordered = sorted(edits, key=lambda one: (one.start, one.end))
-        for one, following in itertools.pairwise(ordered):
-            if following.start < one.end or (one.start, one.end) == (following.start, following.end):
-                raise self._by_hand(one.start, "several commands need different values of it")
+        ordered = sorted(edits, key=lambda edit: (edit.start, edit.end))
+        for edit, following in itertools.pairwise(ordered):
+            if following.start < edit.end or (edit.start, edit.end) == (following.start, following.end):
+                raise self._by_hand(edit.start, "several commands need different values of it")
         text = self.script
-        for one in reversed(ordered):
-            text = text[: one.start] + one.text + text[one.end :]
+        for edit in reversed(ordered):
+            text = text[: edit.start] + edit.text + text[edit.end :]
         return text
 
     # ---------------------------------------------------------------- one value

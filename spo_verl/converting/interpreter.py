@@ -269,9 +269,9 @@ class Interpreter:
             self._exit = command.start
             return True
         if name == "unset":
-            for one in fields[1:]:
-                self._scalars.pop(one.text, None)
-                self._arrays.pop(one.text, None)
+            for field_ in fields[1:]:
+                self._scalars.pop(field_.text, None)
+                self._arrays.pop(field_.text, None)
             return True
         if name == "shift":
             self._given = self._given[1:]
@@ -442,7 +442,7 @@ class Interpreter:
                 first = text_of(tuple(piece for one in part.operand for piece in self._part(one)))
                 if not re.fullmatch(r"[1-9]\d{0,3}", first):
                     return None
-                fields = fields[int(first) - 1 :]
+                fields = self._given[int(first) - 1 :]
         elif part.index in ("@", "*"):
             fields = self._arrays.get(part.name)
             if fields is None and part.name in self._scalars:
@@ -487,8 +487,8 @@ class Interpreter:
         inner = re.sub(r"\$\{([A-Za-z_]\w*)\}|\$([A-Za-z_]\w*)", r" \1\2 ", text)
         if "$" in inner:  # ${X:-1} and the like
             try:
-                inner = self._text(Reader(f'"{text}"').read()[0].command.words[0]) or ""  # type: ignore[union-attr]
-            except (SpoConfigError, AttributeError, IndexError):
+                inner = self._text(Reader(f'"{text}"').read_word()) or ""
+            except SpoConfigError:
                 return None
         return arithmetic.evaluate(inner, self._named)
 
