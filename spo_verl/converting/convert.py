@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spo_verl.converting.edits import Editor
 from spo_verl.converting.interpreter import MODULE, Interpreter, Launch
 from spo_verl.converting.overrides import Arguments, read_arguments
 from spo_verl.converting.reader import line_of
-from spo_verl.converting.rules import REPEATS, Change, Plan, Run, decide
+from spo_verl.converting.rules import REPEATS, VERL_DEFAULTS, Change, Plan, Run, decide
 from spo_verl.errors import SpoConfigError
 
 LONGEST = 200_000
@@ -107,11 +107,11 @@ def convert_script(
     before = read(script)
     if not before.launches:
         raise _no_launch(before)
-    editor = Editor(script)
+    editor = Editor(script, before.looping)
     plans: list[tuple[Launch, Plan]] = []
     for launch in before.launches:
         found = read_arguments(launch)
-        with _at(script, launch):
+        with _at(script, launch, several=len(before.launches) > 1):
             if any("$" in one for one in found.options.values()):
                 raise SpoConfigError(
                     f"the configuration ({', '.join(found.options.values())}) is only known when the script runs; give "
@@ -119,6 +119,7 @@ def convert_script(
                 )
             if found.multirun:
                 raise SpoConfigError("hydra's --multirun starts several runs: convert one of them")
+            _require_single(found, before.looping)
             run = _run(found, {} if base is None else base(found))
             plan = decide(run, preset=preset, rows=None if rows is None else rows(run))
             if not plan.already:
@@ -141,14 +142,27 @@ def convert_script(
 class _at:
     """Errors inside begin with the command's line, where there are several."""
 
-    def __init__(self, script: str, launch: Launch) -> None:
-        self._line = line_of(script, launch.offset)
+    def __init__(self, script: str, launch: Launch, *, several: bool) -> None:
+        self._line = line_of(script, launch.offset) if several else None
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, SpoConfigError) and not str(error).startswith("line "):
+        if self._line is not None and isinstance(error, SpoConfigError) and not str(error).startswith("line "):
             raise SpoConfigError(f"line {self._line}: {error}") from error
+
+
+def _require_single(arguments: Arguments, looping: Collection[str]) -> None:
+    """Refuse what hides a size: a whole section in one override, and a number of responses that a loop changes."""
+    for key, one in arguments.effective().items():
+        inside = [name for name in VERL_DEFAULTS if name.startswith(f"{key}.")]
+        if inside and one.text.lstrip().startswith("{"):
+            raise SpoConfigError(f"{key}={one.text}: write the keys of a section one by one, then convert")
+        if key == REPEATS and any(via.name in looping for piece in one.value for via in piece.via):
+            raise SpoConfigError(
+                f"{REPEATS}={one.text} is one of several values in a loop, and the batch has to follow it: convert one "
+                "command without the loop"
+            )
 
 
 def _run(arguments: Arguments, base: Mapping[str, str]) -> Run:

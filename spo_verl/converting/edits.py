@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from spo_verl.converting.overrides import Arguments, Override
@@ -39,8 +39,14 @@ class _ThroughVariable:
 class Editor:
     """Collects the edits of all commands of a script, and applies them at once."""
 
-    def __init__(self, script: str) -> None:
+    def __init__(self, script: str, looping: Collection[str] = ()) -> None:
+        """
+        Args:
+            script: its text.
+            looping: variables with several values, whose assignment is not edited.
+        """
         self.script = script
+        self._looping = looping
         self._edits: set[Edit] = set()
         self._removed: set[tuple[int, int]] = set()
         self._through: list[_ThroughVariable] = []
@@ -83,13 +89,13 @@ class Editor:
         for group in groups.values():
             edits |= {group[0].assigned} if self._only_theirs(group) else {one.in_place for one in group}
         edits |= self._removals()
-        ordered = sorted(edits, key=lambda one: (one.start, one.end))
-        for one, following in itertools.pairwise(ordered):
-            if following.start < one.end or (one.start, one.end) == (following.start, following.end):
-                raise self._by_hand(one.start, "several commands need different values of it")
+        ordered = sorted(edits, key=lambda edit: (edit.start, edit.end))
+        for edit, following in itertools.pairwise(ordered):
+            if following.start < edit.end or (edit.start, edit.end) == (following.start, following.end):
+                raise self._by_hand(edit.start, "several commands need different values of it")
         text = self.script
-        for one in reversed(ordered):
-            text = text[: one.start] + one.text + text[one.end :]
+        for edit in reversed(ordered):
+            text = text[: edit.start] + edit.text + text[edit.end :]
         return text
 
     # ---------------------------------------------------------------- one value
@@ -157,6 +163,8 @@ class Editor:
             return False
         theirs = {via.start for one in group for via in one.via}
         names = {via.name for one in group for via in one.via}
+        if not names.isdisjoint(self._looping):
+            return False
         return all(self._references(name) <= theirs for name in names)
 
     def _references(self, name: str) -> set[int]:

@@ -45,6 +45,16 @@ LONGEST = 200_000
 MOST_CALLS = 20
 _MODULE_OPTIONS = ("-m", "--module")
 _QUOTED = re.compile(r"[\w.=-]*([\"'])(.*)\1", re.DOTALL)
+_ASSIGNING = {
+    "let": re.compile(r"\b([A-Za-z_]\w*)\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=(?!=))"),
+    "eval": re.compile(r"\b([A-Za-z_]\w*)\+?="),
+    "read": re.compile(r"(?<!\S)([A-Za-z_]\w*)(?!\S)"),
+    "mapfile": re.compile(r"(?<!\S)([A-Za-z_]\w*)(?!\S)"),
+    "readarray": re.compile(r"(?<!\S)([A-Za-z_]\w*)(?!\S)"),
+    "getopts": re.compile(r"(?<!\S)([A-Za-z_]\w*)(?!\S)"),
+    "printf": re.compile(r"-v\s+([A-Za-z_]\w*)"),
+}
+"""Builtins that set variables, and how the names stand in their arguments."""
 _SPACE = re.compile(r"[ \t\n]+")
 
 
@@ -78,6 +88,7 @@ class Interpreter:
         arguments: its positional parameters.
         folder: what ``$(pwd)`` gives.
         launches: what was found.
+        looping: variables of loops with several passes that start verl.
         others: other trainers of verl that are started, with their lines.
         notes: what could not be followed, as sentences.
     """
@@ -95,6 +106,7 @@ class Interpreter:
         self._arrays: dict[str, tuple[Field, ...]] = {}
         self._functions: dict[str, Block] = {}
         self._given = tuple(Field((Piece(text, -1),), None, (0, 0)) for text in self.arguments)
+        self.looping: set[str] = set()
         self._steps = 0
         self._calls = 0
         self._exit: int | None = None
@@ -206,6 +218,7 @@ class Interpreter:
             self._scalars[command.name] = fields[0].value
             self._block(command.body)
             if len(fields) > 1 and len(self.launches) > before:
+                self.looping.add(command.name)
                 line = line_of(self.script, command.words[0].start if command.words else 0)
                 self._note(f"line {line}: a loop; its first pass ({command.name}={fields[0].text}) decides")
             return None
@@ -237,10 +250,11 @@ class Interpreter:
                 self._assign(one)
         if declaring:
             return True
-        for document in command.documents:
-            if "main_ppo" in self.script[document.start : document.end]:
-                self._block(Reader(self.script, document.start, document.end).read())
         fields = [one for word in command.words for one in self._expand(word)]
+        for document in command.documents:
+            program = fields[0].text.rpartition("/")[2] if fields else ""
+            if "main_ppo" in self.script[document.start : document.end] and not program.startswith("python"):
+                self._block(Reader(self.script, document.start, document.end).read())
         if not fields:
             return True
         name = fields[0].text
@@ -255,9 +269,9 @@ class Interpreter:
             self._exit = command.start
             return True
         if name == "unset":
-            for one in fields[1:]:
-                self._scalars.pop(one.text, None)
-                self._arrays.pop(one.text, None)
+            for field_ in fields[1:]:
+                self._scalars.pop(field_.text, None)
+                self._arrays.pop(field_.text, None)
             return True
         if name == "shift":
             self._given = self._given[1:]
@@ -267,6 +281,10 @@ class Interpreter:
             if "--" in texts:
                 self._given = tuple(fields[texts.index("--") + 1 :])
             return True
+        if name == "getopts" and not self._given:
+            return False
+        if name in _ASSIGNING:
+            self._forget(_ASSIGNING[name], " ".join(one.text for one in fields[1:]))
         if name in ("source", ".") and len(fields) > 1:
             self._note(
                 f"line {line_of(self.script, command.start)}: {fields[1].text} is not read (--env gives what it sets)"
@@ -278,6 +296,12 @@ class Interpreter:
                 return status
         self._launched(command, fields)
         return None
+
+    def _forget(self, pattern: re.Pattern[str], text: str) -> None:
+        """Variables that a command sets in a way that is not followed: what they held before is not their value."""
+        for found in pattern.finditer(text):
+            self._scalars[found[1]] = (Piece(f"${found[1]}", -1, known=False),)
+            self._arrays.pop(found[1], None)
 
     def _call(self, name: str, arguments: Sequence[Field]) -> bool | None:
         if self._calls >= MOST_CALLS:
@@ -418,7 +442,7 @@ class Interpreter:
                 first = text_of(tuple(piece for one in part.operand for piece in self._part(one)))
                 if not re.fullmatch(r"[1-9]\d{0,3}", first):
                     return None
-                fields = fields[int(first) - 1 :]
+                fields = self._given[int(first) - 1 :]
         elif part.index in ("@", "*"):
             fields = self._arrays.get(part.name)
             if fields is None and part.name in self._scalars:
@@ -463,8 +487,8 @@ class Interpreter:
         inner = re.sub(r"\$\{([A-Za-z_]\w*)\}|\$([A-Za-z_]\w*)", r" \1\2 ", text)
         if "$" in inner:  # ${X:-1} and the like
             try:
-                inner = self._text(Reader(f'"{text}"').read()[0].command.words[0]) or ""  # type: ignore[union-attr]
-            except (SpoConfigError, AttributeError, IndexError):
+                inner = self._text(Reader(f'"{text}"').read_word()) or ""
+            except SpoConfigError:
                 return None
         return arithmetic.evaluate(inner, self._named)
 
@@ -527,6 +551,7 @@ class Interpreter:
 
     def _test(self, command: Test) -> bool | None:
         if command.arithmetic is not None:
+            self._forget(_ASSIGNING["let"], command.arithmetic)
             number = self._number(command.arithmetic)
             return None if number is None else bool(number)
         return _tested([self._text(word, unset="") for word in command.words])

@@ -70,6 +70,10 @@ class Reader:
             raise self._error(f"{self.script[self.at : self.at + 10].split(chr(10))[0]!r} is unexpected")
         return block
 
+    def read_word(self) -> Word:
+        """One word, as in an assignment."""
+        return self._word()
+
     # ---------------------------------------------------------------- blocks
 
     def _block(self, *, until: frozenset[str] = frozenset(), closing: str = "") -> Block:
@@ -107,7 +111,7 @@ class Reader:
                     break
             else:
                 if self.at == before:
-                    raise self._error(f"{self.script[self.at]!r} is unexpected")
+                    raise self._error(f"{self.script[self.at : self.at + 1]!r} is unexpected")
         self._levels -= 1
         return tuple(steps)
 
@@ -214,7 +218,9 @@ class Reader:
     def _loop(self, word: str) -> Loop:
         self.at += len(word)
         self._blanks(lines=True)
-        name, words, condition = None, None, ()
+        name: str | None = None
+        words: tuple[Word, ...] | None = None
+        condition: Block = ()
         if word in ("for", "select"):
             if self.script.startswith("((", self.at, self.end):
                 self._balanced("((", "))")
@@ -232,7 +238,12 @@ class Reader:
                         self._blanks()
                         if self.at >= self.end or self.script[self.at] in "\n;":
                             break
+                        before = self.at
                         listed.append(self._word())
+                        if self.at == before:
+                            raise self._error(
+                                f"{self.script[self.at : self.at + 1]!r} is unexpected in the words of a loop"
+                            )
                     words = tuple(listed)
             self._blanks(lines=True)
             if self.script.startswith(";", self.at, self.end):
@@ -282,7 +293,7 @@ class Reader:
                     before = self.at
                     words.append(self._word())
                     if self.at == before:
-                        raise self._error(f"{self.script[self.at]!r} is unexpected in '[['")
+                        raise self._error(f"{self.script[self.at : self.at + 1]!r} is unexpected in '[['")
 
     def _pattern(self) -> Word:
         """A regular expression behind ``=~``: parentheses and bars belong to it. It is not evaluated."""
@@ -329,7 +340,7 @@ class Reader:
                 before = self.at
                 words.append(self._word())
                 if self.at == before:
-                    raise self._error(f"{self.script[self.at]!r} is unexpected in the array {found[1]}")
+                    raise self._error(f"{self.script[self.at : self.at + 1]!r} is unexpected in the array {found[1]}")
             value = tuple(words)
         else:
             value = self._word()

@@ -119,7 +119,7 @@ class Run:
         if key in self.unknown:
             raise SpoConfigError(
                 f"{key}={text}: its value is only known when the script runs; give its variables with "
-                "--env NAME=VALUE, or convert the command with the number in it"
+                "--env NAME=VALUE, or the script's arguments after its name"
             )
         plain = text.replace("_", "")
         if not re.fullmatch(r"\+?\d{1,12}", plain) or int(plain) < 1:
