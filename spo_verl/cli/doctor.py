@@ -63,10 +63,10 @@ def examine(time_limit_s: float) -> Iterator[Finding]:
 
 
 def _show(console: Console, findings: list[Finding], counts: dict[str, int]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(*(Column(overflow="fold") for _ in range(4)), padding=(0, 2))
     group = None
     for finding in findings:
         heading = Text(finding.group if finding.group != group else "", "bold")

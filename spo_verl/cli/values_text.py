@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def show_description(console: Console, answer: dict[str, Any]) -> None:
     """Print what :meth:`OfflineValues.describe` returns."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     mean = "-" if answer["value_mean"] is None else f"{answer['value_mean']:.3f}"
@@ -25,7 +25,7 @@ def show_description(console: Console, answer: dict[str, Any]) -> None:
         "mean value": f"{mean}; never solved {answer['never_solved']}, always solved {answer['always_solved']}",
         "policy": ", ".join("unknown" if policy is None else policy for policy in answer["policies"]),
     }
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(Column(overflow="fold"), Column(overflow="fold"), padding=(0, 2))
     for name, text in rows.items():
         table.add_row(Text(name, "bold"), Text(visible(text)))
     for number, entry in enumerate(answer["source"]):

@@ -197,7 +197,8 @@ def _parsed(overrides: Sequence[str]) -> tuple[list[Any], list[tuple[str, Except
     from hydra.types import RunMode
 
     parser = OverridesParser.create()
-    parsed, refused = [], []
+    parsed: list[Any] = []
+    refused: list[tuple[str, Exception]] = []
     for line in overrides:
         try:
             [one] = parser.parse_overrides([line])
@@ -242,7 +243,7 @@ def _applied(
     """A copy with the values of all overrides that hydra takes, and these; the others join ``refused``."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    config, accepted = copy.deepcopy(before), []
+    config, accepted = copy.deepcopy(before), list[Any]()
     for override in overrides:
         try:
             ConfigLoaderImpl._apply_overrides_to_config([override], config)

@@ -66,3 +66,26 @@ def test_without_a_width_a_paragraph_is_one_line(monkeypatch):
 
 def test_control_characters_are_visible():
     assert printed(40, lambda console: paragraph(console, "a\x1b[31mb")) == ["a\\x1b[31mb"]
+
+
+def test_tables_of_the_other_verbs_fold_long_words():
+    from spo_verl.cli.doctor import _show
+    from spo_verl.cli.health.findings import Finding
+    from spo_verl.cli.values_text import show_description
+
+    word = "0123456789" * 9
+    answer = {
+        **dict.fromkeys(("prompts", "prompts_without_trials", "trials", "never_solved", "always_solved"), 1),
+        **{"file": word, "policies": [word], "trials_per_prompt": None, "value_mean": None},
+        **{"source": [{"kind": "dump", "date": "today", "sampling": word}], "value_histogram": []},
+    }
+    finding = Finding("group", "name", "fail", word, word)
+    for show in (
+        lambda console: show_description(console, answer),
+        lambda console: _show(console, [finding], {"ok": 0, "warn": 0, "fail": 1}),
+    ):
+        stream = io.StringIO()
+        show(Console(file=stream, width=60))
+        digits = "".join(character for character in stream.getvalue() if character.isdigit())
+        assert digits.count(word) >= 2
+        assert "…" not in stream.getvalue()
