@@ -141,7 +141,7 @@ def _reduced(config: DictConfig, files: Files, device: Device) -> Iterator[tuple
 
 
 def _model_and_data(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
-    yield "actor_rollout_ref.model.path", str(files.model), "a stand-in of the same architecture"
+    yield "actor_rollout_ref.model.path", str(files.model), "a small stand-in"
     yield "data.train_files", [str(files.train)], "the first rows of the data"
     yield "data.val_files", [str(files.held_out)], "rows after those"
     if _select(config, "actor_rollout_ref.model.tokenizer_path") is not None:
