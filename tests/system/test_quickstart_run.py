@@ -22,7 +22,6 @@ def test_a_call_that_runs_out_of_time_ends_with_the_result_of_what_it_did(quicks
     stopped, finished, _ = quickstart
     assert stopped.returncode == 0, stopped.output[-3000:]
     assert "a line says of its step" in stopped.output  # no terminal: lines, and what they mean
-    assert "export PATH=" in stopped.output.rstrip().splitlines()[-1]
     assert "This run is not finished: 1 of 4 steps." in stopped.output
     assert (
         "were over after 1 of 4 steps. All of them are kept: the same call again continues from there" in stopped.output
