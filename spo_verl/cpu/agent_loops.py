@@ -40,13 +40,13 @@ def score_in_the_worker(module: ModuleType) -> None:
     stock = module.AgentLoopWorker._compute_score
 
     # A plain function: Ray sends the worker's class with its methods, and loses a wrapper's.
-    async def scored(worker: Any, outputs: Any, kwargs: Any) -> None:
-        handles = worker.reward_loop_worker_handles
+    async def scored(self: Any, outputs: Any, kwargs: Any) -> None:
+        handles = self.reward_loop_worker_handles
         local = handles is not None and any(isinstance(handle, LocalRewardWorker) for handle in handles)
-        if handles is not None and not local and not worker.config.reward.reward_model.enable:
+        if handles is not None and not local and not self.config.reward.reward_model.enable:
             # Here and not when the worker is built: the reward worker keeps the running event loop.
-            worker.reward_loop_worker_handles = [LocalRewardWorker(_reward_worker(worker.config))]
-        await stock(worker, outputs, kwargs=kwargs)
+            self.reward_loop_worker_handles = [LocalRewardWorker(_reward_worker(self.config))]
+        await stock(self, outputs, kwargs=kwargs)
 
     module.AgentLoopWorker._compute_score = scored
 
@@ -193,16 +193,17 @@ def keep_the_only_server(module: ModuleType) -> None:
     client_class: Any = module.LLMServerClient
     acquire, release = client_class._acquire_server, client_class._release_server
 
-    async def acquire_once(client: Any, request_id: str, **extra: Any) -> Any:
-        if not has_one_server(client):
-            return await acquire(client, request_id, **extra)
-        if (found := vars(client).get(_SERVER)) is None:
-            found = vars(client)[_SERVER] = await acquire(client, request_id, **extra)
+    # The signatures are verl's, which the plugin's trainer compares.
+    async def acquire_once(self: Any, request_id: str, **extra: Any) -> Any:
+        if not has_one_server(self):
+            return await acquire(self, request_id, **extra)
+        if (found := vars(self).get(_SERVER)) is None:
+            found = vars(self)[_SERVER] = await acquire(self, request_id, **extra)
         return found
 
-    def keep(client: Any, server_id: str, request_id: str | None = None) -> None:
-        if not has_one_server(client):
-            release(client, server_id, request_id=request_id)
+    def keep(self: Any, server_id: str, request_id: str | None = None) -> None:
+        if not has_one_server(self):
+            release(self, server_id, request_id=request_id)
 
     client_class._acquire_server, client_class._release_server = acquire_once, keep
 

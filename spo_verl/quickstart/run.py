@@ -138,7 +138,8 @@ class _Call:
         if output.exists():
             self.say(f"  reusing {output}")
             return output
-        self.say(f"  {settings.offline_trials} responses of the initial policy to each training prompt")
+        plural = "" if settings.offline_trials == 1 else "s"
+        self.say(f"  {settings.offline_trials} response{plural} of the initial policy to each training prompt")
         attempt = self.folder.new_attempt("values")
         overrides = estimate_overrides(settings, **paths, output=output, scratch=attempt / "checkpoints")
         with estimate_progress(say=self.say) as progress:

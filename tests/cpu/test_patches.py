@@ -68,6 +68,9 @@ REPORT = textwrap.dedent(
     for entry in cpu.workarounds():
         check_target(entry)
         checked.append([entry.name, entry.target])
+    # A workaround keeps the signature of what it replaces: the trainer compares them at its start.
+    from spo_verl.training import seams
+    seams.require()
 
     from verl.plugin.platform import get_platform
     from verl.utils.device import get_device_id, get_device_name, get_torch_device, is_support_ipc

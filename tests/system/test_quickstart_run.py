@@ -21,6 +21,7 @@ def folder(quickstart) -> RunFolder:
 def test_a_call_that_runs_out_of_time_ends_with_the_result_of_what_it_did(quickstart, folder):
     stopped, finished, _ = quickstart
     assert stopped.returncode == 0, stopped.output[-3000:]
+    assert "a line says of its step" in stopped.output  # no terminal: lines, and what they mean
     assert "This run is not finished: 1 of 4 steps." in stopped.output
     assert (
         "were over after 1 of 4 steps. All of them are kept: the same call again continues from there" in stopped.output
@@ -37,9 +38,8 @@ def test_a_call_that_runs_out_of_time_ends_with_the_result_of_what_it_did(quicks
 
 
 def test_nothing_is_left_in_shared_memory(quickstart):
-    stopped, finished, again = quickstart
-    assert stopped.segments  # vLLM's queues, while it starts
-    for call in (stopped, finished, again):
+    # verl's buckets for weights are there for a moment only; those that were seen are gone.
+    for call in quickstart:
         assert not call.left
 
 
