@@ -250,8 +250,8 @@ class WeightIndex:
         """``count`` independent slots by weight: first the block, then the element in it."""
         uniform = rng.random((count, 2))
         block_C = _locate(self._cumulative_sums(), uniform[:, 0])
-        cumulative_CK = np.cumsum(self._blocks[block_C], axis=1)
-        element_C = (cumulative_CK / cumulative_CK[:, -1:] <= uniform[:, 1:]).sum(axis=1)
+        cumulative_CJ = np.cumsum(self._blocks[block_C], axis=1)
+        element_C = (cumulative_CJ / cumulative_CJ[:, -1:] <= uniform[:, 1:]).sum(axis=1)
         return np.asarray(block_C * self._blocks.shape[1] + element_C, dtype=np.int64)
 
 

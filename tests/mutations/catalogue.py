@@ -44,7 +44,7 @@ _CLIP = "np.clip(np.exp2(-divergence / half_life), rho_min, rho_max)"
 _CLOCKS = "np.log(rng.standard_exponential(racing.size)) - np.log(weight_P[racing])"
 _RESUM = "        self._block_sums[touched] = self._blocks[touched].sum(axis=1)"
 _STORE = "        self._blocks.reshape(-1)[slot_B] = weight_B"
-_ELEMENT = "element_C = (cumulative_CK / cumulative_CK[:, -1:] <= uniform[:, 1:]).sum(axis=1)"
+_ELEMENT = "element_C = (cumulative_CJ / cumulative_CJ[:, -1:] <= uniform[:, 1:]).sum(axis=1)"
 _SHARE = "        return np.asarray(weight_P[slot_B] / total)"
 _TOKENS = '    return count_B if measure == "token" else (count_B > 0).astype(np.float64)'
 _PROMOTE = "torch.promote_types(torch.promote_types(then_BT.dtype, now_BT.dtype), torch.float32)"

@@ -47,7 +47,7 @@ def calls(monkeypatch):
 
 
 class Served(simulated_run.Client):
-    """The tracker behind the real client and host of its service, without a process between them."""
+    """The tracker with the real client and host of its service, in this process."""
 
     def __init__(self, tracker, world):
         super().__init__(tracker, world)
