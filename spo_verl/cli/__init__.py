@@ -4,6 +4,7 @@
 |---|---|
 | ``app`` | the verbs put together |
 | ``output`` | ``--json``, ``--debug``, exit status and errors, the same for every verb |
+| ``layout`` | tables and paragraphs at any width, nothing cut |
 | ``doctor`` with ``health`` | what is installed, and whether a run could start on this machine |
 | ``config`` | the configuration of a run before it is started, by :mod:`spo_verl.launching` |
 | ``settings`` with ``settings_table`` | every setting, read from the dataclasses |

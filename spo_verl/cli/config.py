@@ -145,11 +145,11 @@ def _show(console: Console, data: dict[str, Any], *, show_all: bool) -> None:
     table(console, ("setting", "value", "from"), rows, styles=styles)
     if data["differs_from_paper"]:
         paragraph(console, "Different from the paper:")
-        rows = [
+        differing = [
             (entry["key"], _yaml(entry["value"]), _yaml(entry["paper"]), entry["source"])
             for entry in data["differs_from_paper"]
         ]
-        table(console, ("verl's key", "this run", "paper", "from"), rows)
+        table(console, ("verl's key", "this run", "paper", "from"), differing)
     else:
         paragraph(console, "verl's own keys are those of the paper.")
     if not problems:

@@ -123,7 +123,9 @@ def examine_files(composed: Composed, *, whole: bool) -> Examined:
     Args:
         whole: the configuration is all of a run's, so that a key left at verl's default is meant.
     """
-    problems, remarks, defaults = [], [], []
+    problems: list[str] = []
+    remarks: list[str] = []
+    defaults: list[str] = []
     stock = dict(_stock_paths())
     for fault in named_files.faults(composed.config):
         if not whole and OmegaConf.select(composed.config, fault.key) == stock.get(fault.key, _ABSENT):

@@ -90,7 +90,7 @@ def _penalty(config: DictConfig) -> tuple[str, float] | None:
     _, manager = newest(config, "reward_model.reward_manager", "reward.reward_manager.name")
     key, kwargs = newest(config, "reward_model.reward_kwargs", "reward.reward_kwargs")
     buffer = OmegaConf.select(kwargs, "overlong_buffer_cfg", default=None) if OmegaConf.is_config(kwargs) else None
-    if manager != "dapo" or not OmegaConf.is_config(buffer) or not buffer.get("enable"):
+    if manager != "dapo" or not isinstance(buffer, DictConfig) or not buffer.get("enable"):
         return None
     factor = buffer.get("penalty_factor")
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
