@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -102,7 +103,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         EvaluationError: it is a file, or may not be written.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not os.path.isdir(folder):
         raise EvaluationError(f"{folder} is a file: name a folder for the export")
     check_output(folder / "results.json", EvaluationError)
 

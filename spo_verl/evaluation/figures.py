@@ -21,7 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 COLUMNS = 2
 INCHES = 7.0
 """Width of a figure: at 700 pixels, as wide as a README shows it, a font of 9 points is 12.5 pixels high."""
-SAVED = {"dpi": 200, "format": "png", "facecolor": "white"}
+SAVED: dict[str, Any] = {"dpi": 200, "format": "png", "facecolor": "white"}
 """How figures are saved: sharp at twice that width, readable on dark pages."""
 
 

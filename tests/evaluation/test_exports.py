@@ -164,6 +164,8 @@ def test_the_options_of_the_verb(tmp_path):
     (tmp_path / "taken").write_text("")
     refused = run("evaluate", file, "--resamples", 100, "--lighteval", tmp_path / "taken")
     assert (refused.exit_code, "is a file: name a folder" in refused.stderr) == (2, True)
+    refused = run("evaluate", file, "--resamples", 100, "--lm-eval", tmp_path / ("x" * 300))
+    assert (refused.exit_code, "cannot be written (File name too long)" in refused.stderr) == (2, True)
     done = run(
         "evaluate", f"spo={file}", "--resamples", 100, "--lighteval", tmp_path / "a", "--lm-eval", tmp_path / "b"
     )
