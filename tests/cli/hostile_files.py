@@ -118,7 +118,6 @@ VERBS: list[list[str]] = [
         "+out.parquet",
         "--drop-invalid",
     ],
-    ["evaluate", "@plain.jsonl", "--resamples", "100", "--lm-eval", "+out", "--lighteval", "+out"],
     ["data", "overlap", "@data.parquet", "@data.jsonl"],
     ["data", "overlap", "@data.json", "@data.parquet"],
     ["evaluate", "@0.jsonl", "--resamples", "100"],
