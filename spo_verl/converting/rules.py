@@ -122,7 +122,7 @@ class Run:
                 "--env NAME=VALUE, or the script's arguments after its name"
             )
         plain = text.replace("_", "")
-        if not re.fullmatch(r"\+?\d{1,12}", plain) or int(plain) < 1:
+        if not re.fullmatch(r"\+?[0-9]{1,12}", plain) or int(plain) < 1:
             raise SpoConfigError(f"{key}={text}: a whole number from 1 on is needed; correct it, then convert")
         return int(plain)
 
@@ -322,7 +322,7 @@ def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterabl
     repeats, batch, mini = run.number(REPEATS), run.number(BATCH), run.number(MINI_BATCH)
     trajectories = batch * repeats
     limit = run.text("data.train_max_samples") or "-1"
-    if rows is not None and re.fullmatch(r"[1-9]\d{0,11}", limit):
+    if rows is not None and re.fullmatch(r"[1-9][0-9]{0,11}", limit):
         rows = min(rows, int(limit))
     drawn = batch if preset == "bspo" else trajectories
     if rows is not None and rows < drawn:
@@ -470,7 +470,7 @@ def _added(run: Run, preset: str) -> Iterable[Change]:
         section = next((one for one in _OVERLONG if run.on(f"{one}.enable")), None)
         if section is not None:
             factor = run.text(f"{section}.penalty_factor") or "1"
-            low -= float(factor) if re.fullmatch(r"\d{1,6}(\.\d{1,6})?", factor) else 1.0
+            low -= float(factor) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", factor) else 1.0
         yield Change(
             "spo.reward.low",
             "add",

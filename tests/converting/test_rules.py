@@ -1,7 +1,7 @@
 """What becomes of each key: the arithmetic, each estimator, what is dropped; held against verl's configuration."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
@@ -62,6 +62,7 @@ def test_every_estimator_of_verl_has_its_rule():
     assert not set(CONVERTED) & set(REFUSED)
 
 
+@settings(deadline=None)
 @given(repeats=st.integers(2, 64), batch=st.integers(1, 4096), mini=st.integers(1, 4096))
 def test_trajectories_and_updates_stay(repeats, batch, mini):
     run = Run(grpo(**{N: str(repeats), BATCH: str(batch), MINI: f"'{mini}'", STEPS: "7"}))
@@ -74,6 +75,7 @@ def test_trajectories_and_updates_stay(repeats, batch, mini):
     assert EPOCHS not in after
 
 
+@settings(deadline=None)
 @given(repeats=st.integers(2, 16), batch=st.integers(1, 64), epochs=st.integers(1, 30), rows=st.integers(1024, 20000))
 def test_the_number_of_steps_stays(repeats, batch, epochs, rows):
     given_ = grpo(**{N: str(repeats), BATCH: str(batch), EPOCHS: str(epochs)})

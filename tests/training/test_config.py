@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from verl.trainer.config.algorithm import RolloutCorrectionConfig
@@ -227,6 +227,7 @@ def test_several_rollouts_without_bspo_are_a_warning(caplog):
     assert caplog.text == ""
 
 
+@settings(deadline=None)
 @given(
     repeats=st.integers(2, 64),
     prompts=st.integers(1, 4096),
