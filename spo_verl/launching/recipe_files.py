@@ -26,7 +26,7 @@ class Copied:
 
 def described(root: Path, name: str) -> str:
     """The sentence that a recipe's file says of itself: its first comment, without the lines that launch it."""
-    lines = []
+    lines: list[str] = []
     for line in (root / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.removeprefix("#").strip()
         if line.startswith("# @package"):

@@ -1,8 +1,8 @@
 """Running a recipe or a command line for two real steps, small: the same configuration through the same command, with
 what :mod:`spo_verl.rehearsal.reduction` lists exchanged.
 
-The stages, in order; a rehearsal stops at the first that fails and says so: the configuration composes, verl's check
-and ours accept it, a stand-in can take the model's place, rows and stand-in are made, the reduced configuration is
+The stages, in order; a rehearsal stops at the first that fails and says so: the configuration composes, a stand-in
+can take the model's place, verl's check and ours accept it, rows and stand-in are made, the reduced configuration is
 accepted too, the engine is there, verl runs, and its results are judged.
 """
 
@@ -231,9 +231,6 @@ def _stages(
         say(f"{name}: {text}")
 
     passed("composed", f"{recipe.name} with {found.engine}, {found.mode}: {found.kind}")
-    if problems := problems_of(composed):
-        raise _Stop("it is not accepted: " + " ".join(problems))
-    passed("validated", "verl's check" + (" and SPO's" if uses_spo(config) else ""))
     with _usable(recipe):
         absent = absent_modules(config)
         obstacle = None if absent else stand_in_obstacle(config)
@@ -241,6 +238,9 @@ def _stages(
         raise _Stop(f"not there: {', '.join(absent)}; install what it names, or override the key.")
     if obstacle is not None:
         raise _Stop(f"{obstacle}; nothing was started")
+    if problems := problems_of(composed):
+        raise _Stop("it is not accepted: " + " ".join(problems))
+    passed("validated", "verl's check" + (" and SPO's" if uses_spo(config) else ""))
     with _usable(recipe):
         files, parameters = _prepare(config, folder, data)
         found.changes = reduction.changes(config, files, device=device)

@@ -50,7 +50,7 @@ def report():
     environment = {**os.environ, "VERL_PLATFORM": "cpu", "RAY_ADDRESS": "127.0.0.1:1"}
     environment.pop("VERL_USE_EXTERNAL_PLUGINS", None)
     done = subprocess.run(
-        [sys.executable, "-m", "spo_verl.cli", "doctor", "--json"],
+        [sys.executable, "-m", "spo_verl.cli", "doctor", "--json", "--time-limit", "400"],
         env=environment,
         capture_output=True,
         text=True,
