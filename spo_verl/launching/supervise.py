@@ -21,8 +21,6 @@ from typing import Literal
 Status = Literal["finished", "failed", "time limit", "silent", "memory limit"]
 _PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = "/dev/shm/"
-LOOKS_SHARE = 50
-"""The looks at memory take at most one part in so many of the time."""
 CLOCK_TICK_S = 0.01
 """File times are those of the kernel's last tick, which may lie a little before the clock."""
 
@@ -52,7 +50,7 @@ def supervise(
     memory_limit_bytes: float = math.inf,
     on_text: Callable[[str], None] = lambda text: None,
     poll_s: float = 0.5,
-    memory_poll_s: float = 5.0,
+    memory_poll_s: float = 15.0,
     grace_s: float = 15.0,
 ) -> Outcome:
     """Run ``command`` with its output in ``log_path`` until it ends or a limit is met.
@@ -60,8 +58,7 @@ def supervise(
     Args:
         time_limit_s: seconds that the command may take in all.
         silence_limit_s: seconds without new output after which it counts as hung.
-        memory_limit_bytes: memory that its processes may use together, looked at every ``memory_poll_s`` seconds
-            or less often, where a look takes long.
+        memory_limit_bytes: memory that its processes may use together, looked at every ``memory_poll_s`` seconds.
         on_text: called from this thread with each piece of new output.
         grace_s: seconds between asking its processes to end and ending them.
 
@@ -94,10 +91,9 @@ def supervise(
                     last_output = now
                     on_text(text.decode("utf-8", errors="replace"))
                 if not ended and now >= next_look:
+                    next_look = now + memory_poll_s
                     peak = max(peak, session_memory(child.pid))
                     segments.look()
-                    # The kernel goes through all pages of all processes for it: at most a fiftieth of the time.
-                    next_look = now + max(memory_poll_s, LOOKS_SHARE * (time.monotonic() - now))
                 status = _status(child, ended, now - started, now - last_output, time_limit_s, silence_limit_s)
                 if status is None and peak > memory_limit_bytes:
                     status = "memory limit"
