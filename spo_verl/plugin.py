@@ -141,8 +141,8 @@ def _report(what: str, error: BaseException) -> None:
 
     print(
         f"spo_verl: {what} failed, so algorithm.adv_estimator=spo is not available in this process "
-        f"({type(error).__name__}: {error}). Works with verl {', '.join(SUPPORTED_VERL)}; reinstall with "
-        "`pip install spo-verl` in the environment of this verl.",
+        f"({type(error).__name__}: {error}). Works with verl {', '.join(SUPPORTED_VERL)}; reinstall it "
+        "with `pip install -e .` from its folder in the environment of this verl.",
         file=sys.stderr,
         flush=True,
     )

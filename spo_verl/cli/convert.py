@@ -56,6 +56,9 @@ def convert(
     check: Annotated[
         bool, typer.Option("--check", help="Compose the result with verl and check it, as `spo-verl config --verl`.")
     ] = False,
+    files: Annotated[
+        bool, typer.Option("--files/--no-files", help="With --check: look for the files that the result names.")
+    ] = True,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
@@ -81,7 +84,7 @@ def convert(
         base=base_values,
         rows=training_rows if rows is None else lambda _: rows,
     )
-    checks = [_checked(one) for one in converted.commands] if check else None
+    checks = [_checked(one, files) for one in converted.commands] if check else None
     data = _data(converted, checks)
     if output is not None:
         _write(output, converted.script, source)
@@ -160,23 +163,25 @@ def _write(path: Path, script: str, source: Path | None) -> None:
 # -------------------------------------------------------------------- what is found
 
 
-def _checked(command: Converted) -> dict[str, Any]:
+def _checked(command: Converted, files: bool) -> dict[str, Any]:
     """What stops or warns at the start of the converted run."""
     import contextlib
     import io
     import warnings
 
     from spo_verl.converting.configuration import composed
-    from spo_verl.launching.composition import examine, verl_problem
+    from spo_verl.launching.composition import examine, examine_files, verl_problem
 
     whole, left_out = composed(command.arguments)
-    examined = examine(whole)
+    found = [examine(whole)]
+    if files:
+        found.append(examine_files(whole, whole=True))
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # verl's check prints that all is well
         warnings.simplefilter("ignore")
         theirs = verl_problem(whole.config)
     return {
-        "problems": [*examined.problems, *([] if theirs is None else [theirs])],
-        "warnings": examined.warnings,
+        "problems": [*(one for part in found for one in part.problems), *([] if theirs is None else [theirs])],
+        "warnings": [one for part in found for one in part.warnings],
         "not_checked": left_out,
     }
 

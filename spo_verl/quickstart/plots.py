@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 
 from spo_verl.errors import SpoStateError
-from spo_verl.evaluation.figures import new_figure
+from spo_verl.evaluation.figures import COLOURS, MARKERS, new_figure
 from spo_verl.files import replacing
 from spo_verl.quickstart.report import offline_trajectories, steps_done
 from spo_verl.small.task import LEVELS
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Those of Okabe and Ito, distinct with any colour vision."""
-MARKERS = "os^DvPX"
 BEFORE, AFTER, OFFLINE = "#a9b3bd", COLOURS[0], "#e3e7eb"
 SMALL, NORMAL = 8, 9
 """Sizes of text, in points."""

@@ -86,9 +86,13 @@ def test_a_check_reports_as_config_does(script):
     problems = command["check"]["problems"]
     assert any(one.startswith("data.nope=1: Could not override") for one in problems)
     assert any(one.startswith("verl's own check:") for one in problems)
-    result = run("convert", script, "--check")
-    assert result.exit_code == 0
-    assert "checked: no problems" in result.stderr
+    elsewhere = run("convert", script, "--check", "--no-files")
+    assert elsewhere.exit_code == 0
+    assert "checked: no problems" in elsewhere.stderr
+    here = run("convert", script, "--check")
+    assert here.exit_code == 1
+    assert "data.train_files=" in here.stderr
+    assert "on this machine" in " ".join(here.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_every_line_that_is_not_ok_says_what_to_do(report):
 def test_a_reader_sees_the_marks_the_fixes_and_the_count(monkeypatch):
     findings = [
         Finding("group", "torch", "ok", "2.13"),
-        Finding("group", "estimator spo", "fail", "[not] there", "pip install spo-verl"),
+        Finding("group", "estimator spo", "fail", "[not] there", "pip install -e ."),
     ]
     monkeypatch.setattr(doctor, "examine", lambda time_limit_s: iter(findings))
     result = run("doctor")
@@ -95,7 +95,7 @@ def test_a_reader_sees_the_marks_the_fixes_and_the_count(monkeypatch):
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["group", "ok", "torch", "2.13"] in lines
     assert ["FAIL", "estimator", "spo", "[not]", "there"] in lines
-    assert ["->", "pip", "install", "spo-verl"] in lines
+    assert ["->", "pip", "install", "-e", "."] in lines
     assert result.stdout.rstrip().endswith("1 ok, 0 to look at, 1 failed")
     monkeypatch.setattr(doctor, "examine", lambda time_limit_s: iter(findings[:1]))
     assert run("doctor").exit_code == 0

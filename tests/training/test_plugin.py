@@ -59,7 +59,7 @@ def test_a_missing_dependency_is_said_on_stderr():
     assert done.stdout.strip() == "verl is up"
     assert "spo_verl: loading the plugin failed" in done.stderr
     assert "wrapt" in done.stderr
-    assert "pip install spo-verl" in done.stderr
+    assert "pip install -e ." in done.stderr
 
 
 def test_a_failing_hook_is_said_on_stderr_and_leaves_other_estimators_alone():
