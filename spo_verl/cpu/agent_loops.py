@@ -6,8 +6,9 @@ A rollout of a CPU-sized model generates a few tokens, so the work around it dec
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any, Generic, TypeVar
@@ -61,7 +62,12 @@ class LocalRewardWorker:
     """A reward worker of this process, called as the handle of one in another process is."""
 
     def __init__(self, worker: Any) -> None:
-        self.compute_score = SimpleNamespace(remote=worker.compute_score)
+        async def compute_score(data: Any) -> Any:
+            # Another process gets copies. Reward managers write into extra_info, which all rollouts of a prompt share.
+            data.non_tensor_batch = copy.deepcopy(data.non_tensor_batch)
+            return await worker.compute_score(data)
+
+        self.compute_score = SimpleNamespace(remote=compute_score)
 
 
 @workaround("gathered-puts", target=f"{_WORKER}:tq.async_kv_put", parameters=("key", "partition_id", "tag"))
@@ -77,58 +83,72 @@ def gather_puts(module: ModuleType) -> None:
     module.list_of_dict_to_tensordict = list  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class _Waiting(Generic[Item]):
+    item: Item
+    kind: Hashable
+    done: asyncio.Future[None]
+
+    def settle(self, error: Exception | None = None) -> None:
+        if self.done.done():  # its task was cancelled
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
 class Gathering(Generic[Item]):
-    """Items of concurrent tasks, delivered together: those that arrive during one delivery make up the next one.
+    """Items of concurrent tasks, delivered together: those that arrive during one delivery make up the next ones.
 
     Args:
-        deliver: takes a list of items. Where it raises, each item is delivered once more by itself, so that an error
-            reaches the task whose item is at fault; a delivery repeated must do no harm.
+        deliver: takes a list of items of one kind. Where it raises, each item is delivered once more by itself, so
+            that an error reaches the task whose item is at fault; a delivery repeated must do no harm.
     """
 
     def __init__(self, deliver: Callable[[list[Item]], Awaitable[object]]) -> None:
         self._deliver = deliver
-        self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
+        self._waiting: list[_Waiting[Item]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def put(self, item: Item) -> None:
+    async def put(self, item: Item, kind: Hashable = None) -> None:
         """Return when the item is delivered. Cancelling this takes it back, unless its delivery has begun."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, done))
+        self._waiting.append(_Waiting(item, kind, done))
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         await done
 
     async def _run(self) -> None:
+        taken: list[_Waiting[Item]] = []
         try:
             while self._waiting:
-                batch = [(item, done) for item, done in self._waiting if not done.done()]
-                self._waiting = []
-                if batch:
-                    await self._together(batch)
+                taken, self._waiting = self._waiting, []
+                kinds: dict[Hashable, list[_Waiting[Item]]] = defaultdict(list)
+                for one in taken:
+                    kinds[one.kind].append(one)
+                for alike in kinds.values():
+                    await self._together(alike)
         finally:
-            self._running = None
+            # Only where the delivery itself was cancelled does anybody still wait.
+            for one in (*taken, *self._waiting):
+                one.done.cancel()
+            self._waiting, self._running = [], None
 
-    async def _together(self, batch: Sequence[tuple[Item, asyncio.Future[None]]]) -> None:
-        try:
-            await self._deliver([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001 - goes to the task whose item it is
-            if len(batch) == 1:
-                _settle(batch[0][1], error)
-                return
-            for one in batch:
-                await self._together([one])
+    async def _together(self, alike: Sequence[_Waiting[Item]]) -> None:
+        wanted = [one for one in alike if not one.done.done()]
+        if not wanted:
             return
-        for _, done in batch:
-            _settle(done, None)
-
-
-def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
-    if done.done():  # its task was cancelled
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+        try:
+            await self._deliver([one.item for one in wanted])
+        except Exception as error:  # noqa: BLE001 - goes to the task whose item it is
+            if len(wanted) == 1:
+                wanted[0].settle(error)
+            else:
+                await asyncio.gather(*(self._together([one]) for one in wanted))
+            return
+        for one in wanted:
+            one.settle()
 
 
 @dataclass(frozen=True)
@@ -154,25 +174,21 @@ class GatheringQueue:
         self._puts = Gathering(self._deliver)
 
     async def async_kv_put(self, *, key: str, partition_id: str, tag: Mapping[str, Any]) -> None:
-        await self._puts.put(_Put(partition_id, [key], None, [tag]))
+        await self._puts.put(_Put(partition_id, [key], None, [tag]), kind=partition_id)
 
     async def async_kv_batch_put(
         self, *, keys: Sequence[str], partition_id: str, fields: Any, tags: Sequence[Mapping[str, Any]]
     ) -> None:
-        await self._puts.put(_Put(partition_id, keys, fields, tags))
+        await self._puts.put(_Put(partition_id, keys, fields, tags), kind=(partition_id, tuple(fields[0])))
 
     async def _deliver(self, puts: list[_Put]) -> None:
-        alike: dict[Any, list[_Put]] = defaultdict(list)
-        for put in puts:
-            alike[put.partition, None if put.rows is None else tuple(put.rows[0])].append(put)
-        for (partition, names), group in alike.items():
-            rows = [row for put in group for row in put.rows or ()]
-            await self._queue.async_kv_batch_put(
-                keys=[key for put in group for key in put.keys],
-                partition_id=partition,
-                fields=None if names is None else self._to_tensordict(rows),
-                tags=[dict(tag) for put in group for tag in put.tags],
-            )
+        rows = [row for put in puts for row in put.rows or ()]
+        await self._queue.async_kv_batch_put(
+            keys=[key for put in puts for key in put.keys],
+            partition_id=puts[0].partition,
+            fields=self._to_tensordict(rows) if rows else None,
+            tags=[dict(tag) for put in puts for tag in put.tags],
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray sends the class of an actor with the globals of its methods.

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import hydra
+import numpy as np
 import pytest
 from ray import cloudpickle
 
@@ -66,14 +67,15 @@ def test_rewards_are_computed_in_the_worker_unless_a_model_gives_them(
 
         async def _compute_score(self, outputs: Any, kwargs: Any) -> None:
             one = (self.reward_loop_worker_handles or [None])[0]
-            self.scores.append(await one.compute_score.remote(outputs) if isinstance(one, LocalRewardWorker) else one)
+            data = SimpleNamespace(non_tensor_batch={"number": outputs})
+            self.scores.append(await one.compute_score.remote(data) if isinstance(one, LocalRewardWorker) else one)
 
     class RewardWorker:
         def __init__(self, config: Any) -> None:
             built.append(config)
 
-        async def compute_score(self, data: int) -> int:
-            return 2 * data
+        async def compute_score(self, data: Any) -> int:
+            return 2 * data.non_tensor_batch["number"]
 
     module.AgentLoopWorker = AgentLoopWorker  # type: ignore[attr-defined]
     monkeypatch.setattr(agent_loops, "_reward_worker", RewardWorker)
@@ -87,6 +89,28 @@ def test_rewards_are_computed_in_the_worker_unless_a_model_gives_them(
     asyncio.run(two_rollouts())
     assert worker.scores == ([2, 4] if local else [(handles or [None])[0]] * 2)
     assert built == ([worker.config] if local else [])
+
+
+def test_what_a_reward_manager_writes_reaches_no_other_rollout_of_the_prompt() -> None:
+    extra_info = {"of_the_dataset": [1]}
+
+    class RewardWorker:
+        async def compute_score(self, data: Any) -> Any:
+            (mine,) = data.non_tensor_batch["extra_info"]
+            mine["num_turns"] = data.non_tensor_batch["__num_turns__"]
+            mine["of_the_dataset"].append(2)
+            await asyncio.sleep(0)  # verl's managers decode the response here
+            return mine["num_turns"]
+
+    async def rollouts() -> list[int]:
+        handle = LocalRewardWorker(RewardWorker())
+        fields = ({"extra_info": np.array([extra_info]), "__num_turns__": turns} for turns in (1, 2, 3))
+        return await asyncio.gather(
+            *(handle.compute_score.remote(SimpleNamespace(non_tensor_batch=one)) for one in fields)
+        )
+
+    assert asyncio.run(rollouts()) == [1, 2, 3]
+    assert extra_info == {"of_the_dataset": [1]}  # it is stored with the rollout, as the dataset has it
 
 
 def gathered(items: Sequence[Any], deliver: Any, *, cancel: Sequence[int] = ()) -> list[Any]:
@@ -132,6 +156,40 @@ def test_an_error_reaches_the_item_that_is_at_fault_only() -> None:
     ends = gathered(range(5), deliver)
     assert ends[:3] + ends[4:] == [None] * 4
     assert isinstance(ends[3], ValueError)
+
+
+def test_an_error_of_one_kind_delivers_nothing_of_another_kind_again() -> None:
+    delivered: list[list[str]] = []
+
+    async def deliver(items: list[str]) -> None:
+        if "bad" in items:
+            raise ValueError("bad")
+        delivered.append(items)
+
+    async def run() -> list[Any]:
+        gathering: Gathering[str] = Gathering(deliver)
+        items = (("a", 1), ("x", 2), ("b", 1), ("bad", 2))
+        return await asyncio.gather(*(gathering.put(item, kind) for item, kind in items), return_exceptions=True)
+
+    ends = asyncio.run(run())
+    assert ends[:3] == [None] * 3
+    assert isinstance(ends[3], ValueError)
+    # The reader of the queue may have cleared "a" and "b" by the time of "bad".
+    assert delivered == [["a", "b"], ["x"]]
+
+
+def test_nobody_waits_for_a_delivery_that_was_cancelled() -> None:
+    async def deliver(items: list[int]) -> None:
+        raise asyncio.CancelledError  # a socket that was closed cancels what waits for it
+
+    async def run() -> list[Any]:
+        gathering: Gathering[int] = Gathering(deliver)
+        for _ in range(2):
+            puts = asyncio.gather(*(gathering.put(item, item % 2) for item in range(3)), return_exceptions=True)
+            ends = await asyncio.wait_for(puts, timeout=5)
+        return ends
+
+    assert [type(end) for end in asyncio.run(run())] == [asyncio.CancelledError] * 3
 
 
 def test_a_cancelled_put_is_not_delivered() -> None:
