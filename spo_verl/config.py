@@ -349,15 +349,17 @@ def read(section: Mapping[str, Any] | None) -> tuple[SpoConfig, list[str], set[s
 
 
 def _drop(plain: dict[str, Any], place: Sequence[Any]) -> str:
-    """Take out what pydantic refused; returns the key of the setting."""
-    section, key = plain, str(place[0])
-    for number, part in enumerate(place[:-1], 1):
-        inner = section.get(part)
-        if not isinstance(inner, dict) or place[number] not in inner:
+    """Take out the setting in which pydantic refused something; returns its key."""
+    section: Any = plain
+    owner: type = SpoConfig
+    depth = 0
+    while depth + 1 < len(place) and isinstance(inside := section.get(place[depth]), dict):
+        below: Any = get_type_hints(owner).get(place[depth])
+        if not is_dataclass(below):  # a setting that is a mapping
             break
-        section, key = inner, f"{key}.{place[number]}"
-    del section[place[key.count(".")]]
-    return f"spo.{key}"
+        section, owner, depth = inside, below, depth + 1
+    section.pop(place[depth], None)  # a setting may have several faults
+    return "spo." + ".".join(map(str, place[: depth + 1]))
 
 
 def mentions(sentence: str, keys: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ from verl.trainer.config.algorithm import RolloutCorrectionConfig
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 from verl.utils.config import omega_conf_to_dataclass
 
+from spo_verl import config as config_of_spo
 from spo_verl.conf import PRESETS, groups
 from spo_verl.config import SpoConfig, known_keys, parse, refuse
 from spo_verl.errors import SpoConfigError
@@ -344,6 +345,18 @@ def test_settings_out_of_range_name_key_and_reason(section, expected):
     with pytest.raises(SpoConfigError) as refusal:
         refuse(problems)
     assert expected in str(refusal.value)
+
+
+def test_each_faulty_part_of_a_quota_is_a_problem_and_nothing_else_is():
+    """Names of data sources may hold dots; the other settings are still compared with each other."""
+    section = {"sampling": {"quota": {"code.v2": -1, "a.b.c": 0}}, "forgetting": {"rho_min": 0.9, "rho_max": 0.8}}
+    settings, problems, refused = config_of_spo.read(section)
+    assert [problem.split(":")[0] for problem in problems] == [
+        "spo.sampling.quota of 'code.v2'",
+        "spo.sampling.quota of 'a.b.c'",
+        "spo.forgetting.rho_min=0.9 is above spo.forgetting.rho_max=0.8; swap or narrow them.",
+    ]
+    assert (settings.sampling.quota, refused) == (None, {"spo.sampling.quota"})
 
 
 def test_a_preset_without_the_plus_sign_is_explained():
