@@ -351,10 +351,10 @@ def read(section: Mapping[str, Any] | None) -> tuple[SpoConfig, list[str], set[s
 def _drop(plain: dict[str, Any], place: Sequence[Any]) -> str:
     """Take out the setting in which pydantic refused something; returns its key."""
     section: Any = plain
-    owner: type = SpoConfig
+    owner: Any = SpoConfig
     depth = 0
     while depth + 1 < len(place) and isinstance(inside := section.get(place[depth]), dict):
-        below: Any = get_type_hints(owner).get(place[depth])
+        below = get_type_hints(owner).get(place[depth])
         if not is_dataclass(below):  # a setting that is a mapping
             break
         section, owner, depth = inside, below, depth + 1

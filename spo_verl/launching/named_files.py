@@ -12,8 +12,10 @@ import difflib
 import glob
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +210,19 @@ def _defined(tree: ast.Module) -> set[str] | None:
 
 
 def _module_file(module: str) -> tuple[str | None, str | None]:
-    """The file of a module, found without its import, and the part of its name that is missing."""
-    from importlib.machinery import PathFinder
+    """The file of a module, found without its import, and the part of its name that is missing.
 
-    places: Any = None
-    spec = None
+    Looked for as a run does: in the current folder first, as of ``python -m``, and in packages that are installed in
+    editable form, which have finders of their own.
+    """
+    places: Any = [os.getcwd(), *sys.path]
+    spec: Any = None
     parts = module.split(".")
     for number in range(1, len(parts) + 1):
         full = ".".join(parts[:number])
-        spec = PathFinder.find_spec(full, places)
+        below = None if number == 1 else places
+        finders = (finder.find_spec(full, below) for finder in sys.meta_path)
+        spec = PathFinder.find_spec(full, places) or next(filter(None, finders), None)
         if spec is None:
             return None, full
         places = spec.submodule_search_locations

@@ -1,5 +1,8 @@
 """Files that a configuration names and that are not there are found, each by its key, with what to do."""
 
+import importlib.util
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -48,6 +51,7 @@ FINE = [
     {FUNCTION: "file://reward.py"},
     {FUNCTION: "pkg://spo_verl.agent.math_reward"},
     {FUNCTION: "pkg://spo_verl/agent/math_reward"},
+    {FUNCTION: "pkg://reward"},  # python -m has the current folder on its path
     {f"{MODEL}.path": "Qwen/Qwen3-8B"},
     {f"{MODEL}.path": "gpt2"},
     {f"{MODEL}.path": "model", f"{MODEL}.tokenizer_path": "hollow"},
@@ -144,3 +148,24 @@ def test_without_the_network_a_model_that_is_not_in_the_cache_is_named(place, mo
 
 def test_a_reference_to_nothing_is_left_to_who_reports_it(place):
     assert of({"data.train_files": "${no.such}"}) == []
+
+
+def test_a_module_of_an_editable_install_is_found(place, monkeypatch):
+    """setuptools gives such a package a finder of its own; its folder is not on the path."""
+    source = place / "checkout"
+    source.mkdir()
+    (source / "__init__.py").write_text("")
+    (source / "reward.py").write_text("def score(): ...\n")
+
+    class EditableFinder:
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            if name == "my_rewards":
+                return importlib.util.spec_from_file_location(name, source / "__init__.py")
+            return None
+
+    path = "pkg://my_rewards.reward"
+    assert "no Python module my_rewards in" in of({FUNCTION: path})[0].text
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder])
+    assert of({FUNCTION: path, "reward.custom_reward_function.name": "score"}) == []
+    assert "it defines no compute_score" in of({FUNCTION: path})[0].text
