@@ -225,7 +225,12 @@ class Interpreter:
         if command.condition and self._block(command.condition) is False:
             self._skipped(command.body)
             return True
-        self._block(command.body)
+        left = len(self._given) + 1
+        while len(self._given) < left:  # once, and again while it takes the script's arguments
+            left = len(self._given)
+            self._block(command.body)
+            if not left or not command.condition or self._block(command.condition) is not True:
+                break
         return None
 
     def _skipped(self, block: Block) -> None:
@@ -274,7 +279,10 @@ class Interpreter:
                 self._arrays.pop(field_.text, None)
             return True
         if name == "shift":
-            self._given = self._given[1:]
+            count = fields[1].text if len(fields) > 1 else "1"
+            if not re.fullmatch(r"[0-9]{1,6}", count) or int(count) > len(self._given):
+                return False
+            self._given = self._given[int(count) :]
             return True
         if name == "set":
             texts = [one.text for one in fields]

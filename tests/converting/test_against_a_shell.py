@@ -45,6 +45,38 @@ def test_the_words_are_those_of_a_shell_before_and_after_conversion(name, tmp_pa
         assert values["+spo"] == "paper"
 
 
+OPTIONS = """
+N=1 BATCH=8 NAME=none
+{loop}; do
+    case "$1" in
+        --n) N=$2; shift 2 ;;
+        --batch=*) BATCH=${{1#--batch=}}; shift ;;
+        --name) shift; NAME=$1; shift ;;
+        --) shift; break ;;
+        *) break ;;
+    esac
+done
+python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo trainer.experiment_name="$NAME" \\
+    data.train_batch_size=$BATCH actor_rollout_ref.rollout.n=$N "$@"
+"""
+
+
+@pytest.mark.parametrize("loop", ["while [ $# -gt 0 ]", "while [[ $# -gt 0 ]]", "while (( $# ))", "while true"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--n", "4"),
+        ("--n", "4", "--batch=16", "--name", "x y"),
+        ("--name", "a", "--n", "2", "--", "a.b=1", "c.d=2"),
+        ("--batch=4", "a.b=1", "--n", "2"),
+    ],
+)
+def test_options_of_a_script_are_taken_one_after_the_other(loop, arguments, tmp_path):
+    script = OPTIONS.format(loop=loop)
+    assert read(script, tmp_path, arguments) == run_by_a_shell(script, tmp_path, *arguments) != []
+
+
 # -------------------------------------------------------------------- scripts that nobody wrote
 
 NAMES = ("A", "B", "C")
