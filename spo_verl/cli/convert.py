@@ -27,6 +27,7 @@ WORDS: a shell script with the arguments that it is called with, `-` for a scrip
 (the words after main_ppo are enough). The script is read, not run. The converted one goes to stdout, or to --output;
 what changes, and why, to stderr, or to stdout with --output."""
 
+_HYDRAS = re.compile(r"-c[pnd]\b|--config-(path|name|dir)\b")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -36,10 +37,14 @@ def convert(
         list[str] | None, typer.Argument(metavar="WORDS", help="A script, `-`, or the words of a command.")
     ] = None,
     config_path: Annotated[
-        Path | None, typer.Option(help="As hydra's --config-path, for a command without a script.")
+        Path | None, typer.Option(help="Hydra's --config-path, for a command without a script.")
     ] = None,
-    config_name: Annotated[str | None, typer.Option(help="As hydra's --config-name.")] = None,
-    config_dir: Annotated[Path | None, typer.Option(help="As hydra's --config-dir.")] = None,
+    config_name: Annotated[
+        str | None, typer.Option(help="Hydra's --config-name, for a command without a script.")
+    ] = None,
+    config_dir: Annotated[
+        Path | None, typer.Option(help="Hydra's --config-dir, for a command without a script.")
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")
     ] = "paper",
@@ -117,6 +122,8 @@ def _script(words: list[str], options: dict[str, str]) -> tuple[str, list[str], 
             return _decoded(file.read(), first), words[1:], path
     if len(words) == 1 and "main_ppo" in first and re.search(r"\s", first):
         return first if first.endswith("\n") else f"{first}\n", [], None
+    if first.startswith("-") and not _HYDRAS.match(first):
+        raise SpoConfigError(f"{first}: convert has no such option; `spo-verl convert --help` lists them.")
     flags = []
     for name, value in options.items():
         # hydra would look for a relative path next to verl's own files

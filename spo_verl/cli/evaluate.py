@@ -64,7 +64,7 @@ def evaluate(
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k into this file.")] = None,
     lm_eval: Annotated[
-        Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write the files of lm-evaluation-harness.")
+        Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write the files of EleutherAI's lm-eval.")
     ] = None,
     lighteval: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the files of lighteval.")] = None,
     json_output: Json = False,

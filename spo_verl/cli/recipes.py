@@ -59,10 +59,10 @@ def list_recipes(json_output: Json = False, debug: Debug = False) -> Outcome:
     found = [{"name": name, "folder": str(root), "what": described(root, name)} for name, root in known.items()]
 
     def show(console: Console) -> None:
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(Column(overflow="fold"), Column(overflow="fold"), padding=(0, 2))
         for entry in found:
             table.add_row(Text(entry["name"]), Text(entry["what"]))
         console.print(table)
@@ -76,7 +76,10 @@ def list_recipes(json_output: Json = False, debug: Debug = False) -> Outcome:
 @verb
 def show_recipe(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="OVERRIDES", help="hydra's overrides.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe, as on main_ppo's command line."),
+    ] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
@@ -100,11 +103,11 @@ def show_recipe(
     def show(console: Console) -> None:
         import shlex
 
-        from rich.table import Table
+        from rich.table import Column, Table
         from rich.text import Text
 
         console.print(Text(f"{data['name']}: {data['what']}"), soft_wrap=True)
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(Column(overflow="fold"), Column(overflow="fold"), padding=(0, 2))
         for label, value in data["trains"].items():
             if value is not None:
                 text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -122,7 +125,9 @@ def show_recipe(
 @verb
 def copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment, or one of its recipes.")],
-    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Default: ./recipes.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="The folder to copy into; default: ./recipes.")
+    ] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:

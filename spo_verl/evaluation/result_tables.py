@@ -57,7 +57,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
         console.print(Text(visible(table.heading), "bold"))
         printed = RichTable(box=None, padding=(0, 2, 0, 0))
         for number, name in enumerate(table.columns):
-            printed.add_column(Text(visible(name)), justify="left" if number == 0 else "right", no_wrap=True)
+            printed.add_column(Text(visible(name)), justify="left" if number == 0 else "right", overflow="fold")
         for row in table.rows:
             printed.add_row(*(Text(visible(cell)) for cell in row))
         console.print(printed)

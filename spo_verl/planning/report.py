@@ -27,9 +27,9 @@ def show(plan: Plan, console: Console, *, explain: bool = False) -> None:
     for assumption in plan.assumptions:
         console.print(Text(f"  {assumption}"), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", justify="right")
+    table.add_column(overflow="fold", style="dim")
     for title, section in plan.sections.items():
         table.add_row(Text(title, "bold"), "", "")
         for entry in section.values():

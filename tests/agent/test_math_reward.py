@@ -217,7 +217,7 @@ def test_what_verl_adds_for_reward_models_is_taken():
 def test_without_math_verify_the_first_row_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     math_reward._checked.cache_clear()
-    with pytest.raises(SpoConfigError, match=r"pip install 'spo-verl\[math\]'"):
+    with pytest.raises(SpoConfigError, match=r"pip install 'math-verify"):
         grade("5", "5")
     assert grade("5", "5", verifier="math_dapo")["score"] == 1.0
     monkeypatch.undo()

@@ -68,7 +68,8 @@ def test_every_verb_has_json_and_says_what_is_wrong_with_arguments_in_it(verb):
     result = run(*verb.split(), "--json", "--no-such-option")
     assert result.exit_code == 2
     error = json.loads(result.stdout)["error"]
-    assert error["type"] == "UsageError"
+    # Words with a dash may belong to a command line of main_ppo, so these verbs look at them, not typer.
+    assert error["type"] == ("SpoConfigError" if verb in ("convert", "plan", "rehearse") else "UsageError")
     assert "--no-such-option" in error["message"]
 
 
@@ -88,7 +89,7 @@ def test_the_completion_of_bash_and_zsh_is_generated_and_completes():
     if os.path.exists("/bin/bash"):
         subprocess.run(["/bin/bash", "-n"], input=asked(_SPO_VERL_COMPLETE="source_bash").stdout, text=True, check=True)
     verbs = asked(_SPO_VERL_COMPLETE="complete_bash", COMP_WORDS="spo-verl con", COMP_CWORD="1").stdout.split()
-    assert verbs == ["config"]
+    assert verbs == ["config", "convert"]
     options = asked(_SPO_VERL_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS="spo-verl values show --").stdout
     assert "--data" in options
 

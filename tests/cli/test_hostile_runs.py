@@ -132,7 +132,7 @@ def test_kept_models(tmp_path):
             read_report(tmp_path)
     for raw in (b"", b"x" * 100, b"PK\x03\x04" + b"\0" * 100, b"\x80\x04.", b"\x80\x02]q\x00."):
         (tmp_path / STATE).write_bytes(raw)
-        with pytest.raises(SpoStateError, match="the warm start begins anew"):
+        with pytest.raises(SpoStateError, match="the warm start begins again"):
             _state(tmp_path / STATE)
 
 
