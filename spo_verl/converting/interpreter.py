@@ -110,6 +110,9 @@ class Interpreter:
         self._steps = 0
         self._calls = 0
         self._exit: int | None = None
+        self._started = 0
+        self._loops = 0
+        self._leaving = ""  # break, continue or return, until the loop or the function has ended
 
     def read(self) -> None:
         """Follow the script.
@@ -132,7 +135,7 @@ class Interpreter:
     def _block(self, block: Block) -> bool | None:
         status: bool | None = True
         for step in block:
-            if self._exit is not None:
+            if self._exit is not None or self._leaving:
                 return status
             if step.connector == "&&" and status is False:
                 continue
@@ -170,7 +173,7 @@ class Interpreter:
             return self._block(group.body)
         scalars, arrays = dict(self._scalars), dict(self._arrays)
         status = self._block(group.body)
-        self._scalars, self._arrays, self._exit = scalars, arrays, None
+        self._scalars, self._arrays, self._exit, self._leaving = scalars, arrays, None, ""
         return status
 
     def _if(self, command: If) -> bool | None:
@@ -184,7 +187,7 @@ class Interpreter:
                 self._note(f"line {line_of(self.script, offset)}: only the machine knows this condition; taken as true")
             status = self._block(body)
             if holds is None:
-                self._exit = None  # a check of the machine that ends the script is none that it has to pass here
+                self._stay()
             for _, other in command.branches[number + 1 :]:
                 self._skipped(other)
             return status
@@ -203,9 +206,17 @@ class Interpreter:
                     line = line_of(self.script, command.subject.start)
                     self._note(f"line {line}: only the machine knows this case; the first branch is taken")
                 status = self._block(body)
+                if subject is None:
+                    self._stay()
             else:
                 self._skipped(body)
         return status
+
+    def _stay(self) -> None:
+        """A check of the machine that ends the script or a function is none that it has to pass here."""
+        self._exit = None
+        if self._leaving != "break":
+            self._leaving = ""
 
     def _loop(self, command: Loop) -> bool | None:
         if command.name is not None:
@@ -214,24 +225,34 @@ class Interpreter:
                 fields = list(self._given)
             if not fields:
                 return True
-            before = len(self.launches)
-            self._scalars[command.name] = fields[0].value
-            self._block(command.body)
-            if len(fields) > 1 and len(self.launches) > before:
+            before = self._started
+            for one in fields:
+                self._scalars[command.name] = one.value
+                if not self._pass(command.body) or self._started > before:
+                    break
+            if len(fields) > 1 and self._started > before:
                 self.looping.add(command.name)
                 line = line_of(self.script, command.words[0].start if command.words else 0)
-                self._note(f"line {line}: a loop; its first pass ({command.name}={fields[0].text}) decides")
+                self._note(f"line {line}: a loop; its first pass with a command ({command.name}={one.text}) decides")
             return None
         if command.condition and self._block(command.condition) is False:
             self._skipped(command.body)
             return True
-        left = len(self._given) + 1
-        while len(self._given) < left:  # once, and again while it takes the script's arguments
+        more = True
+        while more:  # once, and again while it takes the script's arguments
             left = len(self._given)
-            self._block(command.body)
-            if not left or not command.condition or self._block(command.condition) is not True:
-                break
+            more = self._pass(command.body) and 0 < len(self._given) < left
+            more = more and bool(command.condition) and self._block(command.condition) is True
         return None
+
+    def _pass(self, body: Block) -> bool:
+        """One pass of a loop; whether another may follow."""
+        self._loops += 1
+        self._block(body)
+        self._loops -= 1
+        left = self._leaving
+        self._leaving = left if left == "return" else ""
+        return self._exit is None and left in ("", "continue")
 
     def _skipped(self, block: Block) -> None:
         """A branch that is not taken: say so where it would matter."""
@@ -273,6 +294,10 @@ class Interpreter:
         if name == "exit":
             self._exit = command.start
             return True
+        if (name in ("break", "continue") and self._loops) or (name == "return" and self._calls):
+            self._leaving = name
+            code = fields[1].text if len(fields) > 1 else ""
+            return int(code) == 0 if re.fullmatch(r"[0-9]{1,3}", code) else None
         if name == "unset":
             for field_ in fields[1:]:
                 self._scalars.pop(field_.text, None)
@@ -317,6 +342,7 @@ class Interpreter:
         given, self._given = self._given, tuple(arguments)
         self._calls += 1
         status = self._block(self._functions[name])
+        self._leaving = ""
         self._calls -= 1
         self._given = given
         return status
@@ -325,6 +351,7 @@ class Interpreter:
         texts = [one.text for one in fields]
         for number, text in enumerate(texts):
             if (text == MODULE and number and texts[number - 1] in _MODULE_OPTIONS) or _PATH.fullmatch(text):
+                self._started += 1
                 launch = Launch(fields[number], tuple(fields[number + 1 :]), command.start)
                 if all(launch.origin != other.origin for other in self.launches):
                     self.launches.append(launch)
@@ -506,7 +533,7 @@ class Interpreter:
             return None
         text = text_of(value).strip()
         if re.fullmatch(r"-?\d{1,18}", text):
-            return int(text)
+            return arithmetic.evaluate(text, lambda _: None)  # 010 is eight
         return self._named(text, level + 1) if re.fullmatch(r"[A-Za-z_]\w*", text) else None
 
     def _stored(self, part: Reference) -> Value | None:

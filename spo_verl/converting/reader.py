@@ -250,6 +250,8 @@ class Reader:
                 self.at += 1
         else:
             condition = self._block(until=frozenset({"do"}))
+            if word == "until":
+                condition = (Step("", True, Group(condition, subshell=False)),)
         self._expect("do")
         body = self._block(until=frozenset({"done"}))
         self._expect("done")

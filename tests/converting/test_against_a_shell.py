@@ -77,6 +77,34 @@ def test_options_of_a_script_are_taken_one_after_the_other(loop, arguments, tmp_
     assert read(script, tmp_path, arguments) == run_by_a_shell(script, tmp_path, *arguments) != []
 
 
+WAYS = (
+    'f() {\n if [ -z "$1" ]; then return; fi\n N=8\n}\nf',
+    'f() {\n if [ -z "$1" ]; then return; fi\n N=8\n}\nf now',
+    "for N in 2 4; do :; done",
+    "for i in 2 4 8; do if [ $i = 8 ]; then break; fi; N=$i; done",
+    "for i in 2 4 8; do if [ $i = 4 ]; then continue; fi; N=$N$i; done",
+    "for i in 2 4; do for j in 1 3; do if [ $j = 3 ]; then break; fi; N=$i$j; done; done",
+    "for i in 2 4; do ( N=8; break ); N=$i; done",
+    "f() { for i in 2 4; do N=$i; return; done; N=9; }\nf",
+    "until false; do N=8; break; done",
+    "until true; do N=8; done",
+    "M=010; N=$((M))",
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_loops_and_functions_that_set_a_number_of_responses(way, tmp_path):
+    """The converted script still starts a run whose batch fits its number of responses."""
+    script = f"N=3\n{way}\npython3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_batch_size=16 "
+    script += "actor_rollout_ref.actor.ppo_mini_batch_size=16 actor_rollout_ref.rollout.n=$N\n"
+    words = run_by_a_shell(script, tmp_path)
+    assert read(script, tmp_path) == words != []
+    number = int(dict(word.split("=", 1) for word in words[-1])["actor_rollout_ref.rollout.n"])
+    [*_, now] = run_by_a_shell(convert_script(script).script, tmp_path)
+    values = dict(word.split("=", 1) for word in now)
+    assert (values["actor_rollout_ref.rollout.n"], values["data.train_batch_size"]) == ("1", str(16 * number))
+
+
 # -------------------------------------------------------------------- scripts that nobody wrote
 
 NAMES = ("A", "B", "C")
