@@ -364,8 +364,8 @@ class Interpreter:
                 return
         if _STRAY.match(texts[0]):
             self._note(
-                f"line {line_of(self.script, command.start)}: {texts[0]} belongs to no command; the line before it ends "
-                "in a comment, or in blanks after its backslash"
+                f"line {line_of(self.script, command.start)}: {texts[0]} belongs to no command; the line before it "
+                "ends in a comment, or in blanks after its backslash"
             )
         if texts[0].rpartition("/")[2] in _TEXTS:
             return

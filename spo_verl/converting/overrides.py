@@ -105,8 +105,8 @@ def read_arguments(launch: Launch) -> Arguments:
             multirun = True
         elif name.startswith("--") and is_known(one.value) and not any(flag.startswith(name) for flag in _HYDRAS):
             raise SpoConfigError(
-                f"{text} is no option of main_ppo: correct it, or leave it out (`spo-verl convert --help` lists those of "
-                "convert)"
+                f"{text} is no option of main_ppo: correct it, or leave it out (`spo-verl convert --help` lists "
+                "those of convert)"
             )
         elif found := _OVERRIDE.fullmatch(text):
             overrides.append(Override(found[1], found[2], cut(one.value, found.start(3)), one))
