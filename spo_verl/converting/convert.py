@@ -15,6 +15,8 @@ from spo_verl.converting.rules import REPEATS, VERL_DEFAULTS, Change, Plan, Run,
 from spo_verl.errors import SpoConfigError
 
 LONGEST = 200_000
+_PARAMETER = re.compile(r"\$\{?[#!]?[@*#1-9]|\b(?:getopts|shift)\b|\bfor\s+\w+\s*(?:;|\n)\s*do\b")
+"""A use of the arguments that a script is called with."""
 Base = Callable[[Arguments], Mapping[str, str]]
 """What a configuration of one's own sets differently from verl's."""
 Rows = Callable[[Run], int | None]
@@ -107,11 +109,16 @@ def convert_script(
     before = read(script)
     if not before.launches:
         raise _no_launch(before)
+    if arguments and not _PARAMETER.search(script):
+        raise SpoConfigError(
+            f'the script uses no arguments ($1, "$@"), so that `{shlex.join(arguments)}` would have no effect: leave '
+            "it out, or correct a misspelt option"
+        )
     editor = Editor(script, before.looping)
     plans: list[tuple[Launch, Plan]] = []
     for launch in before.launches:
-        found = read_arguments(launch)
         with _at(script, launch, several=len(before.launches) > 1):
+            found = read_arguments(launch)
             if any("$" in one for one in found.options.values()):
                 raise SpoConfigError(
                     f"the configuration ({', '.join(found.options.values())}) is only known when the script runs; give "

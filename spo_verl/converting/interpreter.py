@@ -39,6 +39,7 @@ MODULE = "verl.trainer.main_ppo"
 _PATH = re.compile(r"(?:.*/)?verl/trainer/main_ppo\.py")
 _OTHER = re.compile(r"(?:recipe|verl|verl_recipe|examples|tests)\.[\w.]*(?:main|trainer|train)\w*")
 _OTHER_PATH = re.compile(r".*/?main_\w+\.py")
+_STRAY = re.compile(r"[+~]*[A-Za-z_]\w*(?:\.\w+)+=")
 _TEXTS = frozenset({"echo", "printf", "grep", "pgrep", "pkill", "log"})
 MOST_STEPS = 20_000
 LONGEST = 200_000
@@ -361,6 +362,11 @@ class Interpreter:
             if is_module or (_OTHER_PATH.fullmatch(text) and number and "python" in texts[number - 1]):
                 self.others.append((text, line_of(self.script, command.start)))
                 return
+        if _STRAY.match(texts[0]):
+            self._note(
+                f"line {line_of(self.script, command.start)}: {texts[0]} belongs to no command; the line before it "
+                "ends in a comment, or in blanks after its backslash"
+            )
         if texts[0].rpartition("/")[2] in _TEXTS:
             return
         for word, text in ((word, self._text(word) or "") for word in command.words):

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 
 from spo_verl.converting.interpreter import Launch
 from spo_verl.converting.values import Field, Value, Via, cut, is_known, text_of
+from spo_verl.errors import SpoConfigError
 
 _OVERRIDE = re.compile(r"(\+\+|\+|)([A-Za-z_][\w./@:-]*)=(.*)", re.DOTALL)
 _OPTIONS = {
     "--config-path": "path", "-cp": "path", "--config-name": "name", "-cn": "name", "--config-dir": "dir", "-cd": "dir",
 }  # fmt: skip
+_HYDRAS = (
+    *_OPTIONS, "--cfg", "--experimental-rerun", "--help", "--hydra-help", "--info", "--multirun", "--package",
+    "--resolve", "--run", "--shell-completion", "--version",
+)  # fmt: skip
+"""The options of ``main_ppo``. As there, a beginning is enough."""
 STOCK_NAMES = frozenset({"ppo_trainer", *(f"ppo_{engine}_trainer" for engine in ("megatron", "veomni", "torchtitan"))})
 
 
@@ -72,7 +78,11 @@ class Arguments:
 
 
 def read_arguments(launch: Launch) -> Arguments:
-    """Sort a command's arguments."""
+    """Sort a command's arguments.
+
+    Raises:
+        SpoConfigError: an option that hydra does not have.
+    """
     overrides: list[Override] = []
     deletions: list[str] = []
     options: dict[str, str] = {}
@@ -93,6 +103,11 @@ def read_arguments(launch: Launch) -> Arguments:
             options[_OPTIONS[name]] = value
         elif text in ("--multirun", "-m"):
             multirun = True
+        elif name.startswith("--") and is_known(one.value) and not any(flag.startswith(name) for flag in _HYDRAS):
+            raise SpoConfigError(
+                f"{text} is no option of main_ppo: correct it, or leave it out (`spo-verl convert --help` lists "
+                "those of convert)"
+            )
         elif found := _OVERRIDE.fullmatch(text):
             overrides.append(Override(found[1], found[2], cut(one.value, found.start(3)), one))
         elif text.startswith("~"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +19,7 @@ STEPS = "trainer.total_training_steps"
 EPOCHS = "trainer.total_epochs"
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
+PPO_EPOCHS = f"{ACTOR}.ppo_epochs"
 
 VERL_DEFAULTS: dict[str, str] = {
     ESTIMATOR_KEY: "gae",
@@ -305,17 +308,33 @@ def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
     changes += _unwanted(run, estimator)
     changes += _kept(run)
     changes += _added(run, preset)
-    model = run.given.get("actor_rollout_ref.model.path", "MODEL")
-    data = run.given.get("data.train_files", "DATA")
+    low, high = (_bound(run, changes, end) for end in ("low", "high"))
     needs += [
         "without offline values every prompt starts at a success rate of 1/2. To estimate them: `spo-verl values "
-        f"estimate {model} {data} -o values.parquet <overrides>`, then add spo.initial.values=values.parquet.",
-        "rewards lie in [0, 1]; for others declare spo.reward.low and spo.reward.high, or choose spo.reward.key."
-        + (_REWARD_MODEL if any(run.on(key) for key in _SCORED_BY_MODEL) else ""),
+        f"estimate {_estimated(run)} -o values.parquet <overrides>`, then add spo.initial.values=values.parquet.",
+        f"rewards lie in [{low}, {high}]; for others declare spo.reward.low and spo.reward.high, or choose "
+        "spo.reward.key." + (_REWARD_MODEL if any(run.on(key) for key in _SCORED_BY_MODEL) else ""),
         "give the run a trainer.experiment_name and trainer.default_local_dir of its own: with "
         "trainer.resume_mode=auto it would continue from the old run's checkpoints.",
     ]
     return Plan(tuple(changes), tuple(needs))
+
+
+def _estimated(run: Run) -> str:
+    """Model and training data as ``spo-verl values estimate`` takes them: a list of files has commas alone."""
+    words = []
+    for key, otherwise in (("actor_rollout_ref.model.path", "MODEL"), ("data.train_files", "DATA")):
+        text = run.text(key) or otherwise
+        files = [one.strip().strip("'\"") for one in text.removeprefix("[").removesuffix("]").split(",")]
+        words.append(text if key in run.unknown else shlex.quote(",".join(files)))
+    return " ".join(words)
+
+
+def _bound(run: Run, changes: Iterable[Change], end: str) -> str:
+    """One end of the range of rewards that the converted run declares."""
+    key = f"spo.reward.{end}"
+    added = next((one.after for one in changes if one.key == key), None)
+    return added or run.text(key) or {"low": "0", "high": "1"}[end]
 
 
 def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterable[Change]:
@@ -360,14 +379,15 @@ def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterabl
     yield _scaled(
         run, BATCH, batch, repeats, f"prompts per step: {batch} x {repeats} = {trajectories} trajectories, as before"
     )
-    updates = batch / mini
+    updates = math.ceil(batch / mini)  # verl fills up the last mini-batch
+    per = "step" if (run.text(PPO_EPOCHS) or "1") == "1" else "PPO epoch"
     yield _scaled(
         run,
         MINI_BATCH,
         mini,
         repeats,
         f"prompts, which verl multiplies by rollout.n: {mini} x {repeats} = {mini * repeats} trajectories, so "
-        f"{updates:g} updates per step, as before",
+        f"{updates} {'update' if updates == 1 else 'updates'} per {per}, as before",
     )
     yield from _steps(run, batch, repeats, rows, needs)
 

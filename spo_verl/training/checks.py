@@ -40,6 +40,12 @@ def select(config: DictConfig, key: str, default: Any = None) -> Any:
     return OmegaConf.select(config, key, default=default)
 
 
+def _count(config: DictConfig, key: str, default: int | None = None) -> int | None:
+    """A whole number from 1 on, or ``default`` where the key does not exist; None where the value is something else."""
+    value = select(config, key, default)
+    return value if isinstance(value, int) and value >= 1 else None
+
+
 def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     """Yield every setting of verl that cannot go together with SPO, with its fix."""
     if not select(config, "trainer.use_v1", True):
@@ -138,12 +144,13 @@ def mini_batches(config: DictConfig) -> float | None:
     other two compare each update with the policy before it.
     """
     mode = select(config, "trainer.v1.trainer_mode", "sync")
-    batch = select(config, "data.train_batch_size", None)
-    mini_batch = select(config, "actor_rollout_ref.actor.ppo_mini_batch_size", None)
-    if batch is None or mini_batch is None:
+    batch = _count(config, "data.train_batch_size")
+    mini_batch = _count(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
+    updates = _count(config, f"trainer.v1.{mode}.parameter_sync_step", 1)
+    epochs = _count(config, "actor_rollout_ref.actor.ppo_epochs", 1)
+    if batch is None or mini_batch is None or updates is None or epochs is None:
         return None
-    updates = int(select(config, f"trainer.v1.{mode}.parameter_sync_step", 1))
-    per_version = int(batch) / int(mini_batch) * int(select(config, "actor_rollout_ref.actor.ppo_epochs", 1))
+    per_version = batch / mini_batch * epochs
     return per_version if mode == "separate_async" else per_version / updates
 
 
@@ -259,11 +266,11 @@ def unusual(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
 
 def _repeats(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     """``rollout.n`` left from a method with groups: what a step has now, and what has the same trajectories."""
-    repeats = select(config, "actor_rollout_ref.rollout.n", 1)
-    if repeats <= 1 or spo.bspo:
+    repeats = _count(config, "actor_rollout_ref.rollout.n", 1)
+    batch = _count(config, "data.train_batch_size")
+    mini_batch = _count(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
+    if repeats is None or repeats == 1 or batch is None or mini_batch is None or spo.bspo:
         return
-    batch = select(config, "data.train_batch_size")
-    mini_batch = select(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
     steps = ""
     if select(config, "trainer.total_training_steps") is None:
         steps = f" and set trainer.total_training_steps, as verl would count {repeats} times fewer steps"

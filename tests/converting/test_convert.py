@@ -270,6 +270,7 @@ def test_the_words_of_a_command_line():
         (one_line("algorithm.adv_estimator=$(cat method)"), "only known when the script runs"),
         (one_line("algorithm.adv_estimator=$METHOD"), "--env NAME=VALUE"),
         (one_line("--multirun algorithm.adv_estimator=grpo"), "--multirun"),
+        (one_line("algorithm.adv_estimator=grpo --ouput run_spo.sh"), "--ouput is no option of main_ppo"),
         (one_line("algorithm.adv_estimator=grpo", n="4,8"), "whole number"),
         (one_line("--config-name $NAME"), "only known when the script runs"),
         (one_line("algorithm.adv_estimator=grpo data={train_batch_size: 8}"), "one by one"),
@@ -290,6 +291,26 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(script, said):
     with pytest.raises(SpoConfigError) as error:
         convert_script(script)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "use", ['"$@"', "$2", "${1:-}", '"${@:2}"', "$#", "$*", "x; shift", "x; while getopts o: x; do :; done"]
+)
+def test_arguments_that_a_script_does_not_use_are_refused(use):
+    with pytest.raises(SpoConfigError, match=r"uses no arguments.*`--ouput 'a b'` would have no effect"):
+        convert_script(one_line("algorithm.adv_estimator=grpo"), arguments=["--ouput", "a b"])
+    converted = convert_script(f"echo {use}\n{one_line('algorithm.adv_estimator=grpo')}", arguments=["x", "y"])
+    assert "algorithm.adv_estimator=spo" in converted.script
+
+
+@pytest.mark.parametrize("ends", ["\\ ", "# actor_rollout_ref.rollout.n=4 \\"])
+def test_lines_that_the_command_does_not_reach_are_named(ends):
+    converted = convert_script(
+        f"{HEAD} algorithm.adv_estimator=grpo {ends}\n  data.train_batch_size=8 \\\n  trainer.nnodes=1\n"
+    )
+    [note] = converted.notes
+    assert note.startswith("line 2: data.train_batch_size=8 belongs to no command")
+    assert convert_script(one_line("algorithm.adv_estimator=grpo")).notes == ()
 
 
 FRAGMENTS = st.sampled_from(

@@ -1,5 +1,7 @@
 """What becomes of each key: the arithmetic, each estimator, what is dropped; held against verl's configuration."""
 
+import shlex
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,13 +68,18 @@ def test_every_estimator_of_verl_has_its_rule():
 @given(repeats=st.integers(2, 64), batch=st.integers(1, 4096), mini=st.integers(1, 4096))
 def test_trajectories_and_updates_stay(repeats, batch, mini):
     run = Run(grpo(**{N: str(repeats), BATCH: str(batch), MINI: f"'{mini}'", STEPS: "7"}))
-    after = decided(decide(run))
+    plan = decide(run)
+    after = decided(plan)
     assert after[N] == ("set", "1")
     assert int(after[BATCH][1]) * 1 == batch * repeats
     # verl's mini-batch is ppo_mini_batch_size * rollout.n trajectories
     assert int(after[MINI][1]) * 1 == mini * repeats
     assert after[STEPS] == ("keep", "7")
     assert EPOCHS not in after
+    # the last mini-batch is filled up
+    updates = len(range(0, batch * repeats, mini * repeats))
+    [reason] = [change.reason for change in plan.changes if change.key == MINI]
+    assert f"so {updates} {'update' if updates == 1 else 'updates'} per step, as before" in reason
 
 
 @settings(deadline=None)
@@ -173,6 +180,19 @@ def test_settings_that_other_keys_ask_for():
     assert "spo.forgetting.mode" not in decided(decide(Run(grpo(**replay)), preset="plus_plus"))
 
 
+NAMES = st.text("ab/._- ", min_size=1, max_size=12).map(lambda name: f"x{name}x")
+
+
+@given(NAMES, st.lists(NAMES, min_size=1, max_size=3), st.sampled_from(["'", '"']))
+def test_the_command_for_offline_values_can_be_pasted_into_a_shell(model, files, quote):
+    listed = "[" + ", ".join(f"{quote}{file}{quote}" for file in files) + "]"
+    keys = {"actor_rollout_ref.model.path": f"{quote}{model}{quote}", "data.train_files": listed}
+    [need] = [need for need in decide(Run(grpo(**keys))).needs if "offline values" in need]
+    command = need.partition("`")[2].partition(" <overrides>`")[0]
+    # several files with commas, as `spo-verl values estimate` reads them
+    assert shlex.split(command) == ["spo-verl", "values", "estimate", model, ",".join(files), "-o", "values.parquet"]
+
+
 @pytest.mark.parametrize("key", ["reward_model.reward_manager", "reward.reward_manager.name"])
 @pytest.mark.parametrize(
     ("enable", "factor", "low"), [("True", "0.5", "-1.5"), ("True", None, "-2"), ("False", "1", "-1")]
@@ -182,7 +202,9 @@ def test_the_range_of_dapos_rewards_is_declared(key, enable, factor, low):
     run = grpo(
         **{key: "dapo", f"{cfg}.enable": enable}, **({} if factor is None else {f"{cfg}.penalty_factor": factor})
     )
-    assert decided(decide(Run(run)))["spo.reward.low"] == ("add", low)
+    plan = decide(Run(run))
+    assert decided(plan)["spo.reward.low"] == ("add", low)
+    assert any(need.startswith(f"rewards lie in [{low}, 1]") for need in plan.needs)
     assert "spo.reward.low" not in decided(decide(Run({**run, "spo.reward.key": "acc"})))
 
 
