@@ -80,8 +80,8 @@ class ForgettingConfig:
     """How fast evidence is discounted as the policy drifts."""
 
     mode: ForgettingMode = "kl"
-    """Retention by each prompt's divergence; ``rho`` at every visit; ``rho`` per policy version since the outcome was
-    generated (SPO++); or by the policy's movement since the last visit, without a forward."""
+    """Retention: ``kl``, by each prompt's divergence; ``constant``, ``rho`` at every visit; ``version``, ``rho`` per
+    policy version since the outcome was generated (SPO++); ``drift``, by the policy's movement, without a forward."""
     reference: Literal["acting", "updated"] = "acting"
     """Which policies the divergence compares (see docs/algorithm.md)."""
     half_life: Positive = 0.06
@@ -119,7 +119,7 @@ class AdvantageConfig:
     """From rewards to advantages, equations (8) and (9)."""
 
     baseline: Literal["value", "initial", "none"] = "value"
-    """Subtracted from the reward: the tracker's value; or, as ablations, the prompt's value before training
+    """Subtracted from the reward: the tracker's value; as ablations ``initial``, the value before training
     (``spo.initial``), or nothing."""
     measure: Literal["trajectory", "token"] = "trajectory"
     """What a rollout weighs in the normalisation: itself, or its generated tokens (SPO++)."""
@@ -132,8 +132,8 @@ class LateConfig:
     """Rollouts that a batch did not wait for; only in the asynchronous trainer modes."""
 
     policy: Literal["carry", "abort", "drop"] = "carry"
-    """Rollouts that a batch did not wait for may join a later one; are stopped at the end of their policy version; or
-    finish, and become evidence without training."""
+    """Rollouts that a batch did not wait for: ``carry``, they may join a later one; ``abort``, they are stopped at the
+    end of their policy version; ``drop``, they finish, and become evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
     """At least this share of each batch is taken in the order of dispatch: the order of finishing favours short
     responses."""
