@@ -1,6 +1,6 @@
 """The settings under ``spo.*``: a frozen tree, checked once, all problems in one message.
 
-Every key, its type, default, range and meaning stand here and nowhere else; ``conf/spo/paper.yaml`` repeats the
+Every key, its type, default, range and meaning are here and nowhere else; ``conf/spo/paper.yaml`` repeats the
 defaults for readers and a test compares the two.
 """
 

@@ -35,7 +35,9 @@ def _only_hydras(name: str, why: str) -> Callable[[Any], Any]:
 
 def _hydras(*names: str, why: str) -> Any:
     callback = _only_hydras(names[0], f"is an option of main_ppo that {why}")
-    return typer.Option(*names, hidden=True, is_eager=True, callback=callback, help="Of main_ppo; refused here.")
+    return typer.Option(
+        *names, hidden=True, is_eager=True, callback=callback, help="An option of main_ppo that is refused here."
+    )
 
 
 _PRINTS = "prints something and trains nothing; leave it out"
@@ -72,7 +74,7 @@ def config(
     ] = True,
     show_all: Annotated[bool, typer.Option("--all", help="Show the settings also where there are problems.")] = False,
     run: Annotated[
-        bool, typer.Option("--run", "-r", hidden=True, help="Of main_ppo; it is what it does anyway.")
+        bool, typer.Option("--run", "-r", hidden=True, help="An option of main_ppo that changes nothing.")
     ] = False,
     multirun: Annotated[
         bool, _hydras("--multirun", "-m", why="starts several runs; check the command line of each without it")

@@ -64,7 +64,7 @@ AnswerForm = Annotated[
     Form, typer.Option(help="Your own data: take the whole answer, what follows its last ####, or its last box.")
 ]
 Ability = Annotated[
-    str, typer.Option(help="Your own data: verl's column; only of math answers are checked for the grader.")
+    str, typer.Option(help="Your own data: verl's column `ability`; the answers are checked only with math.")
 ]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Folder or hub id of the tokenizer that counts --max-prompt-length.")

@@ -21,8 +21,8 @@ def paragraph(console: Console, text: str, *, first: str = "", rest: str | None 
     """Print a text that continues under its beginning, on one line where stdout is no terminal of a known width.
 
     Args:
-        first: what stands before the first line.
-        rest: what stands before the others; by default as many blanks.
+        first: what is printed before the first line.
+        rest: what is printed before the others; by default as many blanks.
     """
     rest = " " * len(first) if rest is None else rest
     whole = visible(text)

@@ -33,7 +33,7 @@ def plain(name: str) -> str:
 
 
 def is_whole(given: object) -> TypeGuard[int]:
-    """Whether it is an integer of Python or numpy; True, False and 3.0 are none."""
+    """Whether it is an integer of Python or numpy; True, False and 3.0 are not."""
     return isinstance(given, (int, np.integer)) and not isinstance(given, bool)
 
 

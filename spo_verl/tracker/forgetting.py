@@ -42,7 +42,7 @@ class Clock:
     """How far the run has come, in what the forgetting mode counts; saved with the tracker.
 
     Attributes:
-        version: the newest policy version that the tracker was told; only under ``version``.
+        version: the newest policy version that the tracker knows; only under ``version``.
         movement: sum of the policy's movements so far; only under ``drift``.
     """
 
@@ -117,11 +117,11 @@ class Forgetting(ABC):
         return table
 
     def leave(self, table: PromptTable) -> PromptTable:
-        """The table for a run that goes on under another rule."""
+        """The table for a run that continues under another rule."""
         return table
 
     def take_over(self, table: PromptTable, before: Forgetting, version: int) -> PromptTable:
-        """The table of a run that goes on under this rule at a policy version, and was under another one, or this."""
+        """The table of a run that continues under this rule at a policy version; ``before`` is its former rule."""
         return table if type(before) is type(self) else self.enter(before.leave(table), version)
 
     # -- what it reads

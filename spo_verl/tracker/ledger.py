@@ -72,7 +72,7 @@ class Ledger:
     """Open and recently ended rollouts. No method changes anything when it raises.
 
     ``open`` changes by :meth:`dispatch`, :meth:`add_session`, :meth:`settle` and :meth:`move_slots` only, which keep
-    ``in_flight`` (prompt slot -> number of its open rollouts, none of them 0) beside it.
+    ``in_flight`` (prompt slot -> number of its open rollouts, none of them 0) up to date.
     """
 
     open: dict[str, Rollout] = field(default_factory=dict)

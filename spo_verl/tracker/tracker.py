@@ -42,7 +42,7 @@ class Tracker:
     clock and the random generators; weights, and which prompts are in flight, follow from them and are rebuilt.
 
     In event time (``forgetting_mode="version"``) the event of an outcome is the version of its rollout's dispatch,
-    also where the rollout went on under newer versions: the first version is the one whose estimate was frozen as
+    also where the rollout continued under newer versions: the first version is the one whose estimate was frozen as
     its baseline, it is known at dispatch for every rollout, and an outcome is never taken for newer than it is.
     """
 
@@ -87,8 +87,8 @@ class Tracker:
             settings: see :class:`TrackerSettings`.
             alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
             sources: data source of each prompt; needed, and looked at, only with ``settings.quota``.
-            version: policy version at which the run goes on, not negative. In event time the given evidence is of this
-                version (z_0) and decays from it.
+            version: policy version at which the run continues, not negative. In event time the given evidence is of
+                this version (z_0) and decays from it.
 
         Raises:
             SpoStateError: keys or evidence are unusable; names the slot. Quota and sources do not fit together. The
@@ -117,14 +117,14 @@ class Tracker:
 
         Every known prompt keeps its evidence, counters and stored response; prompts that the dataset lost are
         kept aside and return with it; new ones start with the given evidence. The present settings hold,
-        differences are reported. Another seed starts the random generators anew.
+        differences are reported. Another seed restarts the random generators.
 
         Args:
             folder: as written by :meth:`Snapshot.write`; it is only read.
             key_P, settings, alpha_P, beta_P, sources: as for :meth:`create`; quotas may differ from those of the
                 checkpoint, which evidence does not depend on.
-            version: policy version at which the run goes on; None: the checkpoint's step, or the newest version that it
-                knows where that is larger. In event time the evidence of new prompts is of this version, and that of
+            version: policy version at which the run continues; None: the larger of the checkpoint's step and the newest
+                version that it knows. In event time the evidence of new prompts is of this version, and that of
                 all prompts where the checkpoint's forgetting mode was another.
 
         Raises:
@@ -152,7 +152,7 @@ class Tracker:
         Args:
             size: prompts of the batch.
             version: policy version that will generate. Weights depend on it in event time with ``gamma`` or
-                ``floor``; without it the newest version that the tracker was told holds.
+                ``floor``; without it the newest version that the tracker knows.
 
         Raises:
             SpoStateError: fewer than one or more than there are, in all or of a data source; or more than prompts in
@@ -191,7 +191,7 @@ class Tracker:
         return frozen
 
     def redispatch(self, uids: Sequence[str], version: int) -> Frozen:
-        """Freeze anew what open rollouts are scored by, as they are issued again (after a restart, or a retry).
+        """Freeze again what open rollouts are scored by, as they are issued again (after a restart, or a retry).
 
         They keep their uid and their place among those in flight; value, effective sample size and version are those
         of now, and in event time the version is the event of the outcome to come.
@@ -362,7 +362,7 @@ class Tracker:
 
     @property
     def version(self) -> int | None:
-        """The newest policy version that the tracker was told; None where the forgetting mode does not count them."""
+        """The newest policy version that the tracker knows; None where the forgetting mode does not count them."""
         return self._clock.version
 
     @property
@@ -373,7 +373,7 @@ class Tracker:
     def evidence(self, slot_B: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Copies of alpha and beta, of all prompts of the dataset or of these slots.
 
-        They stand as of each prompt's last discount, in event time as of its newest event.
+        They are as of each prompt's last discount, in event time as of its newest event.
         """
         slots = np.arange(self.size) if slot_B is None else self._table.checked_slots(slot_B)
         return self._table.alpha_P[slots], self._table.beta_P[slots]
@@ -423,7 +423,7 @@ class Tracker:
         return self._state(self._table, self._ledger).digest
 
     def snapshot(self) -> Snapshot:
-        """An immutable copy of the state, to be written while the tracker goes on."""
+        """An immutable copy of the state, to be written while the tracker continues."""
         return self._state(self._table.copy(), self._ledger.copy())
 
     # -- how it is done

@@ -134,7 +134,7 @@ def test_what_may_not_be_read_is_said(place, tracker, what):
         tracker.snapshot().write(folder)
         before, closed = folder_bytes(folder), (folder / what).resolve()
         closed.chmod(0)
-        with pytest.raises(SpoCheckpointError, match=r"cannot be read \(Permission denied\); mend its perm") as caught:
+        with pytest.raises(SpoCheckpointError, match=r"cannot be read \(Permission denied\); check its perm") as caught:
             Tracker.load(folder, keys(5), CONSTANT)
         assert type(caught.value) is SpoCheckpointError
         assert f"{closed}" in str(caught.value)

@@ -29,7 +29,7 @@ class Meeting:
 
 
 def _join(saved: PromptTable, fresh: PromptTable, old_row_P: NDArray[np.int64], aside_O: NDArray) -> PromptTable:
-    """The dataset's rows, with what is known of them, and behind them the rows kept aside."""
+    """The dataset's rows, with what is known of them, and after them the rows kept aside."""
     known_P = old_row_P >= 0
     columns = {}
     for name, saved_O in saved.columns():
@@ -103,7 +103,7 @@ def _resume_generators(saved: Saved, settings: TrackerSettings) -> dict[str, np.
 
 
 def newest_version(saved: Saved) -> int:
-    """The version at which a run goes on that was not told one: that of its step, or the newest that it knows."""
+    """The version at which a run continues without being given one: that of its step, or the newest that it knows."""
     dispatched = [one.version for one in saved.ledger.open.values()]
     clock = int(saved.manifest.clock.get("version", 0))
     return max(saved.manifest.step, clock, int(saved.table.version_P.max(initial=0)), *dispatched)
