@@ -96,7 +96,7 @@ class CodeInterpreterLoop(AgentLoopBase):
     """verl's agent loop with a Python interpreter; settings: :class:`~spo_verl.agent.config.LoopConfig`.
 
     Args:
-        kwargs: verl's own arguments, and the keys of the YAML entry except ``_target_``.
+        kwargs: verl's own arguments, and the keys of the YAML entry beside ``_target_``.
 
     Raises:
         SpoConfigError: settings are wrong (all problems at once), or verl has tools of its own configured.

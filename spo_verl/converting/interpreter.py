@@ -214,7 +214,7 @@ class Interpreter:
         return status
 
     def _stay(self) -> None:
-        """Continue after a check of the machine that would end the script or a function: it need not pass here."""
+        """A check of the machine that ends the script or a function is none that it has to pass here."""
         self._exit = None
         if self._leaving != "break":
             self._leaving = ""

@@ -240,7 +240,7 @@ def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_00
 
 
 def stated_reason(log: str) -> str | None:
-    """What the last error of spo_verl in a log says, wherever it was raised; None without one."""
+    """What the last error of spo_verl in a log says, wherever it was raised; None where there is none."""
     found = re.findall(r"^(?:\([^()]*\) )?spo_verl(?:\.\w+)*\.\w+Error: (.+)$", log, flags=re.MULTILINE)
     return str(found[-1]) if found else None
 

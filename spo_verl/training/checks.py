@@ -357,7 +357,7 @@ def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
     plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
     assert isinstance(plain, dict)
     spo, problems, refused = read({str(key): item for key, item in plain.items()})
-    # What follows from a value that replaces a refused one is no problem of the user's.
+    # What follows from a value that stands in for a refused one would be no problem of the user's.
     problems += [problem for problem in contradictions(config, spo) if not mentions(problem, refused)]
     return spo, problems, [remark for remark in unusual(config, spo) if not mentions(remark, refused)]
 

@@ -1,10 +1,10 @@
-"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch leaves over.
+"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch leaves behind.
 
 :func:`watched_buffer` gives a replay buffer of verl (stock, or a user's own) three abilities and changes nothing else:
 
 - before a group is evicted, its verified outcomes are read, so that they become evidence;
 - a batch takes what finished first instead of what was dispatched first;
-- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch left over.
+- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch left behind.
 
 It also holds back replacements that a complete batch does without where generation pauses after it: the next policy
 version would generate them, so the trainer dispatches them when that version is there.
@@ -42,19 +42,19 @@ class Evictions:
 
     Attributes:
         late: what the tracker does not know yet.
-        known: what it learned before a draw of this step.
+        told: what it learned before a draw of this step.
         reports: what it answered.
         token_count: response tokens of each evicted session with an outcome.
     """
 
     late: list[Late]
-    known: list[Late]
+    told: list[Late]
     reports: list[ObserveReport]
     token_count: list[int]
 
     @property
     def all(self) -> list[Late]:
-        return [*self.known, *self.late]
+        return [*self.told, *self.late]
 
     @property
     def uids(self) -> set[str]:
@@ -128,7 +128,7 @@ class EvictedRollouts:
         absorbed, self._absorbed = self._absorbed, []
         return Evictions(
             late=self.drain(),
-            known=[entry for late, _ in absorbed for entry in late],
+            told=[entry for late, _ in absorbed for entry in late],
             reports=[report for _, report in absorbed],
             token_count=self.drain_tokens(),
         )
