@@ -34,7 +34,7 @@ def paragraph(console: Console, text: str, *, first: str = "", rest: str | None 
 def table(
     console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str] = ()
 ) -> None:
-    """Print rows under headings; where the width does not do, each row as a list.
+    """Print rows under headings; where the width is too small, each row as a list.
 
     Args:
         rows: texts, as many as headings.

@@ -166,7 +166,7 @@ def contained(command: Callable[[], None]) -> None:
 
 
 def _let_go(stream: IO[str]) -> None:
-    """Nothing more goes to a stream; Python would complain at its end about what it could not write."""
+    """Let nothing more go to a stream: Python would complain at its end about what it could not write."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):  # a stream without a descriptor of its own

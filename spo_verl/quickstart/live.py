@@ -26,7 +26,7 @@ ROWS = 8
 def training_progress(
     path: Path, *, steps: int, done: int, say: Say, console: Console | None = None
 ) -> Iterator[Progress]:
-    """What to give verl's log of a training to; ``path`` are its metrics, ``done`` the steps of earlier launches."""
+    """The display of a training, which reads verl's log; ``path`` are its metrics, ``done`` the steps of earlier launches."""
     console = console or Console()
     if not console.is_terminal:
         yield PlainTraining(path, steps=steps, say=say)
@@ -38,7 +38,7 @@ def training_progress(
 
 @contextmanager
 def estimate_progress(*, say: Say, console: Console | None = None) -> Iterator[EstimateProgress]:
-    """The same for an estimation of offline values."""
+    """The display of an estimation of offline values."""
     console = console or Console()
     if not console.is_terminal:
         yield EstimateProgress(say=say)

@@ -34,7 +34,7 @@ Stage = Literal["values", "training"]
 LEAST_SECONDS = 30.0
 """A launch that would have less time than this is not begun."""
 RESERVE_S = 10.0
-"""Of the time of a call, what is kept for the evaluation and the picture besides what they were measured to take."""
+"""Seconds of a call kept for the evaluation and the picture, besides what they were measured to take."""
 
 
 def quickstart(
@@ -121,7 +121,7 @@ class _Call:
         return result
 
     def _initial(self, model: Path) -> Policy:
-        """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
+        """The initial policy. It has to be evaluated anyway, and shows how long the end of the call will take."""
         load_plotting()
         load_libraries()
         began = time.monotonic()

@@ -61,7 +61,7 @@ class RunFolder(VerlRun):
         return None if found.get("steps_done", settings.get("steps")) != settings.get("steps") else found
 
     def result_faults(self) -> AbstractContextManager[None]:
-        """Where what the result holds is used: what Python says against a damaged one becomes a message."""
+        """Within it, Python's error about a damaged result becomes a message."""
         again = f"remove it; `--fresh`, or a call with the settings of {self.path.name}, makes one again"
         return content_faults(self.path / RESULT, SpoStateError, again)
 

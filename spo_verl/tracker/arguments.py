@@ -28,7 +28,7 @@ def shown(given: object) -> str:
 
 
 def plain(name: str) -> str:
-    """A name for a message: as it is where it is one, quoted where it might not print."""
+    """A name for a message, quoted where it might not print."""
     return name if name.isidentifier() and name.isascii() else shown(name)
 
 

@@ -55,7 +55,7 @@ class Clock:
             self.version = max(self.version, version)
 
     def as_json(self) -> dict[str, float]:
-        """What is saved; empty where the mode counts nothing, so that such a checkpoint is as it always was."""
+        """What is saved; empty where the mode counts nothing."""
         entries = {"version": self.version, "movement": self.movement}
         return {name: entry for name, entry in entries.items() if entry is not None}
 
@@ -97,7 +97,7 @@ class Forgetting(ABC):
     stores_movement: ClassVar[bool] = False
     """Whether the table has ``moved_P``."""
     fades: ClassVar[bool] = False
-    """Whether evidence says something else at every version, without new outcomes."""
+    """Whether values change from version to version without new outcomes."""
 
     def __init__(self, settings: TrackerSettings) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class Forgetting(ABC):
         return table.with_moved(self.stores_movement)
 
     def clock(self, saved: Mapping[str, float], table: PromptTable) -> Clock:
-        """Where a saved clock was; one that the saved run did not have starts at what the table knows, or at 0."""
+        """The saved clock; without one it starts at what the table knows, or at 0."""
         return Clock()
 
     def enter(self, table: PromptTable, version: int) -> PromptTable:

@@ -125,7 +125,7 @@ class Ledger:
         return [self.open[uid] for uid in uids]
 
     def is_new(self, uid: str, session: int) -> bool:
-        """Whether this outcome is news; raises :class:`SpoStateError` where there is no such rollout."""
+        """Whether this outcome is new; raises :class:`SpoStateError` where there is no such rollout."""
         rollout = self.open.get(uid)
         if rollout is not None:
             return session not in rollout.sessions

@@ -128,7 +128,7 @@ class ResponseMemory:
             )
 
     def remember(self, slot_B: NDArray[np.int64], responses: StoredResponses) -> None:
-        """Replace the responses of these slots; of several for one slot the last in order stays.
+        """Replace the responses of these slots; of several for one slot the last is kept.
 
         A response without tokens leaves its slot without one, as there is nothing to measure on.
         """

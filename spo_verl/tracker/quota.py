@@ -263,6 +263,6 @@ class QuotaIndex:
             self._index_Q[source].update(_places(self._slots_Q[source], slots[mine_B]), weight_B[mine_B])
 
     def effective_number(self) -> float:
-        """1 / sum p^2 over the prompts' first-draw probabilities p: over how many the draws spread."""
+        """1 / sum p^2 of the first-draw probabilities p: how many prompts the draws spread over."""
         number_Q = np.array([index.effective_number() for index in self._index_Q])
         return float(1.0 / (self._share_Q**2 / number_Q).sum())
