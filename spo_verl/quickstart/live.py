@@ -26,7 +26,7 @@ ROWS = 8
 def training_progress(
     path: Path, *, steps: int, done: int, say: Say, console: Console | None = None
 ) -> Iterator[Progress]:
-    """The display of a training, which reads verl's log; ``path`` are its metrics, ``done`` the steps of earlier launches."""
+    """The display of a training, which reads verl's log; ``path``: its metrics, ``done``: steps of earlier launches."""
     console = console or Console()
     if not console.is_terminal:
         yield PlainTraining(path, steps=steps, say=say)
