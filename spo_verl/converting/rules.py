@@ -77,7 +77,7 @@ class Change:
         key: verl's or SPO's.
         action: ``set`` to another value, ``scale`` by the old ``rollout.n``, ``drop``, ``add``, ``keep`` on purpose, or
             left to the ``preset``.
-        before: its value, or verl's default in brackets; None where there is none.
+        before: its value, or verl's default in brackets; None without either.
         after: its value in the SPO run; None where it is dropped.
         reason: one sentence.
     """

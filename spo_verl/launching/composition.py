@@ -82,7 +82,7 @@ def compose(
         config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
         config_path: as hydra's ``--config-path``; relative to verl's ``trainer`` folder.
         search: folders that follow on hydra's search path.
-        known_good: overrides that stand before the others and are not reported.
+        known_good: overrides that precede the others and are not reported.
 
     Raises:
         SpoConfigError: there is no such configuration, or it does not compose even without the overrides.

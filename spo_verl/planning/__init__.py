@@ -1,5 +1,5 @@
 """What a run will need, from its configuration alone: tokens, memory, floating-point operations.
 
-Formulae stand in :mod:`~spo_verl.planning.formulas` and in
+Formulae are in :mod:`~spo_verl.planning.formulas` and in
 ``docs/planning.md``, which also has what was measured next to them.
 """

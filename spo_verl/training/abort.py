@@ -87,7 +87,7 @@ def abort_rollouts(manager: Any, uids: Iterable[str], *, patience: float = PATIE
         patience: seconds to wait for their end.
 
     Raises:
-        SpoStateError: a rollout swallowed its cancellation and goes on.
+        SpoStateError: a rollout swallowed its cancellation and continues.
     """
     wanted = frozenset(uids)
     running = sum(ray.get([worker.spo_stop.remote(wanted, patience) for worker in manager.agent_loop_workers]))

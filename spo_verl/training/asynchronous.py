@@ -77,7 +77,7 @@ class OpenRollouts:
             waiting = sorted(_under_way())
             if waiting:
                 self.tracker.redispatch(waiting, self.global_steps - 1)
-                logger.info("spo: froze the values of %d re-issued prompts anew", len(waiting))
+                logger.info("spo: froze the values of %d re-issued prompts again", len(waiting))
         return int(super()._reissue_inflight_prompts(partition_id))  # type: ignore[misc]
 
     # ------------------------------------------------------------------ replaced
@@ -110,7 +110,7 @@ class OpenRollouts:
         super().on_sample_end()  # type: ignore[misc]
 
     def on_step_end(self) -> None:
-        # Generation goes on during the updates and gets new weights here.
+        # Generation continues during the updates and gets new weights here.
         if self.trainer_mode == "separate_async":
             self._end_version()
         super().on_step_end()  # type: ignore[misc]

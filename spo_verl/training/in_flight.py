@@ -1,10 +1,10 @@
-"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch leaves behind.
+"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch does not wait for.
 
 :func:`watched_buffer` gives a replay buffer of verl (stock, or a user's own) three abilities and changes nothing else:
 
 - before a group is evicted, its verified outcomes are read, so that they become evidence;
 - a batch takes what finished first instead of what was dispatched first;
-- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch left behind.
+- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch did not wait for.
 
 It also holds back replacements that a complete batch does without where generation pauses after it: the next policy
 version would generate them, so the trainer dispatches them when that version is there.
