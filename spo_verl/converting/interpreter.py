@@ -1,4 +1,4 @@
-"""Follows a script as far as the arguments of verl's command need it. Nothing is run, nothing of the machine is read.
+"""Follows a script as far as the arguments of verl's command need it. Nothing is run, and the machine is not read.
 
 A variable that the script does not set has no value, as in a shell without it; :class:`Interpreter` takes values for
 those. What only a machine can answer (``$(...)``, ``[ -f FILE ]``) stays unknown: as a text it is kept as written, as

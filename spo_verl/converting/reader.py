@@ -369,7 +369,7 @@ class Reader:
                 self._documents.append((text, operator == "<<-", command))
 
     def _documents_here(self) -> None:
-        """At the beginning of a line: the text of the here-documents that were announced on the line before."""
+        """At the beginning of a line: read the text of the here-documents that the line before announced."""
         for mark, tabs, command in self._documents:
             begin = self.at
             while True:

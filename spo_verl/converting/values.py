@@ -1,4 +1,4 @@
-"""Text with its origin: which characters of the script a word of a command was made of, and through which variables."""
+"""Text with its origin: the characters of the script that a word of a command comes from, and the variables between."""
 
 from __future__ import annotations
 

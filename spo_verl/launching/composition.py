@@ -181,7 +181,7 @@ def uses_spo(config: DictConfig) -> bool:
 
 
 def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
-    """Keys whose value is of a type that differs from the one it replaces, so that verl fails when it comes to it.
+    """Keys whose value has another type than the one that it replaces, on which verl fails later.
 
     What was null may become anything, and anything may become null.
 

@@ -229,7 +229,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_000) -> None:
-    """Copy the ends of Ray's own logs: a worker that died in native code left its last words only there."""
+    """Copy the ends of Ray's own logs: a worker that died in native code reports only there."""
     for log in sorted(ray.glob("session_*/logs/*")):
         if log.is_symlink() or not log.is_file() or log.stat().st_size == 0:
             continue

@@ -201,7 +201,7 @@ def mapped_segments(pid: int) -> dict[str, int]:
 
 
 def _made_since(path: str, inode: int, moment: float) -> bool:
-    """Whether this is the segment of that inode and was made after a moment. Linux keeps no better time than ctime."""
+    """Whether this segment has that inode and was made after that moment, by its ctime (Linux has nothing better)."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

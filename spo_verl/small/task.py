@@ -19,7 +19,7 @@ from spo_verl.errors import SpoConfigError
 
 MAX_PROMPT_TOKENS = 16
 MAX_RESPONSE_TOKENS = 8
-"""Longest question is ``9999+9999=`` with two role tokens, longest answer five digits with the end token."""
+"""The longest question is ``9999+9999=`` with two role tokens, the longest answer five digits with the end token."""
 
 CHARACTERS = "0123456789+-*="
 

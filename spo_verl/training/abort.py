@@ -49,7 +49,7 @@ class StoppableRollouts:
             del self.spo_tasks[uid]
 
     async def spo_stop(self, uids: frozenset[str], patience: float) -> int:
-        """Cancel the rollouts of these prompts and wait for their end; how many have not ended within ``patience``."""
+        """Cancel the rollouts of these prompts; returns how many have not ended within ``patience``."""
         tasks = [task for uid, task in self.spo_tasks.items() if uid in uids]
         for task in tasks:
             task.cancel()

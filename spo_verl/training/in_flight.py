@@ -115,7 +115,7 @@ class EvictedRollouts:
         return late
 
     def absorb(self, tracker: Any) -> None:
-        """Tell the tracker what was added since the last call: evidence for the next draw, and places for it.
+        """Pass what was added since the last call to the tracker: evidence for the next draw, and places for it.
 
         Args:
             tracker: the tracker or its client.
@@ -154,7 +154,7 @@ def _session(key: str) -> str:
 
 
 def _without_reward(keys: list[str], partition: str) -> list[str]:
-    """Keys whose reward TransferQueue does not hand out. It refuses a request as a whole, so that is halved."""
+    """Keys without a reward in TransferQueue. It refuses a request with one such key, so requests are halved."""
     try:
         tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=["rm_scores"])
     except ValueError:
