@@ -50,9 +50,9 @@ class EmbeddedConfig:
     max_wait_seconds: Seconds = 600.0
     """Longest wait for a free place; then the rollout fails."""
     attempts: Count = 3
-    """Starts of a program when the backend itself fails."""
+    """How often a program is started when the backend itself fails."""
     allow_unenforced: tuple[Limit, ...] = ()
-    """Limits that may be missing on this machine; another missing one refuses the backend."""
+    """Limits that may be missing on this machine; any other missing limit refuses the backend."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -60,7 +60,7 @@ class SandboxFusionConfig:
     """Programs run in SandboxFusion, a server reached over HTTP."""
 
     url: str
-    """``http://host:port`` of the server, with a path unless it is ``/run_code``."""
+    """Address of the server, ``http://host:port``, with a path if it is not ``/run_code``."""
     backend: Literal["sandbox_fusion"] = "sandbox_fusion"
     """Selects this backend."""
     run_seconds: Seconds = 10.0
@@ -76,7 +76,7 @@ class SandboxFusionConfig:
     max_wait_seconds: Seconds = 600.0
     """Longest wait for a free place; then the rollout fails."""
     attempts: Count = 5
-    """Requests per program: another follows no answer, 429, 5xx, nonsense and ``SandboxError``."""
+    """Requests per program where the answer is missing, 429, 5xx, nonsense or ``SandboxError``."""
     backoff_seconds: Seconds = 0.5
     """Wait before the second attempt; it doubles with each further one, less a random part."""
     max_backoff_seconds: Seconds = 30.0
@@ -97,7 +97,7 @@ class LoopConfig:
     max_output_tokens: Annotated[int, Field(ge=32)] = 1024
     """Tokens of one program's output; more is cut."""
     keep: Literal["head", "tail", "both"] = "both"
-    """Part of an output that is too long which stays; ``both``: half from each end."""
+    """Which part of a too long output stays; ``both``: half from each end."""
     reserve_tokens: Count = 64
     """Tokens left to the model after an output, which is cut for them."""
     tool_name: Annotated[str, Field(min_length=1)] = "code_interpreter"
