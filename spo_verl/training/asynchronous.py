@@ -46,9 +46,9 @@ class OpenRollouts:
     # ------------------------------------------------------------------ after a restart
 
     def _match_restored_rollouts(self) -> None:
-        """Let verl's queue and the tracker hold the same open rollouts after a restart.
+        """Make verl's queue and the tracker hold the same open rollouts after a restart.
 
-        They do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
+        They already do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
         which cannot be scored: they go, and their prompts can be drawn again.
         """
         restored = set(_registered_prompts())
@@ -69,7 +69,7 @@ class OpenRollouts:
         require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
 
     def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
-        """Prompts that were being answered at the checkpoint are answered again, by the policy of now.
+        """Prompts that were being answered at the checkpoint are answered again, by the current policy.
 
         They keep their uid; the value, effective sample size and version that they are scored by are read again.
         """

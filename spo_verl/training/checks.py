@@ -201,14 +201,14 @@ def surplus(config: DictConfig) -> int:
 def in_flight_problems(
     prompts: int, config: DictConfig, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
 ) -> Iterator[str]:
-    """Yield why a draw could find too few prompts, as others are in flight; nothing where no draw can.
+    """Yield why a draw could find too few prompts while others are in flight.
 
-    Every rollout ends in the tracker before its replacement is drawn, and one draw takes B prompts at most. So the
-    worst draw is that of a whole batch while the W of the surplus are in flight, under every ``spo.late.policy``, also
-    with failures. A prompt is left out of it where m = ``max_in_flight`` of these W are its own, which W rollouts can
-    do to floor(W / m) prompts: ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the
-    same holds for each data source, whose part of a batch takes the place of B, as all of the surplus can be of one
-    source. (Only where rollouts fail so often that replacements change the mixture can a source need more.)
+    Every rollout ends in the tracker before its replacement is drawn, under every ``spo.late.policy``, also with
+    failures. So the worst draw takes a whole batch, B prompts, while the surplus of W rollouts is in flight. A prompt
+    with m = ``max_in_flight`` of these rollouts cannot be drawn, and W rollouts can block floor(W / m) prompts:
+    ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the same holds for each data source,
+    with its part of a batch for B and all of W. (A source can need more only where rollouts fail so often that
+    replacements change the mixture.)
 
     Args:
         prompts: different prompts of the training data.
