@@ -48,8 +48,8 @@ class OpenRollouts:
     def _match_restored_rollouts(self) -> None:
         """Make verl's queue and the tracker hold the same open rollouts after a restart.
 
-        They already do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
-        which cannot be scored: they go, and their prompts can be drawn again.
+        They already do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen
+        value, which cannot be scored: they are dropped, and their prompts can be drawn again.
         """
         restored = set(_registered_prompts())
         known = set(self.tracker.open_uids())

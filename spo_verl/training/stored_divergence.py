@@ -176,9 +176,9 @@ def fill_unmeasured(
 ) -> np.ndarray:
     """Divergences of a step of which only some were measured.
 
-    A prompt that was measured in another place of the batch has that divergence. The others get the one whose retention
-    is the mean retention of the measured prompts, ``-half_life * log2(mean rho)``: with the mean of D itself, which
-    the bounds of the retention do not cut, a few prompts that moved far would decide for all.
+    A prompt that was measured in another place of the batch has that divergence. The others get the divergence whose
+    retention is the mean retention of the measured prompts, ``-half_life * log2(mean rho)``. The mean of D itself would
+    follow a few prompts that moved far, because the bounds of the retention do not cut it.
 
     Args:
         measured_B: divergence of each place in the batch, NaN where it was not measured.
