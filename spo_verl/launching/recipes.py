@@ -216,7 +216,7 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
         The source, and the overrides that belong to its launch.
 
     Raises:
-        SpoConfigError: there is no such recipe, or an option is none of hydra's that choose a configuration.
+        SpoConfigError: there is no such recipe, or an option is not one of hydra's that choose a configuration.
     """
     rest = list(words)
     if len(rest) == 1 and re.search(r"main_ppo(?:\.py)?\s", rest[0]):  # the whole command as one text

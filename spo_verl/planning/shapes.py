@@ -163,7 +163,7 @@ def shape_of(config: Any, *, name: str, source: str) -> DecoderShape:
     """The shape in a configuration of transformers.
 
     Raises:
-        SpoConfigError: the family is none of :data:`FAMILIES`.
+        SpoConfigError: the family is not in :data:`FAMILIES`.
     """
     family = str(config.model_type)
     if family not in FAMILIES:
