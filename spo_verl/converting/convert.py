@@ -44,7 +44,7 @@ class Conversion:
 
     Attributes:
         script: its text.
-        commands: what became of each command of ``main_ppo``.
+        commands: each command of ``main_ppo``, converted.
         notes: what a reader should know about how it was read.
     """
 

@@ -124,7 +124,7 @@ class Editor:
         self._edits.add(Edit(begin, end, change.after))
 
     def _multiplied(self, reference: Via, change: Change, repeats: int) -> str:
-        """The text for a reference in the place of which a number is needed; a product keeps the variable in force."""
+        """The text that replaces a reference where a number is needed; a product keeps the variable in use."""
         written = self.script[reference.start : reference.end]
         if change.action != "scale":
             return str(change.after)

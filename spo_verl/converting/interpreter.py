@@ -1,4 +1,4 @@
-"""Follows a script as far as the arguments of verl's command need it. Nothing is run, nothing of the machine is read.
+"""Follows a script as far as the arguments of verl's command need it. Nothing is run, and the machine is not read.
 
 A variable that the script does not set has no value, as in a shell without it; :class:`Interpreter` takes values for
 those. What only a machine can answer (``$(...)``, ``[ -f FILE ]``) stays unknown: as a text it is kept as written, as
@@ -55,7 +55,7 @@ _ASSIGNING = {
     "getopts": re.compile(r"(?<!\S)([A-Za-z_]\w*)(?!\S)"),
     "printf": re.compile(r"-v\s+([A-Za-z_]\w*)"),
 }
-"""Builtins that set variables, and how the names stand in their arguments."""
+"""Builtins that set variables, and how their arguments give the names."""
 _SPACE = re.compile(r"[ \t\n]+")
 
 
@@ -214,7 +214,7 @@ class Interpreter:
         return status
 
     def _stay(self) -> None:
-        """A check of the machine that ends the script or a function is none that it has to pass here."""
+        """A check of the machine that ends the script or a function need not be passed here."""
         self._exit = None
         if self._leaving != "break":
             self._leaving = ""

@@ -1,4 +1,4 @@
-"""What becomes of each key of a verl run that is to train with SPO, and why: one table, no text of scripts."""
+"""What happens to each key of a verl run that is to train with SPO, and why: one table, without scripts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Change:
         key: verl's or SPO's.
         action: ``set`` to another value, ``scale`` by the old ``rollout.n``, ``drop``, ``add``, ``keep`` on purpose, or
             left to the ``preset``.
-        before: its value, or verl's default in brackets; None where there is none.
+        before: its value, or verl's default in brackets; None without either.
         after: its value in the SPO run; None where it is dropped.
         reason: one sentence.
     """
@@ -155,7 +155,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Unwanted:
-    """A key that SPO refuses or ignores: dropped from a command with what hangs on it, else set to ``neutral``."""
+    """A key that SPO refuses or ignores: dropped with the keys that depend on it, else set to ``neutral``."""
 
     key: str
     bad: Callable[[Run], bool]

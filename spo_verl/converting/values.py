@@ -1,4 +1,4 @@
-"""Text with its origin: which characters of the script a word of a command was made of, and through which variables."""
+"""Text with its origin: the characters of the script that a word of a command comes from, and the variables between."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Piece:
 
     Attributes:
         text: what it is; where that is not known, how it is written in the script.
-        start: its offset in the script, or -1 where it does not stand there.
+        start: its offset in the script, or -1 where it is not in the script.
         via: the variables that it came through, the innermost first.
         known: whether the text is what a shell would make of it.
         unset: it is a variable that has no value in the script.

@@ -82,7 +82,7 @@ def compose(
         config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
         config_path: as hydra's ``--config-path``; relative to verl's ``trainer`` folder.
         search: folders that follow on hydra's search path.
-        known_good: overrides that stand before the others and are not reported.
+        known_good: overrides that precede the others and are not reported.
 
     Raises:
         SpoConfigError: there is no such configuration, or it does not compose even without the overrides.
@@ -181,7 +181,7 @@ def uses_spo(config: DictConfig) -> bool:
 
 
 def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
-    """Keys whose value is of a type that differs from the one it replaces, so that verl fails when it comes to it.
+    """Keys whose value has another type than the one that it replaces, on which verl fails later.
 
     What was null may become anything, and anything may become null.
 

@@ -177,7 +177,7 @@ def _search_path(places: Places) -> Any:
 
 
 def _searched(parsed: Sequence[Any], search: Sequence[Path]) -> list[Any]:
-    """The overrides that name hydra's search path: the user's, or one that stands for ``search``."""
+    """The overrides that name hydra's search path: the user's, or one made of ``search``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from spo_verl.launching.launch import hydra_value

@@ -75,7 +75,7 @@ class Fault:
 
 
 def faults(config: DictConfig) -> Iterator[Fault]:
-    """Yield every file or folder that ``config`` names and that is not there, or not what verl needs there."""
+    """Yield every file or folder in ``config`` that is missing, or is not what verl needs."""
     for key in ("data.train_files", "data.val_files"):
         for file in _listed(_value(config, key)):
             yield from _faults(key, file, _data_fault(config, file))

@@ -44,7 +44,7 @@ _ESTIMATED = re.compile(r"Offline values: .*?\| (\d+)/(\d+) ")
 
 
 class Phases:
-    """Callable for ``run_main_ppo(on_text=...)``: says each phase once, when its text has come, maybe in pieces."""
+    """Callable for ``run_main_ppo(on_text=...)``: prints each phase once; its text may come in pieces."""
 
     def __init__(self, phases: Sequence[tuple[str, str]], say: Callable[[str], None]) -> None:
         self._phases, self._say = phases, say

@@ -1,7 +1,7 @@
 """What a run is made of: a recipe, a YAML file or a command line, found and composed as its launch would.
 
 A recipe is a hydra configuration ``<experiment>/<name>.yaml`` with a defaults list, on top of verl's ``ppo_trainer``.
-Parts that several recipes share lie one folder deeper and are no recipes. The recipes of the paper travel with the
+Parts that several recipes share are one folder deeper and are not recipes. The recipes of the paper travel with the
 package: in a checkout they are the folder ``recipes``, in an installed wheel ``spo_verl/recipes``.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT_VARIABLE = "SPO_RECIPES_DIR"
 ROOT_NAME = "recipes"
 LAUNCHER = "run.sh"
-"""Lies in every folder of recipes."""
+"""Is in every folder of recipes."""
 STOCK = "ppo_trainer"
 COMMAND_LINE = "command line"
 SECTIONS = {"actor_rollout_ref", "algorithm", "critic", "data", "reward", "spo", "trainer"}
@@ -216,7 +216,7 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
         The source, and the overrides that belong to its launch.
 
     Raises:
-        SpoConfigError: there is no such recipe, or an option is none of hydra's that choose a configuration.
+        SpoConfigError: there is no such recipe, or an option is not one of hydra's that choose a configuration.
     """
     rest = list(words)
     if len(rest) == 1 and re.search(r"main_ppo(?:\.py)?\s", rest[0]):  # the whole command as one text

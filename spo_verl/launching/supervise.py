@@ -22,7 +22,7 @@ Status = Literal["finished", "failed", "time limit", "silent", "memory limit"]
 _PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = "/dev/shm/"
 CLOCK_TICK_S = 0.01
-"""File times are those of the kernel's last tick, which may lie a little before the clock."""
+"""File times are those of the kernel's last tick, which may be a little before the clock."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def supervise(
         on_text: called from this thread with each piece of new output.
         grace_s: seconds between asking its processes to end and ending them.
 
-    Whatever happens here, an exception or Ctrl-C included, no process of the command is left behind, and no segment of
+    Whatever happens here, an exception or Ctrl-C included, no process of the command is left, and no segment of
     shared memory that one of them was seen to use. If this process itself is killed, the kernel kills the command, and
     Ray's processes follow their driver within a minute.
     """
@@ -155,7 +155,7 @@ def session_members(session: int) -> list[int]:
 
 
 class Segments:
-    """Segments of shared memory (``/dev/shm``) that members of a session use, so that none is left behind.
+    """Segments of shared memory (``/dev/shm``) that members of a session use, so that all can be removed.
 
     A process that is killed does not remove the segments that it made. ``look`` notes which ones are in use; ``remove``
     takes those away that are still there when the session is over, unless another process has them mapped.
@@ -201,7 +201,7 @@ def mapped_segments(pid: int) -> dict[str, int]:
 
 
 def _made_since(path: str, inode: int, moment: float) -> bool:
-    """Whether this is the segment of that inode and was made after a moment. Linux keeps no better time than ctime."""
+    """Whether this segment has that inode and was made after that moment, by its ctime (Linux has nothing better)."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

@@ -108,7 +108,7 @@ def micro_batch(run: Run, shape: DecoderShape) -> dict[str, Figure]:
 
 
 def bytes_while_updating(state: dict[str, Figure], batch: dict[str, Figure]) -> float:
-    """State and saved activations, and the larger of logits and one recomputed layer, which do not stand together."""
+    """State and saved activations, and the larger of logits and one recomputed layer, never both at a time."""
     turns = max((batch[name].value for name in ("logits", "recomputed_layer") if name in batch), default=0.0)
     saved = batch["activations"].value if "activations" in batch else 0.0
     return sum(entry.value for entry in state.values()) + saved + turns

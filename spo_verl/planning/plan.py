@@ -199,7 +199,7 @@ def _lora_key(run: Run) -> str:
 
 
 def _fewer_tokens(run: Run, *, forward: bool) -> str:
-    """The key that makes micro-batches smaller, and the one that spreads a sequence where that is all that is left."""
+    """The key that makes micro-batches smaller, or, where they cannot be smaller, the one that spreads a sequence."""
     dynamic = run.forward_dynamic if forward else run.dynamic
     limit = run.forward_token_limit if forward else run.token_limit
     micro = run.forward_micro_batch if forward else run.micro_batch

@@ -52,7 +52,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class StandIn:
-    """A stand-in that lies in ``folder``; ``longest_prompt`` is in tokens, the chat template included."""
+    """A stand-in in ``folder``; ``longest_prompt`` is in tokens, the chat template included."""
 
     folder: Path
     parameters: int
@@ -102,7 +102,7 @@ def build(
         prompts: chat messages of every row that it will be asked.
         response_tokens: room after the longest prompt.
         template: further arguments of the chat template (``data.apply_chat_template_kwargs``).
-        tools: schemas that stand in front of every prompt.
+        tools: schemas that precede every prompt.
     """
     texts = [message["content"] for prompt in prompts for message in prompt]
     # Often enough that the parts of a call become a few long tokens.

@@ -201,14 +201,14 @@ def surplus(config: DictConfig) -> int:
 def in_flight_problems(
     prompts: int, config: DictConfig, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
 ) -> Iterator[str]:
-    """Yield why a draw could find too few prompts, as others are in flight; nothing where no draw can.
+    """Yield why a draw could find too few prompts while others are in flight.
 
-    Every rollout ends in the tracker before its replacement is drawn, and one draw takes B prompts at most. So the
-    worst draw is that of a whole batch while the W of the surplus are in flight, under every ``spo.late.policy``, also
-    with failures. A prompt is left out of it where m = ``max_in_flight`` of these W are its own, which W rollouts can
-    do to floor(W / m) prompts: ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the
-    same holds for each data source, whose part of a batch takes the place of B, as all of the surplus can be of one
-    source. (Only where rollouts fail so often that replacements change the mixture can a source need more.)
+    Every rollout ends in the tracker before its replacement is drawn, under every ``spo.late.policy``, also with
+    failures. So the worst draw takes a whole batch, B prompts, while the surplus of W rollouts is in flight. A prompt
+    with m = ``max_in_flight`` of these rollouts cannot be drawn, and W rollouts can block floor(W / m) prompts:
+    ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the same holds for each data source,
+    with its part of a batch for B and all of W. (A source can need more only where rollouts fail so often that
+    replacements change the mixture.)
 
     Args:
         prompts: different prompts of the training data.
@@ -220,10 +220,10 @@ def in_flight_problems(
     mode, limit = select(config, "trainer.v1.trainer_mode", "sync"), spo.sampling.max_in_flight
     if mode == "sync" or limit is None:
         return
-    batch_size, beside = int(config.data.train_batch_size), max(surplus(config), restored)
-    held = beside // limit
+    batch_size, others = int(config.data.train_batch_size), max(surplus(config), restored)
+    held = others // limit
     origin = f"trainer.v1.{mode}.num_warmup_batches={select(config, f'trainer.v1.{mode}.num_warmup_batches'):g}"
-    if beside > surplus(config):
+    if others > surplus(config):
         origin = "the checkpoint that is resumed"
     needs = [("", batch_size, prompts)]
     if spo.sampling.quota is not None and sources is not None:
@@ -235,8 +235,8 @@ def in_flight_problems(
     for of_source, most, there in needs:
         if most + held > there:
             yield (
-                f"a batch draws up to {most} prompts{of_source} (data.train_batch_size={batch_size}) while {beside} "
-                f"rollouts of earlier draws are in flight ({origin}), which keep {beside} / {limit} = {held} prompts "
+                f"a batch draws up to {most} prompts{of_source} (data.train_batch_size={batch_size}) while {others} "
+                f"rollouts of earlier draws are in flight ({origin}), which keep {others} / {limit} = {held} prompts "
                 f"from being drawn (spo.sampling.max_in_flight={limit}): {most} + {held} = {most + held} different "
                 f"prompts{of_source} are needed, and the training data has {there}; {IN_FLIGHT_REMEDY}."
             )
@@ -357,7 +357,7 @@ def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
     plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
     assert isinstance(plain, dict)
     spo, problems, refused = read({str(key): item for key, item in plain.items()})
-    # What follows from a value that stands in for a refused one would be no problem of the user's.
+    # A refused value was replaced: what follows from the replacement is not the user's problem.
     problems += [problem for problem in contradictions(config, spo) if not mentions(problem, refused)]
     return spo, problems, [remark for remark in unusual(config, spo) if not mentions(remark, refused)]
 

@@ -113,7 +113,7 @@ class Stopwatch:
 
 
 def batch_metrics(reward_S: np.ndarray, value_S: np.ndarray, lag_B: np.ndarray) -> dict[str, float]:
-    """What can be said of a batch before its outcomes are folded in.
+    """What is known of a batch before its outcomes are folded in.
 
     Args:
         reward_S: rewards in [0, 1].
@@ -180,7 +180,7 @@ def joined_reports(reports: Sequence[ObserveReport]) -> ObserveReport:
 
 
 def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -> dict[str, float]:
-    """What became of rollouts that were not trained on.
+    """Rollouts that were not trained on: how many, how long, and why.
 
     Args:
         late: what was evicted.
@@ -204,7 +204,7 @@ def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -
 
 
 def length_metrics(tokens_S: np.ndarray, carried_S: np.ndarray) -> dict[str, float]:
-    """How long the responses of a batch are that was formed from what finished first.
+    """Lengths of the responses in a batch of the first rollouts to finish.
 
     Args:
         tokens_S: response tokens of each session of the batch.

@@ -158,7 +158,7 @@ class MovementMeter:
             rows: trajectories of the update, padding included.
 
         Raises:
-            SpoStateError: the metric is no number, or there was one mini-batch only, which tells nothing.
+            SpoStateError: the metric is no number, or there was one mini-batch only, which says nothing.
         """
         if not math.isfinite(mean):
             raise SpoStateError(

@@ -220,7 +220,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     # ------------------------------------------------------------------ dispatch
 
     def _dispatch(self, batch: Any) -> Any:
-        """Freeze the value of each prompt under the uid of its rollout: it is the baseline, whenever that returns."""
+        """Freeze the value of each prompt under the uid of its rollout: the baseline when the rollout returns."""
         slot_B = batch.pop(SLOT_FIELD).numpy()
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
@@ -261,7 +261,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         )
 
     def _measured_divergence(self, probe: DivergenceProbe | None) -> Divergence | None:
-        """After the update: what the probe says of the step; None where forgetting does not go by a divergence."""
+        """After the update: what the probe measured in the step; None where forgetting needs no divergence."""
         if probe is None:
             return None
         with self._stopwatch("probe"):
@@ -355,7 +355,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
 
 class CurrentWeights:
-    """The tracker as the dataloader sees it: each draw is one of the policy version that is to answer the prompts."""
+    """The tracker as the dataloader sees it: each draw names the policy version that will answer the prompts."""
 
     def __init__(self, tracker: TrackerClient, version: Callable[[], int]) -> None:
         self._tracker, self._version = tracker, version

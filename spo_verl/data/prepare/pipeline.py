@@ -57,7 +57,7 @@ def prepare(
     Args:
         name: of a published source (`spo_verl.data.prepare.published`), or one of the user's own (`named_source`).
         output: the Parquet file.
-        origin, config, split: where the source lies, see `spo_verl.data.prepare.streams.open_source`.
+        origin, config, split: where the source is, see `spo_verl.data.prepare.streams.open_source`.
         template: name of the instruction after each problem; default: "boxed", and "none" where the ability is not
             mathematics.
         instruction: an instruction of the user's own instead of a template.
