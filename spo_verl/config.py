@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
@@ -141,10 +142,11 @@ class LateConfig:
 
 @dataclass(frozen=True, config=_CLOSED)
 class EstimateConfig:
-    """Estimating offline values instead of training."""
+    """Estimating offline values instead of training, or before it."""
 
     output: str | None = None
-    """Parquet file to write; when set, the run estimates and does not train."""
+    """Parquet file to write; when set, the run estimates and does not train. If ``spo.initial.values`` is the same
+    file, it estimates what is missing and then trains."""
     trials: Count = 8
     """Responses per prompt, n0."""
     chunk: Count = 256
@@ -189,6 +191,22 @@ class SpoConfig:
         first = self.forgetting.reference
         other = "updated" if first == "acting" else "acting"
         return (first, other) if self.drift.measure_both else (first,)
+
+
+def estimates_first(output: object, values: object) -> bool:
+    """Whether a run samples the offline values that it then trains from.
+
+    Args:
+        output: ``spo.estimate.output``.
+        values: ``spo.initial.values``.
+    """
+    named = isinstance(output, str) and isinstance(values, str)
+    return named and os.path.abspath(str(output)) == os.path.abspath(str(values))
+
+
+def still_to_estimate(output: object, values: object) -> bool:
+    """Whether such a run has not sampled them yet; arguments as for :func:`estimates_first`."""
+    return estimates_first(output, values) and not os.path.exists(str(output))
 
 
 def known_keys(cls: type = SpoConfig, prefix: str = "spo") -> Iterator[str]:

@@ -22,6 +22,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spo_verl.config import still_to_estimate
+
 ROLLOUT, MODEL = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 FUNCTIONS = {
     # key of the file: key of the name in it, default of that name
@@ -291,7 +293,7 @@ def _not_in_cache(hub_id: str, needed: str | None) -> str | None:
 
 def _initial_faults(config: DictConfig) -> Iterator[Fault]:
     values = _value(config, "spo.initial.values")
-    if isinstance(values, str):
+    if isinstance(values, str) and not still_to_estimate(_value(config, "spo.estimate.output"), values):
         yield from _faults("spo.initial.values", values, _values_fault(values))
     tracker = _value(config, "spo.initial.tracker")
     if isinstance(tracker, str):

@@ -25,7 +25,7 @@ from spo_verl.launching.runs import VerlRun, claimed, numbers_of, write_json
 from spo_verl.small.launches import Settings
 
 RESULT, SETTINGS = "result.json", "settings.json"
-FORMAT = 1
+FORMAT = 2
 """Of ``result.json``; raise it when its entries change."""
 
 

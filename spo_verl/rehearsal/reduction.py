@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spo_verl.conf import PLATFORMS
+from spo_verl.config import estimates_first
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -72,7 +73,8 @@ class Files:
 
 def kind_of(config: DictConfig) -> Kind:
     """What a recipe does."""
-    if _select(config, "spo.estimate.output") is not None:
+    output = _select(config, "spo.estimate.output")
+    if output is not None and not estimates_first(output, _select(config, "spo.initial.values")):
         return "offline values"
     return "evaluation" if config.trainer.val_only else "training"
 
@@ -146,7 +148,11 @@ def _model_and_data(config: DictConfig, files: Files) -> Iterator[tuple[str, Any
     yield "data.val_files", [str(files.held_out)], "rows after those"
     if _select(config, "actor_rollout_ref.model.tokenizer_path") is not None:
         yield "actor_rollout_ref.model.tokenizer_path", str(files.model), "the stand-in's own"
-    if _select(config, "spo.initial.values") is not None:
+    values, output = _select(config, "spo.initial.values"), _select(config, "spo.estimate.output")
+    if estimates_first(output, values):
+        yield "spo.initial.values", str(files.estimated), PLACE
+        yield from _estimation(config, files)
+    elif values is not None:
         yield "spo.initial.values", str(files.values), "made-up values of these rows, in the same format"
 
 
@@ -198,15 +204,19 @@ def _of_kind(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]
         yield "trainer.test_freq", STEPS, "one validation at the end"
         yield "trainer.val_before_train", False, SMALL
     elif kind == "offline values":
-        yield "spo.estimate.output", str(files.estimated), PLACE
-        yield "spo.estimate.trials", 2, SMALL
-        yield "spo.estimate.chunk", max(1, train_prompts(config) // 2), "two parts"
+        yield from _estimation(config, files)
         yield "data.val_files", [str(files.train)], "as the training data"
     else:
         yield "trainer.validation_data_dir", str(files.dumps), PLACE
         yield "data.train_files", [str(files.held_out)], "as the validation data"
         yield "data.train_batch_size", 1, "nothing is trained"
         yield "actor_rollout_ref.actor.ppo_mini_batch_size", 1, "nothing is trained"
+
+
+def _estimation(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
+    yield "spo.estimate.output", str(files.estimated), PLACE
+    yield "spo.estimate.trials", 2, SMALL
+    yield "spo.estimate.chunk", max(1, train_prompts(config) // 2), "two parts"
 
 
 def _select(config: DictConfig, key: str) -> Any:

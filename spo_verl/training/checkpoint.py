@@ -49,8 +49,8 @@ class CheckpointFollower:
         self._tracker = tracker
         self._key_P = key_P
         self._settings = settings
-        alpha_P, beta_P = initial_evidence or (None, None)
-        self._initial: dict[str, Any] = {"alpha_P": alpha_P, "beta_P": beta_P, "sources": sources}
+        self._initial_evidence = initial_evidence
+        self._sources = sources
         self._foreign = False
         self._saving: Path | None = None
         self._saved: list[Path] = []
@@ -148,7 +148,7 @@ class CheckpointFollower:
             SpoCheckpointError: and its children, see :mod:`spo_verl.tracker.checkpoint`.
         """
         if step == 0:
-            self._tracker.create(self._key_P, self._settings, **self._initial, version=step)
+            self.create(self._initial_evidence)
             return
         folder = self._checkpoint_folder(step) / FOLDER
         if not _there(folder):
@@ -164,9 +164,11 @@ class CheckpointFollower:
                 folder.parent,
                 step,
             )
-            self._tracker.create(self._key_P, self._settings, **self._initial, version=step)
+            self.create(self._initial_evidence, version=step)
             return
-        report = self._tracker.load(folder, self._key_P, self._settings, **self._initial, version=step)
+        report = self._tracker.load(
+            folder, self._key_P, self._settings, **self._initial(self._initial_evidence), version=step
+        )
         if report.step != step:
             raise SpoCheckpointDamagedError(
                 f"{folder} holds the tracker of step {report.step}, not of step {step}: a folder was moved or copied "
@@ -174,6 +176,14 @@ class CheckpointFollower:
             )
         logger.info("spo: loaded step=%d tracker_digest=%s", step, report.digest)
         logger.info("spo: %s", report)
+
+    def create(self, evidence: tuple[np.ndarray, np.ndarray] | None, *, version: int = 0) -> None:
+        """Make the tracker from initial values ``(alpha_P, beta_P)``, or from nothing, instead of a checkpoint."""
+        self._tracker.create(self._key_P, self._settings, **self._initial(evidence), version=version)
+
+    def _initial(self, evidence: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
+        alpha_P, beta_P = evidence or (None, None)
+        return {"alpha_P": alpha_P, "beta_P": beta_P, "sources": self._sources}
 
     def _checkpoint_folder(self, step: int) -> Path:
         if self._config.resume_mode == "resume_path":

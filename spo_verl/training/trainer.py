@@ -43,6 +43,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
+from spo_verl.config import estimates_first
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
@@ -172,6 +173,9 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     def _load_checkpoint(self) -> None:
         self._checkpoint.require_marked_folder()
         super()._load_checkpoint()  # type: ignore[misc]
+        self._begin_tracker()
+
+    def _begin_tracker(self) -> None:
         self._checkpoint.load(self.global_steps)
         if self.trainer_mode != "sync":
             self._match_restored_rollouts()
@@ -384,8 +388,11 @@ def spo_trainer_class(mode_class: type) -> type:
 
 def class_for(config: Any, mode_class: type) -> type:
     """The class that verl should build instead of ``mode_class`` for a run with ``adv_estimator=spo``."""
-    if select(config, "spo.estimate.output", None):
-        from spo_verl.training.estimate import estimator_class
+    output = select(config, "spo.estimate.output", None)
+    if output:
+        from spo_verl.training.estimate import estimator_class, values_first_class
 
+        if estimates_first(output, select(config, "spo.initial.values", None)):
+            return values_first_class(spo_trainer_class(mode_class))
         return estimator_class(mode_class)
     return spo_trainer_class(mode_class)

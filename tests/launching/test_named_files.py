@@ -169,3 +169,9 @@ def test_a_module_of_an_editable_install_is_found(place, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder])
     assert of({FUNCTION: path, "reward.custom_reward_function.name": "score"}) == []
     assert "it defines no compute_score" in of({FUNCTION: path})[0].text
+
+
+@pytest.mark.parametrize(("output", "found"), [("values.parquet", []), ("others.parquet", ["spo.initial.values"])])
+def test_values_that_the_run_samples_first_need_not_be_there(place, output, found):
+    config = OmegaConf.create({"spo": {"initial": {"values": "values.parquet"}, "estimate": {"output": output}}})
+    assert [fault.key for fault in faults(config)] == found
