@@ -4,12 +4,12 @@
 |---|---|---|
 | killed | spo=bspo | constant retention, scripted outcomes, 10 steps without a stop, SIGKILLed in the next one |
 | resumed | as killed | continues after step 5 with what the killed run had then, so that six steps were made twice |
-| grpo | grpo | two steps, checkpoint at 2 |
+| grpo | grpo | two ranks, two steps, checkpoint at 2 |
 | spo | spo=paper | continues from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
 | estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
 | estimated | spo | the same command again |
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
-| orphaned | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed in the sixth step |
+| orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
@@ -36,6 +36,7 @@ from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values
 from tests.system.quickstart_run import Call, stopped_and_finished
 
 TIMES = pytest.StashKey[list[str]]()
+TWO_RANKS = "trainer.n_gpus_per_node=2"
 SCRIPTED = [
     "+spo=bspo",
     "actor_rollout_ref.rollout.n=2",
@@ -80,6 +81,7 @@ ORPHANED = [
     "trainer.v1.trainer_mode=colocate_async",
     "trainer.v1.sampler.max_off_policy_threshold=null",
     "actor_rollout_ref.rollout.agent.default_agent_loop=half_stuck",
+    TWO_RANKS,
     "trainer.total_training_steps=6",
     "trainer.save_freq=5",
     "trainer.test_freq=-1",
@@ -133,8 +135,10 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         return killed, train(workdir, "resumed", scripted, feature="scripted outcomes, resumed")
 
     def grpo_then_spo() -> tuple[Run, ...]:
+        # A rank has four of a mini-batch's eight trajectories.
+        every = [*EVERY_OTHER_STEP, TWO_RANKS, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"]
         stock = ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
-        grpo = train(workdir, "grpo", [*stock, *EVERY_OTHER_STEP], checkpoints="shared")
+        grpo = train(workdir, "grpo", [*stock, *every], checkpoints="shared")
         write_partial_values(workdir / "partial.parquet")
         overrides = [
             "+spo=paper",
@@ -144,7 +148,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             "trainer.total_training_steps=6",
         ]
         feature = "after GRPO, quotas, offline values"
-        return grpo, train(workdir, "spo", [*overrides, *EVERY_OTHER_STEP], checkpoints="shared", feature=feature)
+        return grpo, train(workdir, "spo", [*overrides, *every], checkpoints="shared", feature=feature)
 
     def estimating_then_estimated() -> tuple[Run, ...]:
         first = workdir / "values.parquet.parts" / "part-000000.parquet"

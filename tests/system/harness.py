@@ -77,17 +77,20 @@ class Run:
         Returns:
             dispatches of (uid, dataset index), and mini-batches of (uid, session, response tokens), padding included.
         """
-        notes = [json.loads(line) for line in self.batches.read_text().splitlines()]
+        notes = self.notes()
         dispatched = [list(zip(one["dispatched"], one["index"], strict=True)) for one in notes if "dispatched" in one]
         trained = [
             [
                 (uid, int(session), tuple(response))
                 for uid, session, response in zip(one["trained"], one["session"], one["response"], strict=True)
             ]
-            for one in notes
-            if "trained" in one
+            for one in merged([one for one in notes if "trained" in one])
         ]
         return dispatched, trained
+
+    def notes(self) -> list[dict]:
+        """What ``tests/support/batch_probe.py`` noted, in order."""
+        return [json.loads(line) for line in self.batches.read_text().splitlines()]
 
     def metrics(self) -> dict[int, dict[str, float]]:
         """Step -> metric -> value, from the console logger."""
@@ -113,6 +116,16 @@ class Run:
         return {
             int(step): digest for step, digest in re.findall(r"spo: loaded step=(\d+) tracker_digest=(\w+)", self.log)
         }
+
+
+def merged(notes: Sequence[dict]) -> list[dict]:
+    """Notes of the ranks' parts of the same batch as one: each rank has its own in order."""
+    of_rank = [[one for one in notes if one["rank"] == rank] for rank in sorted({one["rank"] for one in notes})]
+    lists = [name for name in notes[0] if name != "rank"] if notes else []
+    return [
+        {name: [item for part in parts for item in part[name]] for name in lists}
+        for parts in zip(*of_rank, strict=True)
+    ]
 
 
 def train(
