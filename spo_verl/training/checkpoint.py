@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from spo_verl.tracker.settings import TrackerSettings
 logger = logging.getLogger(__name__)
 
 FOLDER = "spo"
+_SHARD = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
 
 
 class CheckpointFollower:
@@ -134,6 +136,40 @@ class CheckpointFollower:
                 "into the marker, or set trainer.resume_mode=disable to start from scratch."
             )
 
+    def require_same_ranks(self) -> None:
+        """Refuse to continue with another number of training processes than FSDP saved its shards with.
+
+        verl itself would end in every worker with a file that is not found. Megatron's checkpoints have no such files.
+
+        Raises:
+            SpoCheckpointError: names both numbers and the ways out.
+        """
+        folder = self._resumed_folder()
+        if folder is None:
+            return
+        saved = sorted({int(found[1]) for file in _files(folder / "actor") if (found := _SHARD.fullmatch(file))})
+        ranks = int(self._config.nnodes) * int(self._config.n_gpus_per_node)
+        if not saved or ranks in saved:
+            return
+        weights = f"{folder}_merged"
+        raise SpoCheckpointError(
+            f"{folder / 'actor'} was saved by {saved[-1]} training processes, and this run has trainer.nnodes * "
+            f"trainer.n_gpus_per_node = {ranks}: verl loads FSDP's checkpoints with the same number only. Set it to "
+            f"{saved[-1]}; or begin a new run, without the optimizer's state: merge the weights with `python -m "
+            f"verl.model_merger merge --backend fsdp --local_dir {folder / 'actor'} --target_dir {weights}`, and set "
+            f"actor_rollout_ref.model.path={weights} ++spo.initial.tracker={folder / FOLDER} and another "
+            "trainer.default_local_dir."
+        )
+
+    def _resumed_folder(self) -> Path | None:
+        """The folder that verl is about to load; None where it starts from scratch."""
+        if self._config.resume_mode == "resume_path":
+            return Path(os.path.abspath(self._config.resume_from_path))
+        marker = Path(get_checkpoint_tracker_filename(str(self.root)))
+        if self._config.resume_mode != "auto" or not marker.exists():
+            return None
+        return self.root / f"global_step_{marker.read_text(encoding='utf-8').strip()}"
+
     def load(self, step: int) -> None:
         """Make the tracker: from the checkpoint that verl has just loaded, or from its initial values.
 
@@ -189,6 +225,14 @@ class CheckpointFollower:
         if self._config.resume_mode == "resume_path":
             return Path(os.path.abspath(self._config.resume_from_path))
         return self.root / f"global_step_{step}"
+
+
+def _files(folder: Path) -> list[str]:
+    """Names in a folder; none where it is not there or may not be read, which verl then says."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _there(folder: Path) -> bool:

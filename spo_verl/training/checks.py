@@ -46,6 +46,10 @@ def _count(config: DictConfig, key: str, default: int | None = None) -> int | No
     return value if isinstance(value, int) and value >= 1 else None
 
 
+def _is_above_one(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
+
+
 def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
     """Yield every setting of verl that cannot go together with SPO, with its fix."""
     if not select(config, "trainer.use_v1", True):
@@ -76,6 +80,15 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             "algorithm.rollout_correction.bypass_mode=True takes old_log_probs from the rollout engine, whose noise "
             "is of the size of the divergence to be measured; set bypass_mode=False, or "
             "spo.forgetting.reference=updated (both sides from the training engine), or spo.forgetting.mode=constant."
+        )
+    ulysses = select(config, "actor_rollout_ref.actor.ulysses_sequence_parallel_size", 1)
+    attention = select(config, "actor_rollout_ref.model.override_config.attn_implementation", None)
+    if _is_above_one(ulysses) and attention is not None and not str(attention).startswith("flash_attention"):
+        yield (
+            f"actor_rollout_ref.actor.ulysses_sequence_parallel_size={ulysses} with attn_implementation={attention}: "
+            "verl exchanges the parts of a sequence inside flash attention only, so each rank would attend to its own "
+            "part alone and train a wrong model without an error; set ulysses_sequence_parallel_size=1, or "
+            "actor_rollout_ref.model.override_config.attn_implementation=flash_attention_2."
         )
     platform = select(config, "platform", None)
     if isinstance(platform, str):

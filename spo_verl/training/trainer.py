@@ -172,6 +172,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
     def _load_checkpoint(self) -> None:
         self._checkpoint.require_marked_folder()
+        self._checkpoint.require_same_ranks()
         super()._load_checkpoint()  # type: ignore[misc]
         self._begin_tracker()
 

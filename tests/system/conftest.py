@@ -4,12 +4,12 @@
 |---|---|---|
 | killed | spo=bspo | constant retention, scripted outcomes, 10 steps without a stop, SIGKILLed in the next one |
 | resumed | as killed | continues after step 5 with what the killed run had then, so that six steps were made twice |
-| grpo | grpo | two steps, checkpoint at 2 |
+| grpo | grpo | two ranks, two steps, checkpoint at 2 |
 | spo | spo=paper | continues from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
 | estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
 | estimated | spo | the same command again |
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
-| orphaned | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed in the sixth step |
+| orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
@@ -36,6 +36,7 @@ from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values
 from tests.system.quickstart_run import Call, stopped_and_finished
 
 TIMES = pytest.StashKey[list[str]]()
+TWO_RANKS = "trainer.n_gpus_per_node=2"
 SCRIPTED = [
     "+spo=bspo",
     "actor_rollout_ref.rollout.n=2",
@@ -80,6 +81,7 @@ ORPHANED = [
     "trainer.v1.trainer_mode=colocate_async",
     "trainer.v1.sampler.max_off_policy_threshold=null",
     "actor_rollout_ref.rollout.agent.default_agent_loop=half_stuck",
+    TWO_RANKS,
     "trainer.total_training_steps=6",
     "trainer.save_freq=5",
     "trainer.test_freq=-1",
@@ -124,16 +126,19 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             "killed",
             scripted,
             kill_when=lambda log: re.search(r"spo: step=11 .*draw_digest", log) is not None,
+            feature="scripted outcomes",
         )
         # What it had left if it had been killed five steps earlier.
         shutil.copytree(killed.checkpoints, workdir / "resumed")
         shutil.rmtree(workdir / "resumed" / "global_step_10")
         (workdir / "resumed" / "latest_checkpointed_iteration.txt").write_text("5")
-        return killed, train(workdir, "resumed", scripted)
+        return killed, train(workdir, "resumed", scripted, feature="scripted outcomes, resumed")
 
     def grpo_then_spo() -> tuple[Run, ...]:
+        # A rank has four of a mini-batch's eight trajectories.
+        every = [*EVERY_OTHER_STEP, TWO_RANKS, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"]
         stock = ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
-        grpo = train(workdir, "grpo", [*stock, *EVERY_OTHER_STEP], checkpoints="shared")
+        grpo = train(workdir, "grpo", [*stock, *every], checkpoints="shared")
         write_partial_values(workdir / "partial.parquet")
         overrides = [
             "+spo=paper",
@@ -142,7 +147,8 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             f"spo.initial.values={workdir}/partial.parquet",
             "trainer.total_training_steps=6",
         ]
-        return grpo, train(workdir, "spo", [*overrides, *EVERY_OTHER_STEP], checkpoints="shared")
+        feature = "after GRPO, quotas, offline values"
+        return grpo, train(workdir, "spo", [*overrides, *every], checkpoints="shared", feature=feature)
 
     def estimating_then_estimated() -> tuple[Run, ...]:
         first = workdir / "values.parquet.parts" / "part-000000.parquet"
@@ -157,8 +163,9 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             slow,
             checkpoints="async",
             kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
+            feature="carried stragglers",
         )
-        return killed, train(workdir, "async_resumed", slow, checkpoints="async")
+        return killed, train(workdir, "async_resumed", slow, checkpoints="async", feature="carried stragglers, resumed")
 
     def orphaned() -> tuple[Run, ...]:
         half_stuck = [*ORPHANED, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
@@ -168,6 +175,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             half_stuck,
             kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
             victim="ray::TrackerHost",
+            feature="drift, stopped rollouts",
         )
         return (found,)
 
@@ -178,7 +186,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         return stopped_and_finished(tmp_path_factory.mktemp("quickstart"))
 
     def separate() -> tuple[Run, ...]:
-        return (train(workdir, "separate", SEPARATE),)
+        return (train(workdir, "separate", SEPARATE, feature="two updates per transfer"),)
 
     # Two workers take these in order, the longest first.
     every = [
