@@ -8,7 +8,7 @@ WORKDIR /workspace/spo-verl
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY spo_verl spo_verl
 COPY recipes recipes
-# What the image brings keeps its version; verl itself is not in it.
-RUN { pip freeze | grep -E '^(torch|torchvision|torchaudio|vllm|transformers|numpy)=='; echo verl==0.9.1; } > /tmp/held.txt \
+# What the image brings keeps its version; verl itself is not in it. Ray is that of rayjob.yaml.
+RUN { pip freeze | grep -E '^(torch|torchvision|torchaudio|vllm|transformers|numpy)=='; echo verl==0.9.1; echo ray==2.60.0; } > /tmp/held.txt \
     && pip install --no-cache-dir -c /tmp/held.txt -e .
 CMD ["spo-verl", "doctor"]

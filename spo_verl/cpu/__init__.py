@@ -23,6 +23,7 @@ _MODULES = (
     "columns",
     "checkpoint_engines",
     "ray_start",
+    "ray_join",
     "old_policy",
     "trainer_log",
     "weight_transfer",

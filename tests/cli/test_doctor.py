@@ -254,6 +254,10 @@ def test_ray_is_reached_only_where_an_address_is_set():
     assert reached.found == "head:6379 answers: 2 nodes, 64 CPU, 16 GPU"
     [lost] = devices.ray_findings(Answers({}, {"ray_cluster": "ConnectionRefusedError"}), environ)
     assert (lost.name, lost.status) == ("cluster", "fail")
+    assert lost.fix.startswith("start a cluster")
+    error = "AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing or incorrect."
+    [refused] = devices.ray_findings(Answers({}, {"ray_cluster": error}), environ)
+    assert "RAY_AUTH_MODE=token" in refused.fix
     [missing] = devices.ray_findings(Answers({}, {"ray_cluster": "ModuleNotFoundError"}), {})
     assert (missing.name, missing.status) == ("import ray", "fail")
 

@@ -72,6 +72,8 @@ def ray_findings(answers: Answers, environ: Mapping[str, str]) -> Iterator[Findi
         error = answers.errors["ray_cluster"]
         if address:
             fix = f"start a cluster (ray start --head), or unset RAY_ADDRESS={address} to have each run start its own"
+            if "Authentication" in error:
+                fix = "export RAY_AUTH_MODE=token; ~/.ray/auth_token must be the cluster's (recipes/cluster/README.md)"
             yield Finding(RAY, "cluster", "fail", f"{address}: {error}", fix)
         else:
             yield Finding(RAY, "import ray", "fail", error, "pip install ray")
