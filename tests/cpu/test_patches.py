@@ -111,7 +111,8 @@ REPORT = textwrap.dedent(
     for weight in (layer.w13_weight, layer.w2_weight):  # an update, in place
         weight.copy_(torch.randn(weight.shape))
     token = torch.randn(1, 64)
-    found = experts.forward_method(layer, token, torch.tensor([[0.25, 0.75]]), torch.tensor([[1, 0]]), layer.activation, 2)
+    weight, chosen = torch.tensor([[0.25, 0.75]]), torch.tensor([[1, 0]])
+    found = experts.forward_method(layer, token, weight, chosen, layer.activation, 2)
     gate, up = (token @ layer.w13_weight.transpose(1, 2)).chunk(2, -1)
     each = (torch.nn.functional.silu(gate) * up) @ layer.w2_weight.transpose(1, 2)
     expected = 0.25 * each[1] + 0.75 * each[0]
