@@ -30,6 +30,8 @@ MEASURABLE_TARGETS = (
     "verl.workers.config.PolicyLossConfig",
     "spo_verl.training.movement.MeasuredPolicyLossConfig",
 )
+_MODEL = "actor_rollout_ref.model"
+_LORA = f"{_MODEL}.lora"
 _ROUTER_REPLAY = tuple(
     f"actor_rollout_ref.actor.{engine}router_replay" for engine in ("", "fsdp_config.", "megatron.", "veomni.")
 )
@@ -73,6 +75,7 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             "was frozen; set skip.rollout_tq.enable=False."
         )
     yield from reward_checks.contradictions(config, spo)
+    yield from _adapter(config)
     yield from _movement(config, spo)
     yield from _estimating(config, spo)
     if select(config, "algorithm.rollout_correction.bypass_mode", False) and "acting" in spo.references:
@@ -101,6 +104,20 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             yield (
                 f"{section}: stored responses have no recorded expert routes to replay in the divergence forward; "
                 f"set {section}.mode=disabled, or spo.forgetting.mode=constant."
+            )
+
+
+def _adapter(config: DictConfig) -> Iterator[str]:
+    """verl 0.9.1 sends rollout processes of their own the frozen base model, without the adapter (verl issue 7495)."""
+    if select(config, "trainer.v1.trainer_mode", "sync") != "separate_async" or select(config, f"{_LORA}.merge", False):
+        return
+    for key in (f"{_MODEL}.lora_rank", f"{_LORA}.rank"):
+        if _count(config, key) is not None:
+            yield (
+                f"{key}={select(config, key)} with trainer.v1.trainer_mode=separate_async: verl sends the rollout "
+                "processes the base model without its adapter, so that every rollout would come from the untrained "
+                f"policy; set {_LORA}.merge=True (the merged weights are sent), or "
+                "trainer.v1.trainer_mode=colocate_async."
             )
 
 

@@ -252,7 +252,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             keys = [batch.keys[row] for row in sessions.first_row_B()]
             outputs = read_outputs(keys, batch.partition_id) if self.spo.references else []
         if self.spo.references:
-            score = LogProbScorer.of(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
+            score = LogProbScorer.of(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout, batch.partition_id)
             with self._stopwatch("probe"):
                 probe = DivergenceProbe(self.spo, recall, outputs, score, version=version)
         self._stage = Recalled.of(

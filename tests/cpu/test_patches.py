@@ -98,6 +98,25 @@ REPORT = textwrap.dedent(
                 f"ipc://{folder}/receiver", "cpu", use_shm=True).receive_weights(lambda weights, is_last: None)),
         ]
 
+    # Experts in fp32 on a processor with AMX, in layers of a size that the grouped kernels would widen.
+    import torch
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.cpu_fused_moe import CPUFusedMOE
+    torch.cpu._is_amx_tile_supported = lambda: True
+    layer = torch.nn.Module()
+    layer.activation = MoEActivation.SILU
+    layer.w13_weight = torch.nn.Parameter(torch.zeros(2, 2 * 48, 64), requires_grad=False)
+    layer.w2_weight = torch.nn.Parameter(torch.zeros(2, 64, 48), requires_grad=False)
+    experts = CPUFusedMOE(layer)
+    for weight in (layer.w13_weight, layer.w2_weight):  # an update, in place
+        weight.copy_(torch.randn(weight.shape))
+    token = torch.randn(1, 64)
+    weight, chosen = torch.tensor([[0.25, 0.75]]), torch.tensor([[1, 0]])
+    found = experts.forward_method(layer, token, weight, chosen, layer.activation, 2)
+    gate, up = (token @ layer.w13_weight.transpose(1, 2)).chunk(2, -1)
+    each = (torch.nn.functional.silu(gate) * up) @ layer.w2_weight.transpose(1, 2)
+    expected = 0.25 * each[1] + 0.75 * each[0]
+
     arguments = dict(trainer_mode="sync", trainer_config={}, max_off_policy_threshold=8,
                      max_off_policy_strategy="drop", sampler_kwargs={})
     os.environ["VERL_RAY_JOB_ID"] = "01000000"
@@ -115,6 +134,7 @@ REPORT = textwrap.dedent(
                  ReplayBuffer(**arguments, poll_interval=5.0).poll_interval,
                  ReplayBuffer(*arguments.values(), 7.0).poll_interval],
         "onednn": vllm._custom_ops._supports_onednn,
+        "experts": [float((found - expected).abs().max()), float(expected.abs().max())],
         "socket": extension._get_zmq_handle(),
         "alone": alone,
         "environment": {name: os.environ.get(name) for name in ("TORCHDYNAMO_DISABLE", "TQ_NUM_THREADS")},
@@ -157,6 +177,11 @@ def test_replay_buffers_poll_often_unless_told_otherwise(report: dict) -> None:
 def test_vllm_keeps_its_weights_and_names_a_socket_of_its_own(report: dict) -> None:
     assert report["onednn"] is False
     assert report["socket"] == "ipc:///tmp/rl-colocate-zmq-4711-01000000-replica-0-rank-0.sock"
+
+
+def test_experts_of_vllm_compute_with_the_weights_of_an_update(report: dict) -> None:
+    difference, largest = report["experts"]
+    assert difference < 1e-6 * largest
 
 
 def test_an_end_of_a_transfer_into_vllm_that_is_alone_fails(report: dict) -> None:
