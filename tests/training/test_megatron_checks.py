@@ -15,6 +15,7 @@ from spo_verl.launching.composition import compose, examine
 from spo_verl.training import megatron_checks
 from spo_verl.training.checks import check
 from spo_verl.training.megatron_checks import BRIDGE_DEFAULTS, ENGINE, contradictions
+from spo_verl.training.trainer import SpoTrainer
 from tests.support.verl_config import compose_verl
 
 MEGATRON = ["algorithm.adv_estimator=spo", "model_engine=megatron"]
@@ -194,3 +195,15 @@ class TestVirtualPipeline:
     )
     def test_what_works_is_accepted(self, installed, tmp_path, tied, overrides):
         assert problems(model(tmp_path, tie_word_embeddings=tied), *overrides) == []
+
+
+def test_a_model_that_verl_fetches_first_is_judged_before_anything_starts(installed, tmp_path):
+    class Fetching:
+        def _init_tokenizer(self):
+            model(tmp_path, rope_theta=1e6)
+
+    trainer = object.__new__(type("Trainer", (SpoTrainer, Fetching), {}))
+    trainer.config = composed(*MEGATRON, f"actor_rollout_ref.model.path={tmp_path}")
+    assert list(contradictions(trainer.config)) == []
+    with pytest.raises(SpoConfigError, match=r"has 1000000, so that another model would be trained"):
+        trainer._init_tokenizer()
