@@ -17,7 +17,7 @@ from spo_verl.config import SpoConfig, mentions, read, refuse
 from spo_verl.core import quota_limits
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, parts_of
-from spo_verl.training import reward_checks
+from spo_verl.training import megatron_checks, reward_checks
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
         )
     yield from reward_checks.contradictions(config, spo)
     yield from _adapter(config)
+    yield from megatron_checks.contradictions(config)
     yield from _movement(config, spo)
     yield from _estimating(config, spo)
     if select(config, "algorithm.rollout_correction.bypass_mode", False) and "acting" in spo.references:

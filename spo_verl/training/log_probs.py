@@ -6,10 +6,8 @@ cleared again, so that nothing of it is visible to the training batch.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,52 +18,12 @@ from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.utils.padding import response_from_nested
 
+from spo_verl.training.outputs import Output
 from spo_verl.training.rewards import plain
 
 PARTITION = "spo_probe"
 _FIELDS = ("prompts", "responses", "response_mask", "position_ids", "old_log_probs")
 _MEDIA = "multi_modal_inputs"
-
-
-@dataclass(frozen=True)
-class Output:
-    """One generated output of the current batch: what a probe of its prompt needs.
-
-    Pixels and sounds are not here: a prompt's may take megabytes, and most prompts of a step may have nothing stored.
-    ``key`` names the trajectory that :class:`LogProbScorer` fetches them from, for the prompts that it scores.
-    """
-
-    key: str
-    prompt: torch.Tensor
-    response: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    old_log_prob: torch.Tensor | None
-
-    @property
-    def prompt_hash(self) -> np.uint64:
-        """Hash of the prompt's token ids: a stored response is only comparable under the same prompt tokens."""
-        tokens = np.ascontiguousarray(self.prompt.numpy(), dtype=np.int64)
-        return np.uint64(int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "little"))
-
-    def sequence(self, response: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-        """The fields that verl's engines read, for this prompt followed by ``response``; ``key`` stands for media."""
-        prompt_len = self.prompt.size(0)
-        # Positions of generated text advance by one in every dimension (rotary sections of multimodal models
-        # too), so those of the response at hand tell where any response of this prompt starts.
-        start = self.positions[..., prompt_len : prompt_len + 1]
-        if start.size(-1) == 0:  # an empty response: text follows its prompt's last token
-            start = self.positions[..., prompt_len - 1 : prompt_len] + 1
-        generated = start + torch.arange(response.size(0), dtype=self.positions.dtype)
-        return {
-            "key": self.key,
-            "prompts": self.prompt,
-            "responses": response,
-            "response_mask": mask,
-            "loss_mask": mask,
-            "input_ids": torch.cat([self.prompt, response]),
-            "position_ids": torch.cat([self.positions[..., :prompt_len], generated], dim=-1),
-        }
 
 
 def read_outputs(keys: Sequence[str], partition: str) -> list[Output]:

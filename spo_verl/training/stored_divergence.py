@@ -19,8 +19,8 @@ from spo_verl.config import ForgettingConfig, SpoConfig
 from spo_verl.core import divergence, retention
 from spo_verl.tracker.reports import Recall
 from spo_verl.tracker.responses import StoredResponses
-from spo_verl.training.log_probs import Output
 from spo_verl.training.metrics import divergence_metrics
+from spo_verl.training.outputs import Output
 
 Scorer = Callable[[list[dict[str, Any]]], list[np.ndarray]]
 """Sequences to the log-probs of their response tokens, see :class:`~spo_verl.training.log_probs.LogProbScorer`."""

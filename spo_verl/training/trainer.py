@@ -43,14 +43,14 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
-from spo_verl.config import estimates_first
+from spo_verl.config import estimates_first, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.tracker.settings import TrackerSettings
-from spo_verl.training import seams
+from spo_verl.training import megatron_checks, seams
 from spo_verl.training.abort import stoppable_rollouts
 from spo_verl.training.asynchronous import OpenRollouts
 from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
@@ -132,6 +132,11 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         super().__init__(config)  # type: ignore[call-arg]
 
     # ------------------------------------------------------------------ start
+
+    def _init_tokenizer(self) -> None:
+        """verl fetches the model here: a model of the hub that was not on this machine before can be judged now."""
+        super()._init_tokenizer()  # type: ignore[misc]
+        refuse(list(megatron_checks.contradictions(self.config)))
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]

@@ -7,7 +7,8 @@ import torch
 from tensordict import NonTensorStack, TensorDict
 
 from spo_verl.training import log_probs
-from spo_verl.training.log_probs import LogProbScorer, Output
+from spo_verl.training.log_probs import LogProbScorer
+from spo_verl.training.outputs import Output
 
 
 def output(prompt: list[int], response: list[int], mask: list[int] | None = None, shift: int = 0) -> Output:
