@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -26,9 +26,20 @@ def groups(*, cpu: bool = False) -> Iterator[tuple[str, str, Any]]:
     from omegaconf import OmegaConf
 
     folders = {"spo": PRESETS, **({"platform": PLATFORMS} if cpu else {})}
-    for group, folder in folders.items():
-        for path in sorted(folder.glob("*.yaml")):
-            yield group, path.name, OmegaConf.load(path)
+    for name, folder in folders.items():
+        group = PurePosixPath(name)
+        for path in sorted(folder.rglob("*.yaml")):
+            yield (group / path.relative_to(folder).parent).as_posix(), path.name, OmegaConf.load(path)
+
+
+def platform_values(engine: str) -> Any:
+    """What ``+platform=cpu`` sets with this ``model_engine``."""
+    from omegaconf import OmegaConf
+
+    files = [PLATFORMS / "engine" / f"{engine}.yaml", PLATFORMS / "cpu.yaml"]
+    values = OmegaConf.merge(*(OmegaConf.load(file) for file in files if file.exists()))
+    del values["defaults"]
+    return values
 
 
 def store_groups(store: Any, platform: str) -> None:

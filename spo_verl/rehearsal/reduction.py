@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spo_verl.conf import PLATFORMS
+from spo_verl.conf import platform_values
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,7 +99,7 @@ def changes(config: DictConfig, files: Files, *, device: Device) -> list[Change]
         config: the composed recipe, with the caller's own overrides.
         files: stand-ins for model and data.
     """
-    wanted = {**_platform(device), **{key: (value, why, False) for key, value, why in _reduced(config, files, device)}}
+    wanted = {**_platform(config, device), **{key: (value, why, False) for key, value, why in _reduced(config, files, device)}}
     found = []
     for key, (value, why, group) in wanted.items():
         recipe = _select(config, key)
@@ -119,15 +119,13 @@ def _prompts(config: DictConfig) -> int:
     return max(1, TRAJECTORIES // int(config.actor_rollout_ref.rollout.n))
 
 
-def _platform(device: Device) -> dict[str, tuple[Any, str, bool]]:
-    from omegaconf import OmegaConf
-
+def _platform(config: DictConfig, device: Device) -> dict[str, tuple[Any, str, bool]]:
     from spo_verl.launching.composition import leaves
 
     if device != "cpu":
         return {}
-    platform = OmegaConf.load(PLATFORMS / "cpu.yaml")
-    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(platform)}
+    values = platform_values(str(config.model_engine))
+    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(values)}
 
 
 def _reduced(config: DictConfig, files: Files, device: Device) -> Iterator[tuple[str, Any, str]]:
