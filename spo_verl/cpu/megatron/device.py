@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,8 +106,12 @@ def _lazy_call(call: Any, **_kwargs: Any) -> None:
     call()
 
 
-random = SimpleNamespace(get_rng_state=lambda *_args: torch.get_rng_state())
-default_generators = {index: torch.default_generator for index in range(1)}
+def get_rng_state(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+random = SimpleNamespace(get_rng_state=get_rng_state)
+default_generators: Any = defaultdict(lambda: torch.default_generator)
 nvtx = SimpleNamespace(range_push=_nothing, range_pop=_nothing, mark=_nothing, range=device)
 amp = SimpleNamespace(custom_fwd=torch.cuda.amp.custom_fwd, custom_bwd=torch.cuda.amp.custom_bwd)
 OutOfMemoryError = torch.OutOfMemoryError
