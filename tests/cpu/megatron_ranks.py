@@ -63,6 +63,7 @@ def build(folder: Path, *, tied: bool) -> None:
     from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
 
     tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<more>"] * (len(tokenizer) % 2))  # Megatron divides the vocabulary among the ranks
     model = build_model(tokenizer, ModelShape(layers=2), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
