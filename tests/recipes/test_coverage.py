@@ -13,18 +13,20 @@ from tests.recipes.helpers import RECIPES
 pytestmark = pytest.mark.long
 
 PAGE = (DOCS / "coverage.md").read_text()
-COLUMNS = ("recipe", "rehearsed with dp: s, GiB")
+COLUMNS = ("recipe", *coverage.COLUMNS)
 
 
 def test_the_page_has_a_row_for_every_recipe_and_is_what_the_command_writes():
     assert coverage.recipes() == list(RECIPES)
     assert coverage.rewritten(PAGE, coverage.recipes(), {}) == PAGE
-    for recipe, rehearsed in table_rows(PAGE, *COLUMNS):
-        assert rehearsed == "not run" or re.fullmatch(r"\d+, \d+\.\d", rehearsed), recipe
+    for recipe, *cells in table_rows(PAGE, *COLUMNS):
+        for cell in cells:
+            assert cell == "not run" or re.fullmatch(r"\d+, \d+\.\d", cell), recipe
 
 
 def test_the_recipe_of_the_default_rehearsal_is_rehearsed():
-    assert dict(table_rows(PAGE, *COLUMNS))["gsm8k_qwen3_0_6b/spo"] != "not run"
+    [dp] = [cells[1] for cells in table_rows(PAGE, *COLUMNS) if cells[0] == "gsm8k_qwen3_0_6b/spo"]
+    assert dp != "not run"
 
 
 def test_the_newest_rehearsal_that_passed_fills_its_row_and_leaves_the_others(tmp_path):
@@ -33,7 +35,8 @@ def test_the_newest_rehearsal_that_passed_fills_its_row_and_leaves_the_others(tm
         {"seconds": 200.0},
         {},
         {"passed": False, "seconds": 1.0},
-        {"engine": "megatron", "seconds": 2.0},
+        {"engine": "megatron", "ranks": 2, "seconds": 2.0},
+        {"ranks": 3, "seconds": 4.0},
         {"device": "gpu", "seconds": 3.0},
     ]
     for age, other in enumerate(others):
@@ -42,8 +45,11 @@ def test_the_newest_rehearsal_that_passed_fills_its_row_and_leaves_the_others(tm
         file.write_text(json.dumps(passed | other))
         os.utime(file, (age, age))
     cells = coverage.measured([tmp_path])
-    assert cells == {"a/b": "90, 6.0"}
-    page = f"before\n\n{coverage.HEADER}| a/b | not run |\n| gone/x | 1, 1.0 |\n| kept/x | 2, 2.0 |\n\nafter\n"
+    assert cells == {("a/b", "dp"): "90, 6.0", ("a/b", "megatron, 2 ranks"): "2, 6.0"}
+    row = "| a/b | not run | 3, 3.0 | not run | 1, 1.0 |\n"
+    before = row + "| gone/x | 1, 1.0 | a | b | c |\n| kept/x | 2, 2.0 | d | e | f |\n"
+    page = f"before\n\n{coverage.HEADER}{before}\nafter\n"
     assert coverage.rewritten(page, ["a/b", "kept/x", "new/x"], cells) == (
-        f"before\n\n{coverage.HEADER}| a/b | 90, 6.0 |\n| kept/x | 2, 2.0 |\n| new/x | not run |\n\nafter\n"
+        f"before\n\n{coverage.HEADER}| a/b | 90, 6.0 | 3, 3.0 | not run | 2, 6.0 |\n| kept/x | 2, 2.0 | d | e | f |\n"
+        "| new/x | not run | not run | not run | not run |\n\nafter\n"
     )

@@ -124,12 +124,13 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             "killed",
             scripted,
             kill_when=lambda log: re.search(r"spo: step=11 .*draw_digest", log) is not None,
+            feature="scripted outcomes",
         )
         # What it had left if it had been killed five steps earlier.
         shutil.copytree(killed.checkpoints, workdir / "resumed")
         shutil.rmtree(workdir / "resumed" / "global_step_10")
         (workdir / "resumed" / "latest_checkpointed_iteration.txt").write_text("5")
-        return killed, train(workdir, "resumed", scripted)
+        return killed, train(workdir, "resumed", scripted, feature="scripted outcomes, resumed")
 
     def grpo_then_spo() -> tuple[Run, ...]:
         stock = ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
@@ -142,7 +143,8 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             f"spo.initial.values={workdir}/partial.parquet",
             "trainer.total_training_steps=6",
         ]
-        return grpo, train(workdir, "spo", [*overrides, *EVERY_OTHER_STEP], checkpoints="shared")
+        feature = "after GRPO, quotas, offline values"
+        return grpo, train(workdir, "spo", [*overrides, *EVERY_OTHER_STEP], checkpoints="shared", feature=feature)
 
     def estimating_then_estimated() -> tuple[Run, ...]:
         first = workdir / "values.parquet.parts" / "part-000000.parquet"
@@ -157,8 +159,9 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             slow,
             checkpoints="async",
             kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
+            feature="carried stragglers",
         )
-        return killed, train(workdir, "async_resumed", slow, checkpoints="async")
+        return killed, train(workdir, "async_resumed", slow, checkpoints="async", feature="carried stragglers, resumed")
 
     def orphaned() -> tuple[Run, ...]:
         half_stuck = [*ORPHANED, f"actor_rollout_ref.rollout.agent.agent_loop_config_path={workdir}/agents.yaml"]
@@ -168,6 +171,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             half_stuck,
             kill_when=lambda log: re.search(r"spo: step=6 .*draw_digest", log) is not None,
             victim="ray::TrackerHost",
+            feature="drift, stopped rollouts",
         )
         return (found,)
 
@@ -178,7 +182,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         return stopped_and_finished(tmp_path_factory.mktemp("quickstart"))
 
     def separate() -> tuple[Run, ...]:
-        return (train(workdir, "separate", SEPARATE),)
+        return (train(workdir, "separate", SEPARATE, feature="two updates per transfer"),)
 
     # Two workers take these in order, the longest first.
     every = [

@@ -29,7 +29,7 @@ def train_on_gsm8k(workdir: Path) -> Run:
         f"actor_rollout_ref.rollout.max_model_len={longest + RESPONSE_TOKENS}",
         f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={STEPS}", "trainer.test_freq=-1",
     ]  # fmt: skip
-    return launch(workdir, "gsm8k", command)
+    return launch(workdir, "gsm8k", command, feature="GSM8K")
 
 
 def import_values(workdir: Path) -> None:

@@ -21,7 +21,8 @@ import pandas as pd
 import psutil
 
 from spo_verl.data import prompt_key
-from tests.support import batch_probe
+from spo_verl.launching.supervise import session_memory
+from tests.support import batch_probe, matrix
 from tests.support.scripted_agent import fails, outcome
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ PROMPTS = 60
 TRIALS = 3
 """Responses per prompt of the estimation."""
 RUN_MARK = "SPO_VERL_TEST_RUN"
+MEMORY_POLL_S = 3.0
 
 
 def question(index: int) -> str:
@@ -121,6 +123,8 @@ def train(
     checkpoints: str | None = None,
     kill_when: Callable[[str], bool] | None = None,
     victim: str | None = None,
+    family: str = "dense",
+    feature: str = "",
 ) -> Run:
     """Train on the toy data: ``workdir`` has ``model/``, ``train.parquet`` and ``val.parquet``."""
     command = [
@@ -128,7 +132,16 @@ def train(
         "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         *overrides,
     ]  # fmt: skip
-    return launch(workdir, name, command, checkpoints=checkpoints, kill_when=kill_when, victim=victim)
+    return launch(
+        workdir,
+        name,
+        command,
+        checkpoints=checkpoints,
+        kill_when=kill_when,
+        victim=victim,
+        family=family,
+        feature=feature,
+    )
 
 
 def estimate(
@@ -140,7 +153,7 @@ def estimate(
         "-o", f"{workdir}/values.parquet", "--trials", str(TRIALS), "--chunk", "10", *TOY,
         *overrides,
     ]  # fmt: skip
-    return launch(workdir, name, command, kill_when=kill_when)
+    return launch(workdir, name, command, kill_when=kill_when, feature="offline values")
 
 
 def main_ppo(workdir: Path, name: str, checkpoints: str | None = None) -> list[str]:
@@ -186,12 +199,15 @@ def launch(
     kill_when: Callable[[str], bool] | None = None,
     victim: str | None = None,
     seconds: float = 1200.0,
+    family: str = "dense",
+    feature: str = "",
 ) -> Run:
     """Run a command to its end, or SIGKILL it as soon as ``kill_when`` holds for its log.
 
     With a ``victim`` only its process of that title (Ray names them after their actors) is killed, and the command goes
     on by itself.
-    Everything that the command started is gone when this returns.
+    Everything that the command started is gone when this returns. ``family`` of the model and ``feature`` are for
+    :mod:`tests.support.matrix`.
     """
     mark = uuid.uuid4().hex
     log_path = workdir / f"{name}.log"
@@ -218,10 +234,15 @@ def launch(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+    ended_by_test, peak, next_look = False, 0, begin
     try:
         while process.poll() is None:
             time.sleep(0.2)
+            if matrix.wanted() and time.monotonic() >= next_look:
+                peak = max(peak, session_memory(process.pid))
+                next_look = time.monotonic() + MEMORY_POLL_S
             if kill_when is not None and kill_when(log_path.read_text(errors="replace")):
+                ended_by_test = True
                 if victim is None:
                     process.kill()
                     process.wait()
@@ -232,7 +253,7 @@ def launch(
                 raise TimeoutError(f"{name} ran longer than {seconds} s:\n{log_path.read_text()[-4000:]}")
     finally:
         end_marked(mark)
-    return Run(
+    run = Run(
         name,
         process.wait(),
         log_path.read_text(errors="replace"),
@@ -241,6 +262,19 @@ def launch(
         probe_of(workdir, name),
         time.monotonic() - begin,
     )
+    if matrix.wanted():
+        matrix.record(
+            matrix.launch(
+                command,
+                run.metrics(),
+                family=family,
+                feature=feature,
+                seconds=run.seconds,
+                peak_bytes=peak,
+                passed=ended_by_test or run.returncode == 0,
+            )
+        )
+    return run
 
 
 def kill_titled(ancestor: int, title: str) -> None:
