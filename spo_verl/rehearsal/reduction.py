@@ -99,7 +99,10 @@ def changes(config: DictConfig, files: Files, *, device: Device) -> list[Change]
         config: the composed recipe, with the caller's own overrides.
         files: stand-ins for model and data.
     """
-    wanted = {**_platform(config, device), **{key: (value, why, False) for key, value, why in _reduced(config, files, device)}}
+    wanted = {
+        **_platform(config, device),
+        **{key: (value, why, False) for key, value, why in _reduced(config, files, device)},
+    }
     found = []
     for key, (value, why, group) in wanted.items():
         recipe = _select(config, key)

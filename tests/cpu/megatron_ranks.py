@@ -209,7 +209,9 @@ def compare(rank: int, layout: Layout, model: Path, folder: Path, *, again: bool
         found["norms"] = norms
     note_log_probs("log_probs_after")
     trained = exported()
-    wanted = {name: weight for name, weight in reference.state_dict().items() if not layout.tied or name != "lm_head.weight"}
+    wanted = {
+        name: weight for name, weight in reference.state_dict().items() if not layout.tied or name != "lm_head.weight"
+    }
     if rank == 0:
         found["names"] = sorted(trained.keys() ^ wanted.keys())
         found["weights"] = max(float((trained[name] - wanted[name]).abs().max()) for name in trained.keys() & wanted)

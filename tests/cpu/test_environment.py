@@ -168,7 +168,7 @@ RECORDING_PIP = 'printf "%s " "$@" >>"$PIPLOG"; printf "index=%s\\n" "${PIP_INDE
 
 def test_a_second_call_does_nothing_and_a_wider_one_adds(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, RECORDING_PIP)
-    # The stand-in interpreter has the pinned torch already, so four installations remain: verl, Megatron, tools, this package.
+    # The stand-in interpreter has the pinned torch already: verl, Megatron, tools and this package remain.
     lines = "\n".join(f'spo_make_env "{ROOT}" {kind}; wc -l <"$PIPLOG"' for kind in ("runtime", "runtime", "dev"))
     done = shell(f'{lines}\nspo_make_env "{ROOT}" runtime; wc -l <"$PIPLOG"; echo "$SPO_ENV_PYTHON"', **environment)
     assert done.returncode == 0, done.stderr

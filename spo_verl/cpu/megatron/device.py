@@ -1,4 +1,4 @@
-"""What Megatron finds under ``torch.cuda`` where there is none: the CPU, on which every call has ended when it returns."""
+"""What Megatron finds under ``torch.cuda`` where there is none: the CPU, where every call has ended when it returns."""
 
 from __future__ import annotations
 

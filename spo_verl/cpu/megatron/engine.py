@@ -23,7 +23,9 @@ def leave_for_later(modules: Any = None) -> None:
 declare("megatron-on-demand", "verl.workers.engine:EngineRegistry", applied="environment", apply=leave_for_later)
 
 
-@workaround("megatron-on-demand", target="verl.workers.engine.base:EngineRegistry.get_engine_cls", parameters=("backend",))
+@workaround(
+    "megatron-on-demand", target="verl.workers.engine.base:EngineRegistry.get_engine_cls", parameters=("backend",)
+)
 def import_on_demand(module: ModuleType) -> None:
     """Import Megatron's engine when a run asks for it."""
 
@@ -55,13 +57,17 @@ def _nothing(*_args: Any, **_kwargs: Any) -> None:
     return None
 
 
-@workaround("megatron-offload", target=f"{_ENGINE}.transformer_impl:offload_megatron_model_to_cpu", parameters=("models",))
+@workaround(
+    "megatron-offload", target=f"{_ENGINE}.transformer_impl:offload_megatron_model_to_cpu", parameters=("models",)
+)
 def keep_model(module: ModuleType) -> None:
     """Offloading goes through pinned memory, which needs an accelerator; here everything is in host memory already."""
     module.offload_megatron_model_to_cpu = _nothing  # type: ignore[attr-defined]
 
 
-@workaround("megatron-offload", target=f"{_ENGINE}.transformer_impl:offload_megatron_optimizer", parameters=("optimizers",))
+@workaround(
+    "megatron-offload", target=f"{_ENGINE}.transformer_impl:offload_megatron_optimizer", parameters=("optimizers",)
+)
 def keep_optimizer(module: ModuleType) -> None:
     """The same for the optimizer's state."""
     module.offload_megatron_optimizer = _nothing  # type: ignore[attr-defined]
@@ -88,7 +94,9 @@ class _Unpinned(torch.overrides.TorchFunctionMode):  # type: ignore[no-untyped-c
         return args[0] if function is torch.Tensor.pin_memory else function(*args, **(kwargs or {}))
 
 
-@workaround("megatron-policy-copy", target="verl.utils.megatron_utils:copy_megatron_model_to_cpu", parameters=("models",))
+@workaround(
+    "megatron-policy-copy", target="verl.utils.megatron_utils:copy_megatron_model_to_cpu", parameters=("models",)
+)
 def copy_unpinned(module: ModuleType) -> None:
     """The policy copy of ``separate_async`` is put into pinned memory."""
 

@@ -7,6 +7,7 @@ Source of the layouts: ``megatron/core/extensions/transformer_engine.py``.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class TEDotProductAttention(torch.nn.Module):
             raise ValueError(f"packed sequences of {bounds[-1]} tokens in a batch of {len(query)}")
         parts = [
             self._attend(*(x[first:last].transpose(0, 1).unsqueeze(0) for x in (query, key, value)))
-            for first, last in zip(bounds, bounds[1:], strict=False)
+            for first, last in pairwise(bounds)
         ]
         return torch.cat(parts, dim=2).squeeze(0).transpose(0, 1).flatten(1)
 

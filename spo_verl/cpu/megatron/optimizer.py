@@ -16,7 +16,7 @@ _OPTIMIZER = f"{_MODULE}:DistributedOptimizer"
 
 @workaround("shards-in-place", target=f"{_OPTIMIZER}._set_main_param_and_optimizer_states", parameters=("tensors",))
 def load_in_place(module: ModuleType) -> None:
-    """With fp32 weights the shards are views of the weights, not copies: loading them in place must not be a graph's."""
+    """With fp32 weights the shards are views of the weights: loading them in place must not enter a graph."""
     original = module.DistributedOptimizer._set_main_param_and_optimizer_states
     module.DistributedOptimizer._set_main_param_and_optimizer_states = torch.no_grad()(original)
 
