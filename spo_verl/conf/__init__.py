@@ -36,8 +36,9 @@ def platform_values(engine: str) -> Any:
     """What ``+platform=cpu`` sets with this ``model_engine``."""
     from omegaconf import OmegaConf
 
-    values = OmegaConf.merge(*(OmegaConf.load(PLATFORMS / f"{name}.yaml") for name in ("cpu", f"cpu_{engine}")))
-    del values["defaults"]
+    files = [PLATFORMS / f"{name}.yaml" for name in ("cpu", f"cpu_{engine}")]
+    values: Any = OmegaConf.merge(*(OmegaConf.load(file) for file in files if file.exists()))
+    values.pop("defaults", None)
     return values
 
 

@@ -56,7 +56,7 @@ def faults(found: dict[str, Any]) -> Iterator[str]:
 def run(folder: Path, names: list[str], without: str = "") -> dict[str, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.cpu.megatron_ranks", str(folder), *names],
-        env={**os.environ, "VERL_PLATFORM": "cpu", "PYTHONPATH": str(ROOT), "SPO_TEST_WITHOUT": without},
+        env={**os.environ, "VERL_PLATFORM": "cpu", "SPO_TEST_WITHOUT": without},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import MutableMapping
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +16,10 @@ from spo_verl.cpu.registry import declare, workaround
 _ENGINE = "verl.workers.engine.megatron"
 
 
-def leave_for_later(modules: Any = None) -> None:
+def leave_for_later() -> None:
     """Let the import of verl's engines pass over Megatron's, which takes as long as all the others together."""
-    (sys.modules if modules is None else modules).setdefault(_ENGINE, None)
+    modules: MutableMapping[str, Any] = sys.modules
+    modules.setdefault(_ENGINE, None)
 
 
 declare("megatron-on-demand", "verl.workers.engine:EngineRegistry", applied="environment", apply=leave_for_later)

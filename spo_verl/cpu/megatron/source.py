@@ -90,7 +90,8 @@ class _Loader(SourceFileLoader):
         digest = hashlib.sha256(sys.version.encode() + _OWN + source).digest()
         cached = Path(cache_from_source(path, optimization="spocpu"))
         if cached.exists() and (content := cached.read_bytes()).startswith(digest):
-            return marshal.loads(content[len(digest) :])
+            known: CodeType = marshal.loads(content[len(digest) :])
+            return known
         code = to_cpu(source, path, fullname)
         if os.access(cached.parent if cached.parent.exists() else cached.parent.parent, os.W_OK):
             cached.parent.mkdir(exist_ok=True)
