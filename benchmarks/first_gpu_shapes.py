@@ -96,15 +96,15 @@ def response_lengths(setting: Setting, count: int, rng: np.random.Generator) -> 
 def make_outputs(setting: Setting, lengths: Sequence[int], rng: np.random.Generator) -> list[Output]:
     """Random tokens; the old log-probs are made up until a model gives them."""
     outputs = []
-    for length in lengths:
+    for row, length in enumerate(lengths):
         prompt = torch.as_tensor(rng.integers(0, setting.shape.vocabulary, setting.prompt_tokens))
         outputs.append(
             Output(
+                key=str(row),
                 prompt=prompt,
                 response=torch.as_tensor(rng.integers(0, setting.shape.vocabulary, int(length))),
                 mask=torch.ones(int(length), dtype=torch.int64),
                 positions=torch.arange(setting.prompt_tokens + int(length)),
-                key=str(row),
                 old_log_prob=torch.as_tensor(-rng.random(int(length), dtype=np.float32)),
             )
         )

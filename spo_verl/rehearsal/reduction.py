@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spo_verl.conf import PLATFORMS
+from spo_verl.conf import platform_values
 from spo_verl.config import estimates_first
 from spo_verl.rehearsal.split import Split
 
@@ -112,7 +112,7 @@ def changes(config: DictConfig, files: Files, *, device: Device, split: Split = 
         split: training processes.
     """
     reduced = {key: (value, why, False) for key, value, why in _reduced(config, files, device, split)}
-    wanted = {**_platform(device), **reduced}
+    wanted = {**_platform(config, device), **reduced}
     found = []
     for key, (value, why, group) in wanted.items():
         recipe = _select(config, key)
@@ -137,15 +137,13 @@ def _mini_batch(config: DictConfig) -> int:
     return max(1, _prompts(config) // MINI_BATCHES)
 
 
-def _platform(device: Device) -> dict[str, tuple[Any, str, bool]]:
-    from omegaconf import OmegaConf
-
+def _platform(config: DictConfig, device: Device) -> dict[str, tuple[Any, str, bool]]:
     from spo_verl.launching.composition import leaves
 
     if device != "cpu":
         return {}
-    platform = OmegaConf.load(PLATFORMS / "cpu.yaml")
-    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(platform)}
+    values = platform_values(str(config.model_engine))
+    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(values)}
 
 
 def _reduced(config: DictConfig, files: Files, device: Device, split: Split) -> Iterator[tuple[str, Any, str]]:

@@ -233,13 +233,9 @@ def engine_obstacle(config: DictConfig, device: Device) -> str | None:
     if device == "cpu" and rollout != "vllm":
         return f"on a CPU only vLLM generates (actor_rollout_ref.rollout.name={rollout})"
     if device == "cpu" and strategy not in ("fsdp", "fsdp2", "megatron"):
-        return f"on a CPU only FSDP trains (actor_rollout_ref.actor.strategy={strategy})"
-    if strategy != "megatron":
-        return None
-    if not _importable("megatron.core"):
+        return f"on a CPU only FSDP and Megatron train (actor_rollout_ref.actor.strategy={strategy})"
+    if strategy == "megatron" and not _importable("megatron.core"):
         return "megatron-core is not installed, which verl's Megatron engine is built on"
-    if device == "cpu":
-        return "verl registers its Megatron engine for CUDA devices only, and this is a CPU"
     return None
 
 

@@ -63,6 +63,8 @@ REPORT = textwrap.dedent(
     from spo_verl import cpu
     cpu.activate()
     cpu.activate()  # a second call changes nothing
+    import verl.workers.engine
+    early = sorted(name for name in sys.modules if name.startswith("megatron"))
     from spo_verl.cpu.registry import check_target
     checked = []
     for entry in cpu.workarounds():
@@ -76,6 +78,9 @@ REPORT = textwrap.dedent(
     from verl.utils.device import get_device_id, get_device_name, get_torch_device, is_support_ipc
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp import transformer_impl
+    from verl.workers.engine.megatron import transformer_impl as megatron
+    from verl.utils.megatron_utils import copy_megatron_model_to_cpu
+    from verl.workers.config import McoreEngineConfig
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
     from verl.trainer.ppo.v1 import trainer_separate_async
     from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
@@ -123,8 +128,20 @@ REPORT = textwrap.dedent(
     extension = object.__new__(vLLMColocateWorkerExtension)
     extension.model_runner, extension.local_rank = None, 0
     trainer_separate_async.logger.info("a line with %s", "arguments", flush=True)
+    import torch
+    layer = torch.nn.Linear(2, 2)
+    copied = copy_megatron_model_to_cpu([layer])["model_chunk_0"]["model_state"]["weight"]["data"]
+    same = torch.equal(copied, layer.weight)
+    with torch.no_grad():
+        layer.weight.add_(1)
     json.dump({
         "checked": checked,
+        "early": early,
+        "megatron": [EngineRegistry.get_engine_cls(kind, "megatron").__name__
+                     for kind in ("language_model", "value_model")],
+        "fp32": [McoreEngineConfig(dtype="float32").dtype, without_a_peer(lambda: McoreEngineConfig(dtype="int8"))[0]],
+        "copied": [same, torch.equal(copied, layer.weight), torch.equal(copied + 1, layer.weight)],
+        "offloaded": [megatron.offload_megatron_model_to_cpu([None]), megatron.offload_megatron_optimizer(None)],
         "platform": type(get_platform()).__name__,
         "device": [get_device_name(), str(get_device_id()), f"{get_device_name()}:{get_device_id()}"],
         "ipc": is_support_ipc(),
@@ -168,6 +185,17 @@ def test_platform_and_device(report: dict) -> None:
 def test_fsdp2_is_offered_and_does_not_offload(report: dict) -> None:
     assert report["engine"] == "FSDPEngineWithLMHead"
     assert report["offload"] == "None"
+
+
+def test_megatron_is_imported_when_it_is_asked_for(report: dict) -> None:
+    assert report["early"] == []
+    assert report["megatron"] == ["MegatronEngineWithLMHead", "MegatronEngineWithValueHead"]
+
+
+def test_megatron_trains_in_fp32_and_pins_no_memory(report: dict) -> None:
+    assert report["fp32"] == ["float32", "AssertionError"]
+    assert report["copied"] == [True, False, True]
+    assert report["offloaded"] == [None, None]
 
 
 def test_replay_buffers_poll_often_unless_told_otherwise(report: dict) -> None:

@@ -29,17 +29,26 @@ def never_launched(monkeypatch):
     monkeypatch.setattr(module, "_launch", lambda *_, **__: pytest.fail("launched"))
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_megatron_says_how_far_it_got_and_why_it_stops(tmp_path, data, never_launched, monkeypatch, there):
+def test_without_megatron_it_says_how_far_it_got_and_why_it_stops(tmp_path, data, never_launched, monkeypatch):
     known = module._importable
-    monkeypatch.setattr(module, "_importable", lambda name: there if name == "megatron.core" else known(name))
+    monkeypatch.setattr(module, "_importable", lambda name: name != "megatron.core" and known(name))
     found = rehearse(DEFAULT, ["model_engine=megatron"], data=data, folder=tmp_path / "out")
     assert [stage.name for stage in found.stages] == ["composed", "validated", "data and stand-in", "reduced"]
-    assert ("for CUDA devices only" if there else "megatron-core is not installed") in found.stopped
+    assert "megatron-core is not installed" in found.stopped
     assert not found.passed
     saved = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
     assert saved["stopped"] == found.stopped
     assert (saved["engine"], saved["passed"]) == ("megatron", False)
+
+
+def test_megatron_is_launched_with_the_keys_of_its_own_platform(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(module, "_launch", lambda *_, **__: None)
+    monkeypatch.setattr(module, "_importable", lambda name: True)
+    found = rehearse(DEFAULT, ["model_engine=megatron"], data=data, folder=tmp_path / "out")
+    assert found.stopped is None
+    changed = {change.key: change.rehearsal for change in found.changes if change.group}
+    assert changed["actor_rollout_ref.actor.megatron.dtype"] == "float32"
+    assert not [key for key in changed if "fsdp" in key]
 
 
 def test_a_recipe_that_is_not_accepted_stops_before_anything_is_made(tmp_path, data, never_launched):

@@ -1,4 +1,4 @@
-"""The real runs of the system tests: thirteen launches, two at a time, each made once per session.
+"""The real runs of the system tests: fourteen launches, two at a time, each made once per session.
 
 | run | estimator | what it is |
 |---|---|---|
@@ -11,6 +11,8 @@
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
 | orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
+| tensor | spo=paper | Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
+| pipeline, continued | spo=paper | (slow) Megatron on two ranks: pipeline parallel 2, then a resume |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
 
@@ -29,7 +31,7 @@ from pathlib import Path
 import pytest
 
 from spo_verl.data.values import OfflineValues, provenance
-from spo_verl.small.model import ModelShape, build_model, build_tokenizer
+from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
 from tests.support.gsm8k import THERE
 from tests.system.gsm8k_run import train_on_gsm8k
 from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data
@@ -98,6 +100,15 @@ SEPARATE = [
     "trainer.save_freq=4",
     "trainer.test_freq=-1",
 ]
+MEGATRON = [
+    "model_engine=megatron",
+    "+spo=paper",
+    "spo.seed=7",
+    "trainer.n_gpus_per_node=2",
+    # So large that a rollout by the weights of before would be far from the policy.
+    "actor_rollout_ref.actor.optim.lr=1e-2",
+    "trainer.test_freq=-1",
+]
 EVERY_OTHER_STEP = ["trainer.save_freq=2", "trainer.test_freq=2"]
 
 
@@ -108,6 +119,9 @@ def workdir(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     build_model(tokenizer, ModelShape(layers=2), seed=0).save_pretrained(folder / "model")
+    # Megatron divides the vocabulary among the ranks.
+    tokenizer.add_tokens(["<more>"] * (len(tokenizer) % 2))
+    save(build_model(tokenizer, ModelShape(layers=2), seed=0), tokenizer, folder / "even")
     (folder / "agents.yaml").write_text(
         "- name: scripted\n  _target_: tests.support.scripted_agent.ScriptedAgentLoop\n"
         "- name: slow\n  _target_: tests.support.slow_agent.SlowAgentLoop\n"
@@ -188,6 +202,19 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
     def separate() -> tuple[Run, ...]:
         return (train(workdir, "separate", SEPARATE, feature="two updates per transfer"),)
 
+    megatron = [*MEGATRON, f"actor_rollout_ref.model.path={workdir}/even"]
+
+    def tensor() -> tuple[Run, ...]:
+        more = ["actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"]
+        more += ["trainer.total_training_steps=3", "trainer.save_freq=3"]
+        return (train(workdir, "tensor", [*megatron, *more], feature="sequence parallel"),)
+
+    def pipeline_then_continued() -> tuple[Run, ...]:
+        split = [*megatron, "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=2", "trainer.save_freq=2"]
+        first = train(workdir, "pipeline", [*split, "trainer.total_training_steps=2"])
+        more = ["trainer.total_training_steps=4"]
+        return first, train(workdir, "continued", [*split, *more], checkpoints="pipeline", feature="resume")
+
     # Two workers take these in order, the longest first.
     every = [
         quickstart,
@@ -197,6 +224,8 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         estimating_then_estimated,
         orphaned,
         separate,
+        tensor,
+        pipeline_then_continued,
     ]
     every += [gsm8k] if THERE else []
     wanted = {name for item in request.session.items for name in item.fixturenames}
@@ -283,3 +312,18 @@ def gsm8k(launches) -> Run:
 @pytest.fixture(scope="session")
 def orphaned(launches) -> Run:
     return launches["orphaned"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def tensor(launches) -> Run:
+    return launches["tensor"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def pipeline(launches) -> Run:
+    return launches["pipeline_then_continued"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def continued(launches) -> Run:
+    return launches["pipeline_then_continued"].result()[1]
