@@ -10,6 +10,7 @@ settings the tracker continues bit for bit as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from spo_verl.tracker.arguments import checked_uids, checked_version, checked_wh
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
 from spo_verl.tracker.forgetting import forgetting
-from spo_verl.tracker.ledger import Ledger, check_ending, frozen_of
+from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.metrics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.observing import Plan, checked_groups, joined, new_outcomes
@@ -184,11 +185,11 @@ class Tracker:
         uids, version = checked_uids(uids, "dispatch"), checked_version(version)
         slots = self._table.checked_slots(slot_B, len(uids))
         self._ledger.refuse_known(uids)
-        frozen = self._freeze(slots, version)
+        rollouts = self._freeze(slots, version)
         self._clock.note_version(version)
-        self._ledger.dispatch(uids, frozen)
+        self._ledger.dispatch(uids, rollouts)
         self._counters["dispatched"] += len(uids)
-        return frozen
+        return frozen_of(rollouts)
 
     def redispatch(self, uids: Sequence[str], version: int) -> Frozen:
         """Freeze anew what open rollouts are scored by, as they are issued again (after a restart, or a retry).
@@ -204,10 +205,10 @@ class Tracker:
         begun = [uid for uid, one in zip(uids, open_B, strict=True) if one.sessions]
         if begun:
             raise SpoStateError(f"redispatch: uid {begun[0]!r} has outcomes already; settle it and use a fresh uid.")
-        frozen = self._freeze(frozen_of(open_B).slot_B, version)
+        rollouts = self._freeze(frozen_of(open_B).slot_B, version)
         self._clock.note_version(version)
-        self._ledger.dispatch(uids, frozen)
-        return frozen
+        self._ledger.dispatch(uids, rollouts)
+        return frozen_of(rollouts)
 
     def recall(self, uids: Sequence[str]) -> Recall:
         """The frozen records of open rollouts, and the stored responses of their prompts.
@@ -456,9 +457,10 @@ class Tracker:
         slot_X = self._ledger.slots_in_flight(limit)
         return slot_X[slot_X < self.size]  # a prompt that was kept aside may still have an open rollout
 
-    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
+    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> list[Rollout]:
+        """Records of rollouts of these prompts at a policy version."""
         value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
-        return Frozen(slot_B, value_B, n_eff_B, version_B=np.full(len(slot_B), version, dtype=np.int64))
+        return list(map(Rollout, slot_B.tolist(), value_B.tolist(), n_eff_B.tolist(), repeat(version)))
 
     def _plan(self, trained: Late, late: Sequence[Late] = ()) -> Plan:
         """What observing and settling these rollouts will do; changes nothing.
