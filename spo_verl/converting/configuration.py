@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from spo_verl.converting.overrides import Arguments
+from spo_verl.converting.command_arguments import Arguments
 from spo_verl.converting.rules import Run
 from spo_verl.errors import SpoConfigError, SpoValuesError
 from spo_verl.files import parquet_file

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spo_verl.converting.command_arguments import Arguments, read_arguments
 from spo_verl.converting.edits import Editor
-from spo_verl.converting.interpreter import MODULE, Interpreter, Launch
-from spo_verl.converting.overrides import Arguments, read_arguments
 from spo_verl.converting.reader import line_of
 from spo_verl.converting.rules import REPEATS, VERL_DEFAULTS, Change, Plan, Run, decide
+from spo_verl.converting.tracing import MODULE, Interpreter, Launch
 from spo_verl.errors import SpoConfigError
 
 LONGEST = 200_000

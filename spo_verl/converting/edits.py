@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from spo_verl.converting.overrides import Arguments, Override
+from spo_verl.converting.command_arguments import Arguments, Override
 from spo_verl.converting.reader import line_of
 from spo_verl.converting.rules import ESTIMATOR_KEY, Change
 from spo_verl.converting.values import COMPUTED, Field, Value, Via, cut

@@ -1,6 +1,6 @@
 """Outcomes of a request: checked, in their types, and without what was observed before.
 
-What they do to evidence is said by the rule of the forgetting mode (:mod:`spo_verl.tracker.forgetting`). Nothing here
+What they do to evidence is said by the rule of the forgetting mode (:mod:`spo_verl.tracker.forgetting_rules`). Nothing here
 changes anything.
 """
 

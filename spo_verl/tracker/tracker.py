@@ -21,11 +21,11 @@ from spo_verl.tracker import checkpoint
 from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, shown
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
-from spo_verl.tracker.forgetting import forgetting
+from spo_verl.tracker.forgetting_rules import forgetting
 from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
-from spo_verl.tracker.metrics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.observing import Plan, checked_groups, joined, new_outcomes
+from spo_verl.tracker.prompt_statistics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
 from spo_verl.tracker.responses import StoredResponses

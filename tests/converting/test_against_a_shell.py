@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spo_verl.converting import convert_script
-from spo_verl.converting.interpreter import Interpreter
+from spo_verl.converting.tracing import Interpreter
 from spo_verl.converting.values import is_known
 from tests.converting.scripts import STOCK, run_by_a_shell
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from spo_verl.errors import SpoDatasetMismatchError
 from spo_verl.tracker.checkpoint.folder import REMEDY
 from spo_verl.tracker.checkpoint.reading import Saved
-from spo_verl.tracker.forgetting import forgetting
+from spo_verl.tracker.forgetting_rules import forgetting
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.reports import LoadReport
 from spo_verl.tracker.settings import TrackerSettings, make_generators
