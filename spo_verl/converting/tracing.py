@@ -1,6 +1,6 @@
 """Follows a script as far as the arguments of verl's command need it. Nothing is run, nothing of the machine is read.
 
-A variable that the script does not set has no value, as in a shell without it; :class:`Interpreter` takes values for
+A variable that the script does not set has no value, as in a shell without it; :class:`ScriptTracer` takes values for
 those. What only a machine can answer (``$(...)``, ``[ -f FILE ]``) stays unknown: as a text it is kept as written, as
 a condition it counts as true.
 """
@@ -32,7 +32,7 @@ from spo_verl.converting.syntax import (
     Test,
     Word,
 )
-from spo_verl.converting.values import COMPUTED, Field, Piece, Value, Via, cut, is_known, text_of
+from spo_verl.converting.values import COMPUTED, Field, TextPiece, Value, Via, cut, is_known, text_of
 from spo_verl.errors import SpoConfigError
 
 MODULE = "verl.trainer.main_ppo"
@@ -80,7 +80,7 @@ class Launch:
 
 
 @dataclass
-class Interpreter:
+class ScriptTracer:
     """One reading of one script.
 
     Attributes:
@@ -103,10 +103,10 @@ class Interpreter:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._scalars: dict[str, Value] = {name: (Piece(text, -1),) for name, text in self.outside.items()}
+        self._scalars: dict[str, Value] = {name: (TextPiece(text, -1),) for name, text in self.outside.items()}
         self._arrays: dict[str, tuple[Field, ...]] = {}
         self._functions: dict[str, Block] = {}
-        self._given = tuple(Field((Piece(text, -1),), None, (0, 0)) for text in self.arguments)
+        self._given = tuple(Field((TextPiece(text, -1),), None, (0, 0)) for text in self.arguments)
         self.looping: set[str] = set()
         self._steps = 0
         self._calls = 0
@@ -334,7 +334,7 @@ class Interpreter:
     def _forget(self, pattern: re.Pattern[str], text: str) -> None:
         """Variables that a command sets in a way that is not followed: what they held before is not their value."""
         for found in pattern.finditer(text):
-            self._scalars[found[1]] = (Piece(f"${found[1]}", -1, known=False),)
+            self._scalars[found[1]] = (TextPiece(f"${found[1]}", -1, known=False),)
             self._arrays.pop(found[1], None)
 
     def _call(self, name: str, arguments: Sequence[Field]) -> bool | None:
@@ -403,7 +403,7 @@ class Interpreter:
             return
         value = self._value(one.value)
         if one.indexed:
-            value = tuple(Piece(piece.text, -1, piece.via, known=False) for piece in value)
+            value = tuple(TextPiece(piece.text, -1, piece.via, known=False) for piece in value)
         if one.appends:
             value = (*self._scalars.get(one.name, ()), *value)
         if sum(len(piece.text) for piece in value) > LONGEST:
@@ -417,7 +417,7 @@ class Interpreter:
 
     def _text(self, word: Word, *, unset: str | None = None) -> str | None:
         """A word as one text; None where it is not known. ``unset`` is taken for variables without a value."""
-        pieces = [Piece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)]
+        pieces = [TextPiece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)]
         return text_of(tuple(pieces)) if is_known(tuple(pieces)) else None
 
     def _expand(self, word: Word) -> list[Field]:
@@ -427,7 +427,7 @@ class Interpreter:
         """What a word becomes: one field, none or several. ``home`` of a field of an array is its element."""
         call = (word.start, word.end)
         done: list[Field] = []
-        pieces: list[Piece] = []
+        pieces: list[TextPiece] = []
         home: tuple[int, int] | None = None
         begun = False
 
@@ -505,24 +505,24 @@ class Interpreter:
 
     def _part(self, part: object) -> Value:
         if isinstance(part, Literal):
-            return (Piece(part.text, part.start),) if part.text else ()
+            return (TextPiece(part.text, part.start),) if part.text else ()
         if isinstance(part, Arithmetic):
             return (self._arithmetic(part),)
         if isinstance(part, Substitution):
             via = Via(COMPUTED, part.start, part.end)
             if part.text.strip() == "pwd" and self.folder:
-                return (Piece(self.folder, -1, (via,)),)
-            return (Piece(self.script[part.start : part.end], part.start, (via,), known=False),)
+                return (TextPiece(self.folder, -1, (via,)),)
+            return (TextPiece(self.script[part.start : part.end], part.start, (via,), known=False),)
         assert isinstance(part, Reference)
         via = Via(part.name, part.start, part.end)
         return tuple(piece.through(via) for piece in self._reference(part) if piece.text)
 
-    def _arithmetic(self, part: Arithmetic) -> Piece:
+    def _arithmetic(self, part: Arithmetic) -> TextPiece:
         via = Via(COMPUTED, part.start, part.end)
         number = self._number(part.text)
         if number is None:
-            return Piece(self.script[part.start : part.end], part.start, (via,), known=False)
-        return Piece(str(number), -1, (via,))
+            return TextPiece(self.script[part.start : part.end], part.start, (via,), known=False)
+        return TextPiece(str(number), -1, (via,))
 
     def _number(self, text: str) -> int | None:
         inner = re.sub(r"\$\{([A-Za-z_]\w*)\}|\$([A-Za-z_]\w*)", r" \1\2 ", text)
@@ -548,12 +548,12 @@ class Interpreter:
             number = int(part.name) - 1
             return self._given[number].value if 0 <= number < len(self._given) else None
         if part.name == "#":
-            return (Piece(str(len(self._given)), -1),)
+            return (TextPiece(str(len(self._given)), -1),)
         if part.name in self._arrays:
             fields = self._arrays[part.name]
             index = self._number(part.index) if part.index is not None else 0
             if index is None:
-                return (Piece(self.script[part.start : part.end], part.start, known=False),)
+                return (TextPiece(self.script[part.start : part.end], part.start, known=False),)
             return fields[index].value if -len(fields) <= index < len(fields) else None
         if part.index not in (None, "0"):
             return None
@@ -561,12 +561,12 @@ class Interpreter:
 
     def _reference(self, part: Reference) -> Value:
         operator = part.operator
-        unknown = (Piece(self.script[part.start : part.end], part.start, known=False),)
+        unknown = (TextPiece(self.script[part.start : part.end], part.start, known=False),)
         if operator == "len":
             if part.index in ("@", "*"):
-                return (Piece(str(len(self._arrays.get(part.name, ()))), -1),)
+                return (TextPiece(str(len(self._arrays.get(part.name, ()))), -1),)
             stored = self._stored(part)
-            return (Piece(str(len(text_of(stored or ()))), -1),) if is_known(stored or ()) else unknown
+            return (TextPiece(str(len(text_of(stored or ()))), -1),) if is_known(stored or ()) else unknown
         stored = self._stored(part)
         if operator == "indirect":
             name = text_of(stored or ())
@@ -582,13 +582,13 @@ class Interpreter:
             filled = stored is not None and not (operator[0] == ":" and not text_of(stored))
             return operand if filled else ()
         if stored is None:
-            return (Piece(self.script[part.start : part.end], part.start, known=False, unset=True),)
+            return (TextPiece(self.script[part.start : part.end], part.start, known=False, unset=True),)
         if operator in ("", ":?", "?", "@"):
             return stored
         changed = _changed(text_of(stored), operator, text_of(operand))
         if changed is None or not is_known(stored) or not is_known(operand):
             return unknown
-        return (Piece(changed, -1),)
+        return (TextPiece(changed, -1),)
 
     def _test(self, command: Test) -> bool | None:
         if command.arithmetic is not None:

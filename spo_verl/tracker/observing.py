@@ -1,7 +1,7 @@
 """Outcomes of a request: checked, in their types, and without what was observed before.
 
-What they do to evidence is said by the rule of the forgetting mode (:mod:`spo_verl.tracker.forgetting_rules`). Nothing here
-changes anything.
+What they do to evidence is said by the rule of the forgetting mode (:mod:`spo_verl.tracker.forgetting_rules`).
+Nothing here changes anything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effects:
     """What a request will do: the rows as they become, the report, and the open rollouts that end, by their kind."""
 
     rows: TouchedRows

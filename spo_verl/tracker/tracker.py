@@ -24,7 +24,7 @@ from spo_verl.tracker.drawing import Drawing
 from spo_verl.tracker.forgetting_rules import forgetting
 from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
-from spo_verl.tracker.observing import Plan, checked_groups, joined, new_outcomes
+from spo_verl.tracker.observing import Effects, checked_groups, joined, new_outcomes
 from spo_verl.tracker.prompt_statistics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
@@ -244,7 +244,7 @@ class Tracker:
             SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
                 after its rollout was settled.
         """
-        return self._commit(self._plan(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
+        return self._commit(self._effects(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
 
     def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
         """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
@@ -289,7 +289,7 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
         """
-        return self._commit(self._plan(Late("trained"), late)).report
+        return self._commit(self._effects(Late("trained"), late)).report
 
     def advance(self, movement: float) -> None:
         """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
@@ -329,11 +329,11 @@ class Tracker:
         moved = self._clock.movement if movement is None else self._rule.moved(self._clock, movement)
         slots = None if responses is None else self._slots_to_remember(remember_uids, responses)
         trained = Late("trained", uids, session_B, reward_B, divergence_B, ended=settle_uids)
-        plan = self._commit(self._plan(trained, late))
+        effects = self._commit(self._effects(trained, late))
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
         self._clock.movement = moved
-        return StepReport(plan.report, self.metrics(), plan.untrained)
+        return StepReport(effects.report, self.metrics(), effects.untrained)
 
     # -- looking at it
 
@@ -462,7 +462,7 @@ class Tracker:
         value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
         return list(map(Rollout, slot_B.tolist(), value_B.tolist(), n_eff_B.tolist(), repeat(version)))
 
-    def _plan(self, trained: Late, late: Sequence[Late] = ()) -> Plan:
+    def _effects(self, trained: Late, late: Sequence[Late] = ()) -> Effects:
         """What observing and settling these rollouts will do; changes nothing.
 
         Args:
@@ -474,22 +474,22 @@ class Tracker:
         outcomes = new_outcomes(groups, self._ledger)
         rows = self._table.touched(outcomes.slot_B)
         report = joined(self._rule.fold(rows, outcomes, self._clock), outcomes.duplicate)
-        return Plan(rows, outcomes, report, ending)
+        return Effects(rows, outcomes, report, ending)
 
-    def _commit(self, plan: Plan) -> Plan:
-        """Do what was planned."""
-        self._table.write(plan.rows)
-        for uid, session in plan.outcomes.source_B:
+    def _commit(self, effects: Effects) -> Effects:
+        """Let them take place."""
+        self._table.write(effects.rows)
+        for uid, session in effects.outcomes.source_B:
             self._ledger.add_session(uid, session)
         # A prompt that was kept aside may still have an open rollout.
-        self._drawing.update(plan.rows.slot_D[plan.rows.slot_D < self.size], self._version)
-        self._counters["observations"] += plan.report.new
-        self._counters["duplicates"] += plan.report.duplicate
-        self._counters["first_visits"] += plan.report.first_visits
-        for kind, uids in plan.ending:
+        self._drawing.update(effects.rows.slot_D[effects.rows.slot_D < self.size], self._version)
+        self._counters["observations"] += effects.report.new
+        self._counters["duplicates"] += effects.report.duplicate
+        self._counters["first_visits"] += effects.report.first_visits
+        for kind, uids in effects.ending:
             self._end(uids, kind)
-        self._count("untrained", plan.untrained)
-        return plan
+        self._count("untrained", effects.untrained)
+        return effects
 
     def _slots_to_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
         self._memory.check(responses)

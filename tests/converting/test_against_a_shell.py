@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spo_verl.converting import convert_script
-from spo_verl.converting.tracing import Interpreter
+from spo_verl.converting.tracing import ScriptTracer
 from spo_verl.converting.values import is_known
 from tests.converting.scripts import STOCK, run_by_a_shell
 
@@ -23,7 +23,7 @@ CALLS = {
 def read(script, folder, arguments=(), variables=None):
     """The words of every command; what is not known is None."""
     outside = {"HOME": str(folder), "PWD": str(folder), **(variables or {})}
-    reading = Interpreter(script, outside, arguments, str(folder))
+    reading = ScriptTracer(script, outside, arguments, str(folder))
     reading.read()
     return [[one.text if is_known(one.value) else None for one in launch.arguments] for launch in reading.launches]
 

@@ -12,7 +12,7 @@ from spo_verl.tracker import TrackerSettings
 from spo_verl.tracker.forgetting_rules import RULES, forgetting
 
 ROOM = Path(spo_verl.tracker.__file__).parent
-WHO_MAY_ASK = {"forgetting.py", "settings.py"}
+WHO_MAY_ASK = {"forgetting_rules.py", "settings.py"}
 
 
 def who_asks(source):
