@@ -38,6 +38,10 @@ def _hydras(*names: str, why: str) -> Any:
     return typer.Option(*names, hidden=True, is_eager=True, callback=callback, help="Of main_ppo; refused here.")
 
 
+_SEVERAL = (
+    "starts several runs; check the command line of each without it, and without `python -m verl.trainer.main_ppo` "
+    "before the overrides"
+)
 _PRINTS = "prints something and trains nothing; leave it out"
 
 
@@ -74,9 +78,7 @@ def config(
     run: Annotated[
         bool, typer.Option("--run", "-r", hidden=True, help="Of main_ppo; it is what it does anyway.")
     ] = False,
-    multirun: Annotated[
-        bool, _hydras("--multirun", "-m", why="starts several runs; check the command line of each without it")
-    ] = False,
+    multirun: Annotated[bool, _hydras("--multirun", "-m", why=_SEVERAL)] = False,
     cfg: Annotated[str | None, _hydras("--cfg", "-c", why=_PRINTS)] = None,
     package: Annotated[str | None, _hydras("--package", "-p", why=_PRINTS)] = None,
     info: Annotated[bool, _hydras("--info", "-i", why=_PRINTS)] = False,

@@ -32,30 +32,43 @@ def paragraph(console: Console, text: str, *, first: str = "", rest: str | None 
 
 
 def table(
-    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str] = ()
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: Sequence[str] = (),
+    numbers: bool = False,
 ) -> None:
     """Print rows under headings; where the width does not do, each row as a list.
 
     Args:
         rows: texts, as many as headings.
         styles: one for each row.
+        numbers: every column but the first ends at the right, and none wraps.
     """
     cells = [[visible(text) for text in row] for row in rows]
     widths = [max(map(_cells, column)) for column in zip(headings, *cells, strict=True)]
     before = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1)
     last = console.width - before
-    words = max((_cells(word) for row in cells for word in row[-1].split()), default=0)
+    longest = max((_cells(word) for row in cells for word in row[-1].split()), default=0)
     styles = styles or [""] * len(rows)
-    if last < min(widths[-1], max(_NARROWEST, words)):
+    if last < (widths[-1] if numbers else min(widths[-1], max(_NARROWEST, longest))):
         for row, style in zip(cells, styles, strict=True):
             _as_list(console, headings, row, style)
         return
+    if numbers:
+        headings, *cells = (_to_the_right(row, widths) for row in (headings, *cells))
     _print(console, _line(headings, widths), "bold")
     for row, style in zip(cells, styles, strict=True):
         start = _line([*row[:-1], ""], widths)
-        first, *more = _wrapped(row[-1], last, "", "") or [""]
+        first, *more = [row[-1]] if numbers else _wrapped(row[-1], last, "", "") or [""]
         for line in (f"{start}{first}", *(" " * before + other for other in more)):
             _print(console, line.rstrip(), style)
+
+
+def _to_the_right(texts: Sequence[str], widths: Sequence[int]) -> list[str]:
+    padded = [" " * (width - _cells(text)) + text for text, width in zip(texts, widths, strict=True)]
+    return [texts[0], *padded[1:]]
 
 
 def _as_list(console: Console, headings: Sequence[str], row: Sequence[str], style: str) -> None:

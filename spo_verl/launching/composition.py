@@ -298,6 +298,8 @@ def _refused(override: str, error: Exception, config: DictConfig) -> str:
         return f"{override}: a preset is added, so it needs the plus sign: +{override}."
     if key.startswith("spo.") and key not in set(known_keys()):
         return no_such_setting(override, key, known_keys(), "`spo-verl settings` lists those that exist.")
+    if "=" not in override and not override.startswith("~"):
+        return f"{override}: an override is key=value; give what follows main_ppo on the command line of the run."
     text = one_line(error)
     if text.startswith("Could not override"):
         close = difflib.get_close_matches(key, [name for name, _ in leaves(config)], n=1, cutoff=0.8)

@@ -193,6 +193,10 @@ def find_recipe(recipe: str) -> Recipe:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         return _recipe_file(path)
+    if path.suffix == ".sh":
+        raise SpoConfigError(
+            f"{recipe} is a script, which `spo-verl convert` alone reads: give what follows main_ppo, or a recipe."
+        )
     for root in recipe_roots():
         if os.path.isfile(root / f"{recipe}.yaml"):
             return Recipe(root, recipe)

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from spo_verl.config import known_keys, refuse
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.composition import compose, examine, preset_keys, problems_in, setting_values
-from spo_verl.training.checks import check
+from spo_verl.training.checks import check, find
 from tests.cli.helpers import run, run_json
 from tests.support.verl_config import compose_verl
 
@@ -206,6 +206,40 @@ def test_a_number_that_is_none_is_a_problem_and_the_others_are_found_too():
     assert "critic.enable=null" in problems[2]
     fine = ["data.train_files=[a,b]", "trainer.logger=console", "trainer.v1.colocate_async.num_warmup_batches=1.5"]
     assert examine(compose(["+spo=paper", *fine], config_name="ppo_trainer")).problems == []
+
+
+def test_sizes_that_are_no_counts_end_in_no_traceback():
+    config = compose(["+spo=paper", "spo.forgetting.mode=drift"], config_name="ppo_trainer").config
+    sizes = {
+        "data.train_batch_size": 8,
+        "actor_rollout_ref.rollout.n": 4,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
+        "actor_rollout_ref.actor.ppo_epochs": 1,
+        "trainer.v1.separate_async.parameter_sync_step": 1,
+    }
+    for mode in ("sync", "separate_async"):
+        for key, value in {"trainer.v1.trainer_mode": mode, **sizes}.items():
+            OmegaConf.update(config, key, value, merge=False)
+        _, problems, warnings = find(config)
+        assert any("mini-batches after the first, and this run has 1 per update" in problem for problem in problems)
+        assert any("a step has 8 x 4 = 32 trajectories" in warning for warning in warnings)
+        for key, value in sizes.items():
+            for wrong in (None, "abc", [1], 0, -1, 1.5):
+                OmegaConf.update(config, key, wrong, merge=False)
+                find(config)
+            OmegaConf.update(config, key, value, merge=False)
+
+
+def test_a_warning_that_needs_a_refused_size_waits_for_it():
+    wrong = compose(
+        ["+spo=paper", "actor_rollout_ref.rollout.n=8", "data.train_batch_size=abc"], config_name="ppo_trainer"
+    )
+    assert examine(wrong).problems == ["data.train_batch_size=abc: it has to be a whole number, such as 1024."]
+
+
+def test_a_word_that_is_no_override_is_named():
+    [problem] = compose(["run_grpo.sh"], config_name="ppo_trainer").problems
+    assert problem.startswith("run_grpo.sh: an override is key=value")
 
 
 def test_a_misspelt_key_of_verl_gets_a_suggestion():

@@ -95,6 +95,18 @@ def test_a_check_reports_as_config_does(script):
     assert "on this machine" in " ".join(here.stderr.split())
 
 
+def test_nothing_is_cut_or_broken_in_a_narrow_terminal(script, monkeypatch):
+    data = run_json("convert", script)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run("convert", script).stderr
+    words = " ".join(narrow.split())
+    [command] = data["commands"]
+    for text in (*(change["reason"] for change in command["changes"]), *command["needs"]):
+        assert " ".join(text.split()) in words
+    assert {change["key"] for change in command["changes"]} <= set(words.split())
+    assert all(len(line) <= 60 or " " not in line.strip() for line in narrow.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -57,6 +57,23 @@ def test_rows_become_lists_where_columns_do_not_fit():
     assert lines == ["a.long.key.of.something", "  value: some value that is", "      longer than that"]
 
 
+@given(WIDTHS, st.lists(st.tuples(WORD, WORD, TEXT), min_size=1, max_size=4))
+def test_numbers_end_at_the_right_and_are_never_cut(width, rows):
+    lines = printed(width, lambda console: table(console, ("h0", "h1", "h2"), rows, numbers=True))
+    words = " ".join(lines).split()
+    for row in rows:
+        remaining = iter(words)
+        assert all(word in remaining for cell in row for word in cell.split())
+    if len(lines) == len(rows) + 1 and lines[0].startswith("h0 "):
+        assert {len(line) for line in lines} == {len(lines[0])}
+
+
+def test_numbers_are_aligned_where_there_is_room():
+    rows = [("a", "7", "1.0 [0.5, 1.5]"), ("longer", "12", "-")]
+    lines = printed(40, lambda console: table(console, ("key", "n", "mean"), rows, numbers=True))
+    assert lines == ["key      n            mean", "a        7  1.0 [0.5, 1.5]", "longer  12               -"]
+
+
 def test_without_a_width_a_paragraph_is_one_line(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     stream = io.StringIO()
