@@ -399,6 +399,11 @@ def _steps(run: RunValues, batch: int, repeats: int, rows: int | None, needs: li
     epochs = run.number(EPOCHS)
     if rows is not None:
         steps = rows // batch * epochs
+        if run.on("data.filter_overlong_prompts"):
+            needs.append(
+                f"data.filter_overlong_prompts drops prompts that are too long: {STEPS}={steps} is right if {rows} "
+                "rows are left, as verl prints at its start; --rows N takes another number."
+            )
         yield KeyChange(
             STEPS,
             "set" if STEPS in run.given else "add",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from spo_verl.converting import arithmetic
@@ -57,6 +57,13 @@ _ASSIGNING = {
 }
 """Builtins that set variables, and how the names stand in their arguments."""
 _SPACE = re.compile(r"[ \t\n]+")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ENTRY = re.compile(r"\[([^\]]+)\]=")
+_STEPS = re.compile(
+    r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*(?:(?P<after>\+\+|--)|(?P<operator>[-+*/%]?)=(?!=)(?P<right>.+))"
+    r"|(?P<before>\+\+|--)\s*(?P<other>[A-Za-z_]\w*))\s*",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ class ScriptTracer:
     def __post_init__(self) -> None:
         self._scalars: dict[str, Value] = {name: (TextPiece(text, -1),) for name, text in self.outside.items()}
         self._arrays: dict[str, tuple[Field, ...]] = {}
+        self._maps: dict[str, dict[str, Value]] = {}
         self._functions: dict[str, Block] = {}
         self._given = tuple(Field((TextPiece(text, -1),), None, (0, 0)) for text in self.arguments)
         self.looping: set[str] = set()
@@ -113,7 +121,8 @@ class ScriptTracer:
         self._exit: int | None = None
         self._started = 0
         self._loops = 0
-        self._leaving = ""  # break, continue or return, until the loop or the function has ended
+        self._leaving = ""  # break, continue or return, until the loops or the function have ended
+        self._levels = 0  # of loops that a break or continue still has to end
 
     def read(self) -> None:
         """Follow the script.
@@ -173,8 +182,10 @@ class ScriptTracer:
         if not group.subshell:
             return self._block(group.body)
         scalars, arrays = dict(self._scalars), dict(self._arrays)
+        maps = {name: dict(entries) for name, entries in self._maps.items()}
         status = self._block(group.body)
-        self._scalars, self._arrays, self._exit, self._leaving = scalars, arrays, None, ""
+        self._scalars, self._arrays, self._maps = scalars, arrays, maps
+        self._exit, self._leaving = None, ""
         return status
 
     def _if(self, command: If) -> bool | None:
@@ -239,12 +250,24 @@ class ScriptTracer:
         if command.condition and self._block(command.condition) is False:
             self._skipped(command.body)
             return True
-        more = True
-        while more:  # once, and again while it takes the script's arguments
-            left = len(self._given)
-            more = self._pass(command.body) and 0 < len(self._given) < left
+        started, counters, more = self._started, _names_in(command.condition, self.script), True
+        while more:  # once, and again while it takes the script's arguments, or changes what its condition reads
+            left, read = len(self._given), self._read(counters)
+            more = self._pass(command.body)
+            changed = [name for name in counters if read[name] != self._read(counters)[name]]
+            more = more and (0 < len(self._given) < left or bool(changed))
             more = more and bool(command.condition) and self._block(command.condition) is True
+            if more and changed and self._started > started:
+                self.looping.update(changed)
+                line = line_of(self.script, _first_offset(command.condition))
+                self._note(f"line {line}: a loop; its first pass with a command decides")
+                break
         return None
+
+    def _read(self, names: Iterable[str]) -> dict[str, str]:
+        """The texts of variables that are known."""
+        values = {name: self._scalars.get(name, ()) for name in names}
+        return {name: text_of(value) if is_known(value) else "" for name, value in values.items()}
 
     def _pass(self, body: Block) -> bool:
         """One pass of a loop; whether another may follow."""
@@ -252,7 +275,11 @@ class ScriptTracer:
         self._block(body)
         self._loops -= 1
         left = self._leaving
-        self._leaving = left if left == "return" else ""
+        if left in ("break", "continue"):
+            self._levels -= 1
+            if self._levels:  # of a loop further out
+                return False
+            self._leaving = ""
         return self._exit is None and left in ("", "continue")
 
     def _skipped(self, block: Block) -> None:
@@ -272,6 +299,8 @@ class ScriptTracer:
 
     def _simple(self, command: Simple) -> bool | None:
         declaring = bool(command.words) and command.words[0].plain in DECLARING
+        if declaring:
+            self._declare(command)
         if declaring or not command.words:
             for one in command.assignments:
                 self._assign(one)
@@ -298,11 +327,12 @@ class ScriptTracer:
         if (name in ("break", "continue") and self._loops) or (name == "return" and self._calls):
             self._leaving = name
             code = fields[1].text if len(fields) > 1 else ""
-            return int(code) == 0 if re.fullmatch(r"[0-9]{1,3}", code) else None
+            number = int(code) if re.fullmatch(r"[0-9]{1,3}", code) else None
+            self._levels = min(number or 1, self._loops)
+            return None if number is None else number == 0 or name != "return"
         if name == "unset":
             for field_ in fields[1:]:
-                self._scalars.pop(field_.text, None)
-                self._arrays.pop(field_.text, None)
+                self._set(field_.text, None)
             return True
         if name == "shift":
             count = fields[1].text if len(fields) > 1 else "1"
@@ -317,6 +347,8 @@ class ScriptTracer:
             return True
         if name == "getopts" and not self._given:
             return False
+        if name == "let" and len(fields) == 2 and self._stepped(fields[1].text):
+            return True
         if name in _ASSIGNING:
             self._forget(_ASSIGNING[name], " ".join(one.text for one in fields[1:]))
         if name in ("source", ".") and len(fields) > 1:
@@ -334,8 +366,7 @@ class ScriptTracer:
     def _forget(self, pattern: re.Pattern[str], text: str) -> None:
         """Variables that a command sets in a way that is not followed: what they held before is not their value."""
         for found in pattern.finditer(text):
-            self._scalars[found[1]] = (TextPiece(f"${found[1]}", -1, known=False),)
-            self._arrays.pop(found[1], None)
+            self._set(found[1], (TextPiece(f"${found[1]}", -1, known=False),))
 
     def _call(self, name: str, arguments: Sequence[Field]) -> bool | None:
         if self._calls >= MOST_CALLS:
@@ -390,7 +421,57 @@ class ScriptTracer:
 
     # ---------------------------------------------------------------- variables
 
+    def _set(self, name: str, value: Value | None) -> None:
+        """Give a variable a text, or none; what was an array is one no more."""
+        self._arrays.pop(name, None)
+        self._maps.pop(name, None)
+        self._scalars.pop(name, None)
+        if value is not None:
+            self._scalars[name] = value
+
+    def _declare(self, command: Simple) -> None:
+        """``declare -A NAME``: an associative array, empty unless it is one already."""
+        words = [word.plain or "" for word in command.words[1:]]
+        if any(word.startswith("-") and "A" in word for word in words):
+            for name in (*filter(_NAME.fullmatch, words), *(one.name for one in command.assignments)):
+                if name not in self._maps:
+                    self._set(name, None)
+                    self._maps[name] = {}
+
+    def _fill(self, one: Assignment, words: Sequence[Word]) -> None:
+        """An associative array from ``([key]=value ...)``."""
+        entries = self._maps.setdefault(one.name, {})
+        if not one.appends:
+            entries.clear()
+        for word in words:
+            value = self._value(word)
+            found = _ENTRY.match(text_of(value))
+            if found is None or not is_known(cut(value, 0, found.end())):
+                raise SpoConfigError(
+                    f"line {line_of(self.script, word.start)}: entries of an associative array are read as "
+                    "[key]=value, with a key that the script knows; give the command itself"
+                )
+            entries[found[1]] = cut(value, found.end())
+
+    def _key(self, index: str) -> str | None:
+        """The key in brackets after the name of an associative array; None where it is not known."""
+        try:
+            return self._text(Reader(index if index[:1] in ("'", '"') else f'"{index}"').read_word(), unset="")
+        except SpoConfigError:
+            return None
+
     def _assign(self, one: Assignment) -> None:
+        if one.name in self._maps and isinstance(one.value, tuple):
+            self._fill(one, one.value)
+            return
+        if one.name in self._maps and one.index is not None:
+            key = self._key(one.index)
+            if key is None:
+                self._set(one.name, (TextPiece(f"${one.name}", -1, known=False),))
+            else:
+                old = self._maps[one.name].get(key, ()) if one.appends else ()
+                self._maps[one.name][key] = (*old, *self._value(one.value))
+            return
         if isinstance(one.value, tuple):
             fields = tuple(item for word in one.value for item in self._expand(word))
             old = self._arrays.get(one.name, ()) if one.appends else ()
@@ -402,14 +483,13 @@ class ScriptTracer:
             self._scalars.pop(one.name, None)
             return
         value = self._value(one.value)
-        if one.indexed:
+        if one.index is not None:
             value = tuple(TextPiece(piece.text, -1, piece.via, known=False) for piece in value)
         if one.appends:
             value = (*self._scalars.get(one.name, ()), *value)
         if sum(len(piece.text) for piece in value) > LONGEST:
             raise SpoConfigError(f"the variable {one.name} grows beyond {LONGEST} characters: give the command itself")
-        self._scalars[one.name] = value
-        self._arrays.pop(one.name, None)
+        self._set(one.name, value)
 
     def _value(self, word: Word) -> Value:
         """A word as one text, as in an assignment."""
@@ -474,7 +554,11 @@ class ScriptTracer:
         return done
 
     def _several(self, part: object) -> list[Field] | None:
-        """The fields of ``"$@"`` and ``"${NAME[@]}"``; None for another part."""
+        """The fields of ``"$@"``, ``"${NAME[@]}"`` and ``"${!NAME[@]}"``; None for another part."""
+        if isinstance(part, Reference) and part.operator == "indirect" and part.index in ("@", "*"):
+            keys = self._in_order(part) if part.name in self._maps else range(len(self._arrays.get(part.name, ())))
+            computed = (Via(COMPUTED, part.start, part.end),)
+            return [Field((TextPiece(str(key), -1, computed),), None, (part.start, part.end)) for key in keys]
         if not isinstance(part, Reference) or part.operator not in ("", ":-", "-", ":+", "+", ":"):
             return None
         if part.name in ("@", "*"):
@@ -484,6 +568,8 @@ class ScriptTracer:
                 if not re.fullmatch(r"[1-9]\d{0,3}", first):
                     return None
                 fields = self._given[int(first) - 1 :]
+        elif part.index in ("@", "*") and part.name in self._maps:
+            fields = tuple(Field(value, None, (0, 0)) for value in self._in_order(part).values())
         elif part.index in ("@", "*"):
             fields = self._arrays.get(part.name)
             if fields is None and part.name in self._scalars:
@@ -503,6 +589,16 @@ class ScriptTracer:
             return [Field(value, None, (part.start, part.end))] if value else []
         return [Field(tuple(piece.through(via) for piece in one.value), one.home, one.call) for one in fields or ()]
 
+    def _in_order(self, part: Reference) -> dict[str, Value]:
+        """The entries of an associative array of which there is no more than one: bash has an order of its own."""
+        entries = self._maps[part.name]
+        if len(entries) > 1:
+            raise SpoConfigError(
+                f"line {line_of(self.script, part.start)}: bash goes through the associative array {part.name} in an "
+                "order of its own; write the keys out, in the order that is meant"
+            )
+        return entries
+
     def _part(self, part: object) -> Value:
         if isinstance(part, Literal):
             return (TextPiece(part.text, part.start),) if part.text else ()
@@ -517,10 +613,25 @@ class ScriptTracer:
         via = Via(part.name, part.start, part.end)
         return tuple(piece.through(via) for piece in self._reference(part) if piece.text)
 
+    def _stepped(self, text: str) -> int | None:
+        """The value of ``NAME++``, ``NAME += ...`` and the like, which are carried out; None for another expression."""
+        found = _STEPS.fullmatch(text)
+        if found is None:
+            return None
+        name, sign = found["name"] or found["other"], found["after"] or found["before"]
+        old = self._named(name)
+        right = f"{name} {sign[0]} 1" if sign else found["right"]
+        new = self._number(f"{name} {found['operator']} ({right})" if found["operator"] else right)
+        if new is None:
+            return None
+        self._set(name, (TextPiece(str(new), -1),))
+        return old if found["after"] else new
+
     def _arithmetic(self, part: Arithmetic) -> TextPiece:
         via = Via(COMPUTED, part.start, part.end)
         number = self._number(part.text)
         if number is None:
+            self._forget(_ASSIGNING["let"], part.text)
             return TextPiece(self.script[part.start : part.end], part.start, (via,), known=False)
         return TextPiece(str(number), -1, (via,))
 
@@ -549,6 +660,11 @@ class ScriptTracer:
             return self._given[number].value if 0 <= number < len(self._given) else None
         if part.name == "#":
             return (TextPiece(str(len(self._given)), -1),)
+        if part.name in self._maps:
+            key = self._key(part.index) if part.index is not None else "0"
+            if key is None:
+                return (TextPiece(self.script[part.start : part.end], part.start, known=False),)
+            return self._maps[part.name].get(key)
         if part.name in self._arrays:
             fields = self._arrays[part.name]
             index = self._number(part.index) if part.index is not None else 0
@@ -564,7 +680,8 @@ class ScriptTracer:
         unknown = (TextPiece(self.script[part.start : part.end], part.start, known=False),)
         if operator == "len":
             if part.index in ("@", "*"):
-                return (TextPiece(str(len(self._arrays.get(part.name, ()))), -1),)
+                held = self._maps.get(part.name, self._arrays.get(part.name, ()))
+                return (TextPiece(str(len(held)), -1),)
             stored = self._stored(part)
             return (TextPiece(str(len(text_of(stored or ()))), -1),) if is_known(stored or ()) else unknown
         stored = self._stored(part)
@@ -592,6 +709,9 @@ class ScriptTracer:
 
     def _test(self, command: Test) -> bool | None:
         if command.arithmetic is not None:
+            stepped = self._stepped(command.arithmetic)
+            if stepped is not None:
+                return bool(stepped)
             self._forget(_ASSIGNING["let"], command.arithmetic)
             number = self._number(command.arithmetic)
             return None if number is None else bool(number)
@@ -706,6 +826,18 @@ def _names_method(command: Simple, script: str) -> bool:
     return any(
         re.search(r"main_ppo|adv_estimator|rollout\.n=|train_batch_size", script[w.start : w.end]) for w in words
     )
+
+
+def _names_in(block: Block, script: str) -> set[str]:
+    """Names of variables that the commands of a condition may read."""
+    texts = [script[word.start : word.end] for one in _simple_commands(block) for word in one.words]
+    for step in block:
+        inner = step.command
+        while isinstance(inner, Group) and len(inner.body) == 1:
+            inner = inner.body[0].command
+        if isinstance(inner, Test):
+            texts += [inner.arithmetic or "", *(script[word.start : word.end] for word in inner.words)]
+    return set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
 
 
 def _matters(block: Block, script: str) -> bool:
