@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = "  "
+_INDENT = "    "
 _NARROWEST = 24
 """Characters that the last column of a table needs; with less, rows become lists."""
 
@@ -29,6 +31,26 @@ def paragraph(console: Console, text: str, *, first: str = "", rest: str | None 
     lines = [first + whole] if not _has_width(console) else _wrapped(whole, console.width, first, rest)
     for line in lines:
         _print(console, line, style)
+
+
+def command(console: Console, words: Sequence[str], *, first: str = "") -> None:
+    """Print a command line so that it can be pasted: where it needs several lines, all but the last end in a backslash.
+
+    Args:
+        words: of the command, as a program gets them.
+        first: what stands before it.
+    """
+    lines, begun = [first], False
+    for word in (visible(shlex.quote(word)) for word in words):
+        longer = f"{lines[-1]}{' ' if begun else ''}{word}"
+        if begun and _has_width(console) and _cells(longer) + 2 > console.width:
+            lines[-1] += " \\"
+            lines.append(f"{_INDENT}{word}")
+        else:
+            lines[-1] = longer
+        begun = True
+    for line in lines:
+        _print(console, line, "")
 
 
 def table(
