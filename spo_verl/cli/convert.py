@@ -52,7 +52,12 @@ def convert(
         str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")
     ] = "paper",
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the training data; counted where its Parquet files are here.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows of the training data, without those that data.filter_overlong_prompts drops; counted, with "
+            "them, where its Parquet files are here.",
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -61,6 +66,10 @@ def convert(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the converted script there; nothing is overwritten.")
     ] = None,
+    anyway: Annotated[
+        bool,
+        typer.Option("--anyway", help="With --output and --check: write the script also where problems are found."),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compose the result with verl and check it, as `spo-verl config --verl`.")
     ] = False,
@@ -94,10 +103,12 @@ def convert(
     )
     checks = [_checked(one, files) for one in converted.commands] if check else None
     data = _data(converted, checks)
-    if output is not None:
-        _write(output, converted.script, source)
-        data["output"] = str(output)
     failed = any(one["problems"] for one in checks or ())
+    if output is not None:
+        written = anyway or not failed
+        if written:
+            _write(output, converted.script, source)
+        data["output"] = str(output) if written else None
     return Outcome(data, lambda console: _show(console, data, output), status=1 if failed else 0)
 
 
@@ -233,7 +244,9 @@ def _show(console: Console, data: dict[str, Any], output: Path | None) -> None:
         _show_command(console, command, several=len(data["commands"]) > 1)
     for note in data["notes"]:
         paragraph(console, f"{note}.", first="note: ", style="yellow")
-    if output is not None:
+    if output is not None and data["output"] is None:
+        paragraph(console, f"not written: {output}. Correct the problems above, or add --anyway.", style="yellow")
+    elif output is not None:
         paragraph(console, f"written: {output}")
 
 
@@ -246,7 +259,8 @@ def _show_command(console: Console, command: dict[str, Any], *, several: bool) -
         changes = [change for change in command["changes"] if change["action"] in actions]
         rows = [(one["key"], one["before"] or "-", one["after"] or "-", one["reason"]) for one in changes]
         if rows:
-            table(console, (title, "before", "SPO", "why"), rows)
+            paragraph(console, f"{title}:", style="bold")
+            table(console, ("key", "before", "SPO", "why"), rows)
             console.print()
     if command["needs"]:
         paragraph(console, "what the run needs:")

@@ -438,12 +438,19 @@ class ScriptTracer:
                     self._set(name, None)
                     self._maps[name] = {}
 
-    def _fill(self, one: Assignment, words: Sequence[Word]) -> None:
-        """An associative array from ``([key]=value ...)``."""
-        entries = self._maps.setdefault(one.name, {})
+    def _fill(self, one: Assignment) -> None:
+        """``NAME=([key]=value ...)`` or ``NAME[key]=value`` of an associative array."""
+        entries = self._maps[one.name]
+        if not isinstance(one.value, tuple):
+            key = self._key(one.index or "")
+            if key is None:
+                self._set(one.name, (TextPiece(f"${one.name}", -1, known=False),))
+            else:
+                entries[key] = (*(entries.get(key, ()) if one.appends else ()), *self._value(one.value))
+            return
         if not one.appends:
             entries.clear()
-        for word in words:
+        for word in one.value:
             value = self._value(word)
             found = _ENTRY.match(text_of(value))
             if found is None or not is_known(cut(value, 0, found.end())):
@@ -461,16 +468,8 @@ class ScriptTracer:
             return None
 
     def _assign(self, one: Assignment) -> None:
-        if one.name in self._maps and isinstance(one.value, tuple):
-            self._fill(one, one.value)
-            return
-        if one.name in self._maps and one.index is not None:
-            key = self._key(one.index)
-            if key is None:
-                self._set(one.name, (TextPiece(f"${one.name}", -1, known=False),))
-            else:
-                old = self._maps[one.name].get(key, ()) if one.appends else ()
-                self._maps[one.name][key] = (*old, *self._value(one.value))
+        if one.name in self._maps and (one.index is not None or isinstance(one.value, tuple)):
+            self._fill(one)
             return
         if isinstance(one.value, tuple):
             fields = tuple(item for word in one.value for item in self._expand(word))

@@ -41,6 +41,17 @@ def test_a_file_is_written_once(script, tmp_path):
     assert script.read_text() == PLAIN
 
 
+def test_a_script_with_problems_is_written_only_if_asked_for(script, tmp_path):
+    target = tmp_path / "run_spo.sh"
+    check = ("convert", script, "--output", target, "--check")
+    result = run(*check)
+    assert (result.exit_code, target.exists()) == (1, False)
+    assert f"not written: {target}" in result.stdout
+    result = run(*check, "--anyway")
+    assert (result.exit_code, target.read_text()) == (1, run("convert", script).stdout)
+    assert f"written: {target}" in result.stdout.splitlines()[-1]
+
+
 def test_json_holds_script_changes_and_needs(script):
     data = run_json("convert", script, "--rows", 7473)
     [command] = data["commands"]

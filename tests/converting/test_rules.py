@@ -40,6 +40,14 @@ def grpo(**more):
     return {"algorithm.adv_estimator": "grpo", **more}
 
 
+def test_rows_that_a_filter_may_drop_are_named():
+    filtered = grpo(**{N: "4", BATCH: "8", MINI: "8", EPOCHS: "1", "data.filter_overlong_prompts": "True"})
+    [need] = [one for one in decide(RunValues(filtered), rows=800).needs if "filter_overlong_prompts" in one]
+    assert "trainer.total_training_steps=100 is right if 800 rows are left" in need
+    for run, rows in ((filtered, None), (grpo(**{N: "4", BATCH: "8", MINI: "8"}), 800)):
+        assert not any("filter_overlong_prompts" in one for one in decide(RunValues(run), rows=rows).needs)
+
+
 def test_the_defaults_are_verls(stock):
     for key, text in VERL_DEFAULTS.items():
         value = OmegaConf.select(stock, key)
