@@ -38,7 +38,7 @@ def command(console: Console, words: Sequence[str], *, first: str = "") -> None:
 
     Args:
         words: of the command, as a program gets them.
-        first: what stands before it.
+        first: printed before it.
     """
     lines, begun = [first], False
     for word in (visible(shlex.quote(word)) for word in words):

@@ -107,7 +107,7 @@ def test_a_recipe_is_shown_with_what_it_trains(elsewhere):
     assert "start:  " in run("recipes", "show", "gsm8k_qwen3_0_6b/spo").stdout
 
 
-def test_each_folder_stands_before_its_recipes(elsewhere):
+def test_each_folder_comes_before_its_recipes(elsewhere):
     mine(elsewhere, "other/one")
     lines = run("recipes", "ls").stdout.splitlines()
     places = [lines.index(f"in {root}:") for root in (ROOT, elsewhere / "recipes")]
