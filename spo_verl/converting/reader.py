@@ -346,7 +346,7 @@ class Reader:
             value = tuple(words)
         else:
             value = self._word()
-        return Assignment(found[1], value, bool(found[3]), found[2] is not None)
+        return Assignment(found[1], value, bool(found[3]), found[2] and found[2][1:-1])
 
     def _redirections(self, command: Simple) -> bool:
         """Skip redirections; note here-documents, whose text begins on the next line."""

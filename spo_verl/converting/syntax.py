@@ -76,12 +76,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Assignment:
-    """``NAME=value``, ``NAME+=value`` or ``NAME=(...)``; an index in brackets makes the value unknown."""
+    """``NAME=value``, ``NAME+=value`` or ``NAME=(...)``; ``index`` is what is in brackets after the name."""
 
     name: str
     value: Word | tuple[Word, ...]
     appends: bool
-    indexed: bool
+    index: str | None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ COMPUTED = ""
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A text of one origin.
 
     Attributes:
@@ -36,17 +36,17 @@ class Piece:
     known: bool = True
     unset: bool = False
 
-    def through(self, via: Via) -> Piece:
+    def through(self, via: Via) -> TextPiece:
         return replace(self, via=(*self.via, via))
 
-    def cut(self, begin: int, end: int) -> Piece:
+    def cut(self, begin: int, end: int) -> TextPiece:
         """The characters from ``begin`` to ``end``."""
         if (begin, end) == (0, len(self.text)):
             return self
         return replace(self, text=self.text[begin:end], start=self.start + begin if self.start >= 0 else -1)
 
 
-Value = tuple[Piece, ...]
+Value = tuple[TextPiece, ...]
 
 
 def text_of(value: Value) -> str:

@@ -24,7 +24,7 @@ from spo_verl.errors import SpoStateError
 from spo_verl.files import read_json_lines
 from spo_verl.launching.deadline import STOP_AT, STOPPED
 from spo_verl.launching.limits import Limits
-from spo_verl.launching.supervise import Outcome, supervise
+from spo_verl.launching.supervise import CommandEnd, supervise
 
 LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
 
@@ -59,7 +59,7 @@ _NOT_INHERITED = ("RAY_ADDRESS", "RAY_NAMESPACE", STOP_AT, SILENCE_LIMIT)
 class Run:
     """A finished or ended run. ``metrics`` holds verl's records ``{"step": ..., "data": {...}}`` in order."""
 
-    outcome: Outcome
+    outcome: CommandEnd
     folder: Path
     metrics: tuple[dict[str, Any], ...]
 

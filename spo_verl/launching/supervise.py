@@ -26,7 +26,7 @@ CLOCK_TICK_S = 0.01
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandEnd:
     """How a supervised command ended. ``returncode`` is None where it had to be ended.
 
     ``peak_bytes`` is the most memory that was seen in use by the session at once, shared pages counted once; 0 where
@@ -52,7 +52,7 @@ def supervise(
     poll_s: float = 0.5,
     memory_poll_s: float = 15.0,
     grace_s: float = 15.0,
-) -> Outcome:
+) -> CommandEnd:
     """Run ``command`` with its output in ``log_path`` until it ends or a limit is met.
 
     Args:
@@ -104,7 +104,7 @@ def supervise(
         segments.look()
         end_session(child, grace_s=grace_s, before_killing=segments.look)
         segments.remove()
-    return Outcome(status, returncode, time.monotonic() - started, peak)
+    return CommandEnd(status, returncode, time.monotonic() - started, peak)
 
 
 def _status(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from spo_verl import core
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker.arguments import is_whole, shown
-from spo_verl.tracker.forgetting import Forgetting
+from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.settings import TrackerSettings

@@ -10,6 +10,7 @@ settings the tracker continues bit for bit as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from spo_verl.tracker import checkpoint
 from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, shown
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
-from spo_verl.tracker.forgetting import forgetting
-from spo_verl.tracker.ledger import Ledger, check_ending, frozen_of
+from spo_verl.tracker.forgetting_rules import forgetting
+from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
-from spo_verl.tracker.metrics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
-from spo_verl.tracker.observing import Plan, checked_groups, joined, new_outcomes
+from spo_verl.tracker.observing import Effects, checked_groups, joined, new_outcomes
+from spo_verl.tracker.prompt_statistics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
 from spo_verl.tracker.responses import StoredResponses
@@ -184,11 +185,11 @@ class Tracker:
         uids, version = checked_uids(uids, "dispatch"), checked_version(version)
         slots = self._table.checked_slots(slot_B, len(uids))
         self._ledger.refuse_known(uids)
-        frozen = self._freeze(slots, version)
+        rollouts = self._freeze(slots, version)
         self._clock.note_version(version)
-        self._ledger.dispatch(uids, frozen)
+        self._ledger.dispatch(uids, rollouts)
         self._counters["dispatched"] += len(uids)
-        return frozen
+        return frozen_of(rollouts)
 
     def redispatch(self, uids: Sequence[str], version: int) -> Frozen:
         """Freeze again what open rollouts are scored by, as they are issued again (after a restart, or a retry).
@@ -204,10 +205,10 @@ class Tracker:
         begun = [uid for uid, one in zip(uids, open_B, strict=True) if one.sessions]
         if begun:
             raise SpoStateError(f"redispatch: uid {begun[0]!r} has outcomes already; settle it and use a fresh uid.")
-        frozen = self._freeze(frozen_of(open_B).slot_B, version)
+        rollouts = self._freeze(frozen_of(open_B).slot_B, version)
         self._clock.note_version(version)
-        self._ledger.dispatch(uids, frozen)
-        return frozen
+        self._ledger.dispatch(uids, rollouts)
+        return frozen_of(rollouts)
 
     def recall(self, uids: Sequence[str]) -> Recall:
         """The frozen records of open rollouts, and the stored responses of their prompts.
@@ -243,7 +244,7 @@ class Tracker:
             SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
                 after its rollout was settled.
         """
-        return self._commit(self._plan(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
+        return self._commit(self._effects(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
 
     def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
         """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
@@ -288,7 +289,7 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
         """
-        return self._commit(self._plan(Late("trained"), late)).report
+        return self._commit(self._effects(Late("trained"), late)).report
 
     def advance(self, movement: float) -> None:
         """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
@@ -328,11 +329,11 @@ class Tracker:
         moved = self._clock.movement if movement is None else self._rule.moved(self._clock, movement)
         slots = None if responses is None else self._slots_to_remember(remember_uids, responses)
         trained = Late("trained", uids, session_B, reward_B, divergence_B, ended=settle_uids)
-        plan = self._commit(self._plan(trained, late))
+        effects = self._commit(self._effects(trained, late))
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
         self._clock.movement = moved
-        return StepReport(plan.report, self.metrics(), plan.untrained)
+        return StepReport(effects.report, self.metrics(), effects.untrained)
 
     # -- looking at it
 
@@ -456,11 +457,12 @@ class Tracker:
         slot_X = self._ledger.slots_in_flight(limit)
         return slot_X[slot_X < self.size]  # a prompt that was kept aside may still have an open rollout
 
-    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
+    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> list[Rollout]:
+        """Records of rollouts of these prompts at a policy version."""
         value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
-        return Frozen(slot_B, value_B, n_eff_B, version_B=np.full(len(slot_B), version, dtype=np.int64))
+        return list(map(Rollout, slot_B.tolist(), value_B.tolist(), n_eff_B.tolist(), repeat(version)))
 
-    def _plan(self, trained: Late, late: Sequence[Late] = ()) -> Plan:
+    def _effects(self, trained: Late, late: Sequence[Late] = ()) -> Effects:
         """What observing and settling these rollouts will do; changes nothing.
 
         Args:
@@ -472,22 +474,22 @@ class Tracker:
         outcomes = new_outcomes(groups, self._ledger)
         rows = self._table.touched(outcomes.slot_B)
         report = joined(self._rule.fold(rows, outcomes, self._clock), outcomes.duplicate)
-        return Plan(rows, outcomes, report, ending)
+        return Effects(rows, outcomes, report, ending)
 
-    def _commit(self, plan: Plan) -> Plan:
-        """Do what was planned."""
-        self._table.write(plan.rows)
-        for uid, session in plan.outcomes.source_B:
+    def _commit(self, effects: Effects) -> Effects:
+        """Let them take place."""
+        self._table.write(effects.rows)
+        for uid, session in effects.outcomes.source_B:
             self._ledger.add_session(uid, session)
         # A prompt that was kept aside may still have an open rollout.
-        self._drawing.update(plan.rows.slot_D[plan.rows.slot_D < self.size], self._version)
-        self._counters["observations"] += plan.report.new
-        self._counters["duplicates"] += plan.report.duplicate
-        self._counters["first_visits"] += plan.report.first_visits
-        for kind, uids in plan.ending:
+        self._drawing.update(effects.rows.slot_D[effects.rows.slot_D < self.size], self._version)
+        self._counters["observations"] += effects.report.new
+        self._counters["duplicates"] += effects.report.duplicate
+        self._counters["first_visits"] += effects.report.first_visits
+        for kind, uids in effects.ending:
             self._end(uids, kind)
-        self._count("untrained", plan.untrained)
-        return plan
+        self._count("untrained", effects.untrained)
+        return effects
 
     def _slots_to_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
         self._memory.check(responses)

@@ -296,7 +296,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         recalled = self._reached(Recalled)
         sessions = recalled.sessions
         reward_S = session_rewards(batch.keys, batch.partition_id, sessions, self.spo.reward, self._describe_prompt)
-        pending = PendingAdvantages(reward_S - recalled.baseline_S, sessions.session_R, self.spo.advantage)
+        pending = PendingAdvantages(recalled.raw_advantage(reward_S), sessions.session_R, self.spo.advantage)
         with pending_advantages(pending):
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
         self._stage = Rewarded(recalled, reward_S, pending.token_count_S)

@@ -95,6 +95,18 @@ def test_prepare_as_json(source, tmp_path):
     assert checked["prepared"]["template"] == "tool"
 
 
+def test_rows_of_a_source_that_repeat_others_are_counted(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("q,a\nOne?,1\nTwo?,2\n One?  ,1\nOne?,11\nOne?,1\n")
+    columns = ("--question", "q", "--answer", "a")
+    assert run_json("data", "check", file, *columns)["duplicates"] == 2
+    shown = run("data", "check", file, *columns).stdout
+    assert "2 rows repeat problem and answer of an earlier one: `prepare` drops them\n" in shown
+    out = tmp_path / "out.parquet"
+    prepared = run_json("data", "prepare", "mine", "--from", file, "-o", out, *columns, "--conflicts", "keep")
+    assert prepared["dropped"] == {"duplicate": 2}
+
+
 def test_a_file_is_replaced_with_force_only(source, tmp_path):
     out = tmp_path / "train.parquet"
     prepare = ("data", "prepare", "dapo_math_17k", "--from", source, "-o", out)

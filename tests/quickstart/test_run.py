@@ -17,7 +17,7 @@ from spo_verl.launching.deadline import STOPPED
 from spo_verl.launching.launch import Run, failure
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.runs import spent
-from spo_verl.launching.supervise import Outcome
+from spo_verl.launching.supervise import CommandEnd
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
 from spo_verl.quickstart.evaluate import validated
@@ -149,7 +149,7 @@ def test_accuracy_is_read_from_verls_validation_metrics() -> None:
 
 
 def finished(records: list[dict], status: str = "finished", folder: Path = Path("/r")) -> Run:
-    return Run(Outcome(status, 0 if status == "finished" else 1, 90.0), folder, tuple(records))  # type: ignore[arg-type]
+    return Run(CommandEnd(status, 0 if status == "finished" else 1, 90.0), folder, tuple(records))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def finished(records: list[dict], status: str = "finished", folder: Path = Path(
 )
 def test_a_failure_says_why_and_where(status: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "train.log").write_text("Traceback (most recent call last)\nValueError: boom\n")
-    run = Run(Outcome(status, 1, 90.0, 12 * 2**30), tmp_path, ())  # type: ignore[arg-type]
+    run = Run(CommandEnd(status, 1, 90.0, 12 * 2**30), tmp_path, ())  # type: ignore[arg-type]
     message = failure(run, Limits())
     assert words in message
     assert "ValueError: boom" in message

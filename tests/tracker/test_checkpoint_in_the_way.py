@@ -15,7 +15,7 @@ from spo_verl.tracker import Tracker
 from spo_verl.tracker.checkpoint import folder as folders
 from spo_verl.tracker.checkpoint import reading
 from spo_verl.tracker.checkpoint.folder import MANIFEST
-from spo_verl.tracker.checkpoint.layout import PROMPTS
+from spo_verl.tracker.checkpoint.schema import PROMPTS
 
 from .helpers import CONSTANT, folder_bytes, keys, train_step
 

@@ -1,4 +1,4 @@
-"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.checkpoint.layout`."""
+"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.checkpoint.schema`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoConfigError, SpoError
 from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
 from spo_verl.tracker.checkpoint import folder as folders
-from spo_verl.tracker.checkpoint.layout import (
+from spo_verl.tracker.checkpoint.schema import (
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
