@@ -19,6 +19,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,14 +110,15 @@ def rehearse_recipe(args: argparse.Namespace) -> list[dict[str, Any]]:
         SystemExit: the rehearsal did not pass.
     """
     from spo_verl.launching.launch import METRICS_NAME, read_metrics
-    from spo_verl.rehearsal.rehearse import rehearse
+    from spo_verl.rehearsal.rehearse import LIMITS, rehearse
     from spo_verl.small.task import build_task, write_parquet
 
     rows = Path(args.data_dir) / "gsm8k_train.parquet"
     if not rows.is_file():
         rows = args.output / "task" / "train.parquet"
         write_parquet(build_task(train=64, held_out=16, seed=0), rows.parent)
-    found = rehearse(f"{EXPERIMENT}/spo", data=[rows], folder=args.output / "spo", say=print)
+    limits = replace(LIMITS, seconds=args.time_limit, silence_s=args.time_limit)
+    found = rehearse(f"{EXPERIMENT}/spo", data=[rows], folder=args.output / "spo", limits=limits, say=print)
     if not found.passed:
         failed = [f"{check.name}: {check.found}" for check in found.checks if not check.ok]
         raise SystemExit(f"error: the rehearsal did not pass: {found.stopped or '; '.join(failed)}")
