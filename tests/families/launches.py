@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from tests.families import models
-from tests.support import still_images
-from tests.system.harness import Run, question, row, train
+from tests.system.harness import Run, row, train
 
 PROMPTS = 8
 STEPS = 3
@@ -42,27 +38,6 @@ def text_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     return [row(first + number) for number in range(count)]
 
 
-def picture_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """Pairs of rows that differ in their picture alone: the index of a row is no part of its identity."""
-    return [
-        {
-            **row(first + number // 2),
-            "prompt": [{"role": "user", "content": f"<image>{question(number // 2)}"}],
-            "images": [{"bytes": picture(first + number)}],
-            "extra_info": {"index": first + number},
-        }
-        for number in range(count)
-    ]
-
-
-def picture(number: int) -> bytes:
-    """A PNG of noise."""
-    noise = np.random.default_rng(number).integers(0, 256, (models.PIXELS, models.PIXELS, 3), dtype=np.uint8)
-    file = BytesIO()
-    Image.fromarray(noise).save(file, format="PNG")
-    return file.getvalue()
-
-
 @dataclass(frozen=True)
 class Family:
     """A model, its rows, and the overrides of its launch.
@@ -78,8 +53,6 @@ class Family:
     feature: str
     save: Callable[[Path], None]
     overrides: Sequence[str] = ("+spo=paper",)
-    rows: Callable[..., list[dict[str, Any]]] = text_rows
-    modules: Sequence[str] = ()
     difference: float = 1e-5
     low: float = 0.0
     high: float = 1.0
@@ -101,18 +74,6 @@ FAMILIES = {
         (*LORA, "actor_rollout_ref.rollout.load_format=safetensors"),
     ),
     "experts": Family("moe", "", models.save_experts),
-    "pictures": Family(
-        "vision",
-        "images",
-        models.save_vision,
-        (
-            "+spo=paper",
-            "data.image_key=images",
-            "+actor_rollout_ref.rollout.engine_kwargs.vllm.limit_mm_per_prompt={image: 1, video: 0}",
-        ),
-        picture_rows,
-        (still_images.__name__,),
-    ),
     "turns": Family(
         "dense",
         "two outputs per session",
@@ -156,8 +117,8 @@ def launch(name: str, folder: Path) -> Run:
     """Write the model and the rows of a family, and train on them."""
     one = FAMILIES[name]
     one.save(folder / "model")
-    pd.DataFrame(one.rows(PROMPTS)).to_parquet(folder / "train.parquet")
-    pd.DataFrame(one.rows(PROMPTS, 1000)).to_parquet(folder / "val.parquet")
+    pd.DataFrame(text_rows(PROMPTS)).to_parquet(folder / "train.parquet")
+    pd.DataFrame(text_rows(PROMPTS, 1000)).to_parquet(folder / "val.parquet")
     overrides = list(one.overrides)
     if name == "turns":
         loops = folder / "agents.yaml"
@@ -166,4 +127,4 @@ def launch(name: str, folder: Path) -> Run:
     if name == "reward_model":
         models.save_classifier(folder / "reward_model")
         overrides.append(f"reward.reward_model.model_path={folder}/reward_model")
-    return train(folder, name, [*overrides, *COMMON], family=one.family, feature=one.feature, modules=one.modules)
+    return train(folder, name, [*overrides, *COMMON], family=one.family, feature=one.feature)

@@ -10,7 +10,7 @@ import pytest
 
 from spo_verl.data import prompt_key
 from spo_verl.tracker import Tracker, TrackerSettings
-from tests.families.launches import FAMILIES, PROMPTS, STEPS, launch
+from tests.families.launches import FAMILIES, PROMPTS, STEPS, launch, text_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -71,8 +71,8 @@ def test_every_prompt_is_in_every_batch(run, family):
         assert run.metrics()[step]["spo/rollouts/failed_total"] == 0.0
 
 
-def test_evidence_is_a_count_over_what_verl_dumped(run, family):
-    keys = np.frombuffer(b"".join(prompt_key(row) for row in family.rows(PROMPTS)), dtype="V16")
+def test_evidence_is_a_count_over_what_verl_dumped(run):
+    keys = np.frombuffer(b"".join(prompt_key(row) for row in text_rows(PROMPTS)), dtype="V16")
     settings = TrackerSettings(rho_min=1.0, rho_max=1.0)
     tracker, report = Tracker.load(run.checkpoints / f"global_step_{STEPS}" / "spo", keys, settings)
     assert (report.matched, report.new, report.vanished) == (PROMPTS, 0, 0)
