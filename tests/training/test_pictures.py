@@ -1,6 +1,6 @@
 """Prompts with pictures: identity, and log-probs of stored responses, with a small Qwen2.5-VL and its processor.
 
-Everything that stock verl does with a picture is here but the generation: vLLM's modules of vision models import
+Everything that stock verl does with a picture is here but the generation: vLLM's modules of Qwen's vision models import
 torchvision, whose wheels do not fit the CPU build of torch.
 """
 
