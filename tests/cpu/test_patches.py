@@ -108,6 +108,8 @@ REPORT = textwrap.dedent(
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
     from vllm.model_executor.layers.fused_moe.cpu_fused_moe import CPUFusedMOE
     torch.cpu._is_amx_tile_supported = lambda: True
+    if not hasattr(torch.ops._C, "prepack_moe_weight"):  # vLLM's library for AVX2 has no grouped kernels
+        torch.library.define("_C::prepack_moe_weight", "(Tensor weight, str isa) -> Tensor")
     layer = torch.nn.Module()
     layer.activation = MoEActivation.SILU
     layer.w13_weight = torch.nn.Parameter(torch.zeros(2, 2 * 48, 64), requires_grad=False)

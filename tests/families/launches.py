@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from tests.families import models
-from tests.support import still_images
-from tests.system.harness import Run, question, row, train
+from tests.system.harness import Run, row, train
 
 PROMPTS = 8
 STEPS = 3
@@ -42,27 +38,6 @@ def text_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     return [row(first + number) for number in range(count)]
 
 
-def picture_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """Pairs of rows that differ in their picture alone: the index of a row is no part of its identity."""
-    return [
-        {
-            **row(first + number // 2),
-            "prompt": [{"role": "user", "content": f"<image>{question(number // 2)}"}],
-            "images": [{"bytes": picture(first + number)}],
-            "extra_info": {"index": first + number},
-        }
-        for number in range(count)
-    ]
-
-
-def picture(number: int) -> bytes:
-    """A PNG of noise."""
-    noise = np.random.default_rng(number).integers(0, 256, (models.PIXELS, models.PIXELS, 3), dtype=np.uint8)
-    file = BytesIO()
-    Image.fromarray(noise).save(file, format="PNG")
-    return file.getvalue()
-
-
 @dataclass(frozen=True)
 class Family:
     """A model, its rows, and the overrides of its launch.
@@ -70,21 +45,13 @@ class Family:
     Attributes:
         family, feature: as :mod:`tests.support.matrix` records them.
         difference: most by which a token's probability may differ between the two engines.
-        low, high: declared range of the rewards.
-        outputs: rows of each session.
     """
 
     family: str
     feature: str
     save: Callable[[Path], None]
     overrides: Sequence[str] = ("+spo=paper",)
-    rows: Callable[..., list[dict[str, Any]]] = text_rows
-    modules: Sequence[str] = ()
     difference: float = 1e-5
-    low: float = 0.0
-    high: float = 1.0
-    sessions: int = 1
-    outputs: int = 1
 
 
 LORA = (
@@ -101,54 +68,6 @@ FAMILIES = {
         (*LORA, "actor_rollout_ref.rollout.load_format=safetensors"),
     ),
     "experts": Family("moe", "", models.save_experts),
-    "pictures": Family(
-        "vision",
-        "images",
-        models.save_vision,
-        (
-            "+spo=paper",
-            "data.image_key=images",
-            "+actor_rollout_ref.rollout.engine_kwargs.vllm.limit_mm_per_prompt={image: 1, video: 0}",
-        ),
-        picture_rows,
-        (still_images.__name__,),
-    ),
-    "turns": Family(
-        "dense",
-        "two outputs per session",
-        models.save_dense,
-        (
-            "+spo=bspo",
-            "actor_rollout_ref.rollout.n=2",
-            "actor_rollout_ref.rollout.agent.default_agent_loop=two_turns",
-        ),
-        sessions=2,
-        outputs=2,
-    ),
-    "reward_model": Family(
-        "dense",
-        "colocated reward model",
-        models.save_dense,
-        (
-            "+spo=paper",
-            "reward.custom_reward_function.path=null",
-            "reward.reward_model.enable=True",
-            "reward.reward_model.rollout.name=vllm",
-            "reward.reward_model.rollout.dtype=float32",
-            "reward.reward_model.rollout.tensor_model_parallel_size=1",
-            "reward.reward_model.rollout.free_cache_engine=False",
-            "+reward.reward_model.rollout.enable_sleep_mode=False",
-            "reward.reward_model.rollout.max_model_len=64",
-            "reward.reward_model.rollout.max_num_seqs=16",
-            "reward.reward_model.rollout.prompt_length=32",
-            "reward.reward_model.rollout.response_length=8",
-            "+reward.reward_model.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=67108864",
-            "spo.reward.low=-16",
-            "spo.reward.high=16",
-        ),
-        low=-16.0,
-        high=16.0,
-    ),
 }
 
 
@@ -156,14 +75,6 @@ def launch(name: str, folder: Path) -> Run:
     """Write the model and the rows of a family, and train on them."""
     one = FAMILIES[name]
     one.save(folder / "model")
-    pd.DataFrame(one.rows(PROMPTS)).to_parquet(folder / "train.parquet")
-    pd.DataFrame(one.rows(PROMPTS, 1000)).to_parquet(folder / "val.parquet")
-    overrides = list(one.overrides)
-    if name == "turns":
-        loops = folder / "agents.yaml"
-        loops.write_text("- name: two_turns\n  _target_: tests.support.two_turns.TwoTurnAgentLoop\n")
-        overrides.append(f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}")
-    if name == "reward_model":
-        models.save_classifier(folder / "reward_model")
-        overrides.append(f"reward.reward_model.model_path={folder}/reward_model")
-    return train(folder, name, [*overrides, *COMMON], family=one.family, feature=one.feature, modules=one.modules)
+    pd.DataFrame(text_rows(PROMPTS)).to_parquet(folder / "train.parquet")
+    pd.DataFrame(text_rows(PROMPTS, 1000)).to_parquet(folder / "val.parquet")
+    return train(folder, name, [*one.overrides, *COMMON], family=one.family, feature=one.feature)

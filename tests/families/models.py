@@ -7,20 +7,6 @@ from typing import Any
 
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
 
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-PATCH = 14
-PIXELS = 4 * PATCH
-"""Width and height of a picture: sixteen patches, which are merged to four tokens."""
-
-VISION_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for item in message['content'] %}"
-    "{% if item['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{% else %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
 
 def common(tokenizer: Any) -> dict[str, Any]:
     """What the configurations of all families share; see :class:`ModelShape` for the spread and the rotary base."""
@@ -62,51 +48,6 @@ def save_experts(folder: Path) -> None:
     save(seeded(Qwen3MoeForCausalLM, config), tokenizer, folder)
 
 
-def save_vision(folder: Path) -> None:
-    """Text and pictures of Qwen2.5-VL; needs :mod:`tests.support.still_images`."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [*tokenizer.all_special_tokens, *VISION_TOKENS]})
-    tokenizer.chat_template = VISION_CHAT_TEMPLATE
-    start, end, image, video = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
-    rotary = {"rope_type": "default", "rope_theta": ModelShape.rope_theta, "mrope_section": [4, 6, 6]}
-    config = Qwen2_5_VLConfig(
-        text_config={**common(tokenizer), "rope_parameters": rotary},
-        vision_config={
-            "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "patch_size": PATCH,
-            "window_size": 8 * PATCH,
-            "fullatt_block_indexes": [1],
-            "initializer_range": ModelShape.initializer_range,
-        },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
-        tie_word_embeddings=False,
-    )
-    pictures = Qwen2VLImageProcessorPil(patch_size=PATCH, min_pixels=PIXELS**2, max_pixels=PIXELS**2)
-    processor = Qwen2_5_VLProcessor(pictures, tokenizer, chat_template=VISION_CHAT_TEMPLATE)
-    save(seeded(Qwen2_5_VLForConditionalGeneration, config), tokenizer, folder)
-    processor.save_pretrained(folder)
-
-
-def save_classifier(folder: Path) -> None:
-    """A reward model: one number for a conversation."""
-    from transformers import Qwen3Config, Qwen3ForSequenceClassification
-
-    tokenizer = build_tokenizer()
-    config = Qwen3Config(**common(tokenizer), head_dim=32, rope_theta=ModelShape.rope_theta, num_labels=1)
-    save(seeded(Qwen3ForSequenceClassification, config), tokenizer, folder)
-
-
 def seeded(model_class: Any, config: Any) -> Any:
     """A freshly initialised fp32 model; the same weights every time."""
     import torch
@@ -114,7 +55,6 @@ def seeded(model_class: Any, config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(config).to(torch.float32)
-    if model.can_generate():
-        model.generation_config.eos_token_id = config.get_text_config().eos_token_id
-        model.generation_config.pad_token_id = config.get_text_config().pad_token_id
+    model.generation_config.eos_token_id = config.get_text_config().eos_token_id
+    model.generation_config.pad_token_id = config.get_text_config().pad_token_id
     return model

@@ -10,7 +10,7 @@ import pytest
 
 from spo_verl.data import prompt_key
 from spo_verl.tracker import Tracker, TrackerSettings
-from tests.families.launches import FAMILIES, PROMPTS, STEPS, launch
+from tests.families.launches import FAMILIES, PROMPTS, STEPS, launch, text_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -26,8 +26,7 @@ def family(run):
 
 
 def outcomes(run) -> dict[int, dict[int, list[float]]]:
-    """Step -> prompt -> outcome of each session in [0, 1], from verl's own dump of the rollouts."""
-    family = FAMILIES[run.name]
+    """Step -> prompt -> outcomes, from verl's own dump of the rollouts."""
     prompt_of = {uid: index for batch in run.mini_batches()[0] for uid, index in batch}
     found: dict[int, dict[int, list[float]]] = {}
     for step in range(1, STEPS + 1):
@@ -41,7 +40,7 @@ def outcomes(run) -> dict[int, dict[int, list[float]]]:
             final[where] = max(final.get(where, (-1, 0.0)), (int(output), record["score"]))
         of_prompt = found.setdefault(step, defaultdict(list))
         for (prompt, _), (_, score) in sorted(final.items()):
-            of_prompt[prompt].append((score - family.low) / (family.high - family.low))
+            of_prompt[prompt].append(score)
     return found
 
 
@@ -62,17 +61,15 @@ def test_it_ends_with_a_checkpoint_and_its_marker(run):
     assert (run.checkpoints / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
 
 
-def test_every_prompt_is_in_every_batch(run, family):
+def test_every_prompt_is_in_every_batch(run):
     for step, of_prompt in outcomes(run).items():
-        assert {prompt: len(rewards) for prompt, rewards in of_prompt.items()} == dict.fromkeys(
-            range(PROMPTS), family.sessions
-        )
-        assert run.metrics()[step]["spo/evidence/observed_total"] == PROMPTS * family.sessions
+        assert {prompt: len(rewards) for prompt, rewards in of_prompt.items()} == dict.fromkeys(range(PROMPTS), 1)
+        assert run.metrics()[step]["spo/evidence/observed_total"] == PROMPTS
         assert run.metrics()[step]["spo/rollouts/failed_total"] == 0.0
 
 
-def test_evidence_is_a_count_over_what_verl_dumped(run, family):
-    keys = np.frombuffer(b"".join(prompt_key(row) for row in family.rows(PROMPTS)), dtype="V16")
+def test_evidence_is_a_count_over_what_verl_dumped(run):
+    keys = np.frombuffer(b"".join(prompt_key(row) for row in text_rows(PROMPTS)), dtype="V16")
     settings = TrackerSettings(rho_min=1.0, rho_max=1.0)
     tracker, report = Tracker.load(run.checkpoints / f"global_step_{STEPS}" / "spo", keys, settings)
     assert (report.matched, report.new, report.vanished) == (PROMPTS, 0, 0)
@@ -107,9 +104,3 @@ def test_the_divergence_is_nought_until_the_policy_moves(run):
     # the same numbers in another batch: half a unit of the last place in float16 for a few tokens at most
     assert second["spo/divergence/mean"] < 2e-4
     assert third["spo/divergence/mean"] > 1e-3
-
-
-def test_every_output_is_trained_on(run, family):
-    _, trained = run.mini_batches()
-    rows = [entry for mini in trained for entry in mini if not entry[0].startswith("pad")]
-    assert len(rows) == STEPS * PROMPTS * family.sessions * family.outputs

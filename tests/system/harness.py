@@ -138,7 +138,6 @@ def train(
     victim: str | None = None,
     family: str = "dense",
     feature: str = "",
-    modules: Sequence[str] = (),
 ) -> Run:
     """Train on the toy data: ``workdir`` has ``model/``, ``train.parquet`` and ``val.parquet``."""
     command = [
@@ -155,7 +154,6 @@ def train(
         victim=victim,
         family=family,
         feature=feature,
-        modules=modules,
     )
 
 
@@ -216,21 +214,17 @@ def launch(
     seconds: float = 1200.0,
     family: str = "dense",
     feature: str = "",
-    modules: Sequence[str] = (),
 ) -> Run:
     """Run a command to its end, or SIGKILL it as soon as ``kill_when`` holds for its log.
 
     With a ``victim`` only its process of that title (Ray names them after their actors) is killed, and the command goes
     on by itself.
     Everything that the command started is gone when this returns. ``family`` of the model and ``feature`` are for
-    :mod:`tests.support.matrix`. Every process that imports verl imports ``modules`` too.
+    :mod:`tests.support.matrix`.
     """
     mark = uuid.uuid4().hex
     log_path = workdir / f"{name}.log"
-    probe = {
-        "VERL_USE_EXTERNAL_MODULES": ",".join([batch_probe.__name__, *modules]),
-        batch_probe.FILE: str(probe_of(workdir, name)),
-    }
+    probe = {"VERL_USE_EXTERNAL_MODULES": batch_probe.__name__, batch_probe.FILE: str(probe_of(workdir, name))}
     env = {
         **os.environ,
         "VERL_PLATFORM": "cpu",
