@@ -21,7 +21,7 @@ OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 CONVERSION = "megatron.bridge.models.conversion"
 NEEDED = {
     "megatron.core.models.gpt.gpt_layer_specs:HAVE_TE": "one",
-    "megatron.core.transformer.transformer_block:LayerNormImpl": "one",
+    "megatron.core.transformer.transformer_block:LayerNormImpl": "tensor",
     f"{CONVERSION}.param_mapping:MegatronParamMapping.scatter_to_tp_ranks": "tensor",
     f"{CONVERSION}.model_bridge:MegatronModelBridge.hf_config_to_provider_kwargs": "one",
     f"{OPTIMIZER}._set_main_param_and_optimizer_states": "one",

@@ -59,7 +59,6 @@ def test_it_leaves_the_algorithm_alone(composed: list[dict[str, object]]) -> Non
 def test_megatron_gets_keys_of_its_own_and_none_of_fsdp(composed: list[dict[str, object]]) -> None:
     fsdp, stock, config = composed[1], composed[5], composed[6]
     changed = {key for key in config if config[key] != stock.get(key)}
-    assert stock.keys() - config.keys() == set()
     assert [key for key in config.keys() - stock.keys() if key.startswith("actor_rollout_ref.actor")] == []
     assert config["actor_rollout_ref.actor.strategy"] == "megatron"
     assert config["actor_rollout_ref.actor.megatron.dtype"] == "float32"

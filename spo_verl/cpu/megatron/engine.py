@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import wrapt
 
-from spo_verl.cpu.registry import declare, workaround
+from spo_verl.cpu.registry import workaround
 
 _ENGINE = "verl.workers.engine.megatron"
 
@@ -22,7 +22,11 @@ def leave_for_later() -> None:
     modules.setdefault(_ENGINE, None)
 
 
-declare("megatron-on-demand", "verl.workers.engine:EngineRegistry", applied="environment", apply=leave_for_later)
+@workaround("megatron-on-demand", target="verl.workers.engine:EngineRegistry")
+def allow_import(_module: ModuleType) -> None:
+    """Once the engines are imported, Megatron's can be."""
+    if sys.modules.get(_ENGINE, _ENGINE) is None:
+        del sys.modules[_ENGINE]
 
 
 @workaround(
@@ -33,8 +37,6 @@ def import_on_demand(module: ModuleType) -> None:
 
     def with_import(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "megatron" in (*args, *kwargs.values()):
-            if sys.modules.get(_ENGINE, _ENGINE) is None:
-                del sys.modules[_ENGINE]
             importlib.import_module(_ENGINE)
         return wrapped(*args, **kwargs)
 
@@ -55,16 +57,16 @@ def register_engines(module: ModuleType) -> None:
         module.EngineRegistry.register(model_type=model_type, backend="megatron", device="cpu")(engine)
 
 
-def _nothing(*_args: Any, **_kwargs: Any) -> None:
-    return None
-
-
 @workaround(
     "megatron-offload", target=f"{_ENGINE}.transformer_impl:offload_megatron_model_to_cpu", parameters=("models",)
 )
 def keep_model(module: ModuleType) -> None:
     """Offloading goes through pinned memory, which needs an accelerator; here everything is in host memory already."""
-    module.offload_megatron_model_to_cpu = _nothing  # type: ignore[attr-defined]
+
+    def offload_megatron_model_to_cpu(models: Any) -> None:
+        return None
+
+    module.offload_megatron_model_to_cpu = offload_megatron_model_to_cpu  # type: ignore[attr-defined]
 
 
 @workaround(
@@ -72,7 +74,11 @@ def keep_model(module: ModuleType) -> None:
 )
 def keep_optimizer(module: ModuleType) -> None:
     """The same for the optimizer's state."""
-    module.offload_megatron_optimizer = _nothing  # type: ignore[attr-defined]
+
+    def offload_megatron_optimizer(optimizers: Any) -> None:
+        return None
+
+    module.offload_megatron_optimizer = offload_megatron_optimizer  # type: ignore[attr-defined]
 
 
 @workaround("megatron-fp32", target="verl.workers.config.engine:McoreEngineConfig.__post_init__")
