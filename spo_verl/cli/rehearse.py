@@ -38,10 +38,14 @@ def rehearse(
         Literal["auto", "cpu", "gpu"],
         typer.Option("--device", help="Device to run on; auto: accelerators where there are some (never tried)."),
     ] = "auto",
-    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Training processes.")] = 1,
-    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel ones (Megatron).")] = 1,
-    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline-parallel ones (Megatron).")] = 1,
-    sp: Annotated[int, typer.Option("--sp", min=1, help="Ones that share a sequence (FSDP, not on a CPU).")] = 1,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Training processes in all.")] = 1,
+    tp: Annotated[
+        int, typer.Option("--tp", min=1, help="Processes that share each layer, tensor-parallel (Megatron).")
+    ] = 1,
+    pp: Annotated[
+        int, typer.Option("--pp", min=1, help="Processes that share the layers, pipeline-parallel (Megatron).")
+    ] = 1,
+    sp: Annotated[int, typer.Option("--sp", min=1, help="Processes that share a sequence (FSDP, not on a CPU).")] = 1,
     time_limit: Annotated[
         float | None,
         typer.Option("--time-limit", min=1, help="Seconds that verl may take; default 400, 200 per rank more."),

@@ -75,6 +75,8 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in MARKS])
+    if tokenizer.get_vocab_size() % 2:  # two tensor-parallel ranks divide it
+        tokenizer.add_tokens([AddedToken("<even>", special=False, normalized=False)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=END_OF_TEXT,

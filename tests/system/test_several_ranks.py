@@ -96,6 +96,7 @@ def test_one_draw_per_step(spo):
 
 def test_every_stored_response_is_scored_once_and_the_padding_is_the_shortest(spo):
     dispatched, trained = spo.mini_batches()
+    dispatched = [batch for batch in dispatched if batch[0][1] < 1000]  # the others validate
     response_of = {uid: response for mini in trained for uid, _, response in mini}
     expected: list[list[tuple[int, ...]]] = []  # by forward
     last: dict[int, tuple[int, ...]] = {}
@@ -110,19 +111,19 @@ def test_every_stored_response_is_scored_once_and_the_padding_is_the_shortest(sp
     assert len(notes) == RANKS * len(expected)
     padding = 0
     for forward, whole in zip(expected, merged(notes), strict=True):
-        found = [
-            (tuple(prompt), tuple(response)) for prompt, response in zip(whole["prompt"], whole["scored"], strict=True)
-        ]
-        rows = Counter(response for _, response in found)
-        extra = rows - Counter(forward)
-        assert not Counter(forward) - rows
+        found = Counter((tuple(p), tuple(r)) for p, r in zip(whole["prompt"], whole["scored"], strict=True))
+        scored = Counter(response for _, response in found.elements())
+        assert not Counter(forward) - scored
         per_rank = min(8, math.ceil(len(forward) / RANKS))
-        assert extra.total() == -len(forward) % (RANKS * per_rank)
+        extra = -len(forward) % (RANKS * per_rank)
+        assert scored.total() == len(forward) + extra
+        # A prompt is in a batch once, so what was scored twice is padding.
+        twice = {pair: count - 1 for pair, count in found.items() if count > 1}
+        assert sum(twice.values()) == extra
+        assert len(twice) <= 1
         shortest = min(len(prompt) + len(response) for prompt, response in found)
-        length_of = {response: len(prompt) + len(response) for prompt, response in found}
-        assert len(extra) <= 1  # all of the padding is one sequence
-        assert all(length_of[response] == shortest for response in extra)
-        padding += extra.total()
+        assert all(len(prompt) + len(response) == shortest for prompt, response in twice)
+        padding += extra
     assert padding > 0
     for share in zip(*([one for one in notes if one["rank"] == rank] for rank in range(RANKS)), strict=True):
         lengths = [[len(p) + len(r) for p, r in zip(one["prompt"], one["scored"], strict=True)] for one in share]
