@@ -157,7 +157,6 @@ class ValueSampler:
     # Provided by the classes below.
     spo: SpoConfig
     _keys: DatasetKeys
-    _parts: Parts | None
 
     def _open_parts(self) -> Parts:
         return Parts(
@@ -272,6 +271,7 @@ class ValuesFirst(ValueSampler):
     _checkpoint: CheckpointFollower
     _evicted: EvictedRollouts
     _static_value_P: np.ndarray | None
+    _parts: Parts | None
 
     def _init_dataloader(self) -> None:
         missing = still_to_estimate(self.spo.estimate.output, self.spo.initial.values)
