@@ -68,5 +68,7 @@ def store_groups(store: Any, platform: str) -> None:
         import wrapt
 
         wrapt.register_post_import_hook(platform_by_engine, "hydra._internal.defaults_list")
+    else:
+        store.repo.pop("platform", None)  # of an earlier composition in this process
     for group, name, node in groups(cpu=platform == "cpu"):
         store.store(group=group, name=name, node=node, package="_global_", provider="spo_verl")

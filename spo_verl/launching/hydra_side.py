@@ -139,9 +139,9 @@ def _reasons() -> tuple[type[Exception], ...]:
     return (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError, AssertionError)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _register_groups(platform: str) -> None:
-    """Make the plugin's presets known to hydra, as the import of verl would."""
+    """Make the plugin's presets known to hydra, as the import of verl would; again when the platform is another."""
     from hydra.core.config_store import ConfigStore
 
     store_groups(ConfigStore.instance(), platform)

@@ -276,8 +276,6 @@ def test_the_words_of_a_command_line():
         (one_line("algorithm.adv_estimator=grpo data={train_batch_size: 8}"), "one by one"),
         (f"for n in 4 8; do\n{one_line('algorithm.adv_estimator=grpo', n='$n')}done\n", "in a loop"),
         (f"read -r N < file\n{one_line('algorithm.adv_estimator=grpo', n='$N')}", "only known when"),
-        (f"N=4; ((N *= 2))\n{one_line('algorithm.adv_estimator=grpo', n='$N')}", "only known when"),
-        (f"N=4; let N=8\n{one_line('algorithm.adv_estimator=grpo', n='$N')}", "only known when"),
         ("A=$A$A" + "\n", "no command"),
         ("A=xxxxxxxxxxxxxxxx\n" + "A=$A$A\n" * 40, "grows beyond"),
         ("f() { f; f; }\nf\n", "more than"),
