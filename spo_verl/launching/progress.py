@@ -81,11 +81,12 @@ class Progress(Phases):
         self._path, self._steps, self._shown, self._estimated = metrics_path, steps, 0, 0
 
     def __call__(self, text: str) -> None:
-        super().__call__(text)
+        self._recent = (self._recent + text)[-10_000:]
         for done, total in _ESTIMATED.findall(self._recent):
             if int(done) > self._estimated:
                 self._estimated = int(done)
                 self._part(self._estimated, int(total))
+        super().__call__("")  # after the parts: the last of them comes together with the phase that follows
         self.update()
 
     def _part(self, done: int, total: int) -> None:
