@@ -43,7 +43,7 @@ def test_progress_of_offline_values_and_then_a_training(tmp_path: Path) -> None:
         "24 [00:30<01:30,  8.5prompt/s]\r",
         "Offline values:  25%|##5       | 256/1024 [00:31<01:30,  8.5prompt/s]\r",
         "Offline values:  50%|#####     | 512/1024 [01:00<01:00,  8.5prompt/s]\r",
-        "Offline values: 100%|##########| 1024/1024 [02:00<00:00,  8.5prompt/s]\nspo: wrote /values.parquet: 1024 prompts\n",
+        "Offline values: 100%|###| 1024/1024 [02:00<00:00,  8.5prompt/s]\nspo: wrote /values.parquet: 1024 prompts\n",
         "Initial validation metrics\n",
     ):
         progress(text)
