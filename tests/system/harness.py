@@ -21,7 +21,6 @@ import pandas as pd
 import psutil
 
 from spo_verl.data import prompt_key
-from spo_verl.launching.supervise import session_memory
 from tests.support import batch_probe, matrix
 from tests.support.scripted_agent import fails, outcome
 
@@ -252,7 +251,7 @@ def launch(
         while process.poll() is None:
             time.sleep(0.2)
             if matrix.wanted() and time.monotonic() >= next_look:
-                peak = max(peak, session_memory(process.pid))
+                peak = max(peak, marked_memory(mark))
                 next_look = time.monotonic() + MEMORY_POLL_S
             if kill_when is not None and kill_when(log_path.read_text(errors="replace")):
                 ended_by_test = True
@@ -304,6 +303,18 @@ def end_marked(mark: str, patience: float = 20.0) -> None:
             for process in remaining:
                 _signal(process)
         time.sleep(0.5)
+
+
+def marked_memory(mark: str) -> int:
+    """Bytes that the processes of one launch use together, in whatever session; shared pages are counted once."""
+    return sum(_proportional_bytes(process) for process in psutil.process_iter() if _mark_of(process) == mark)
+
+
+def _proportional_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended meanwhile
+        return 0
 
 
 def scripted_values() -> tuple[np.ndarray, np.ndarray]:
