@@ -96,6 +96,8 @@ WAYS = (
     "for i in 2 4; do N=$i; break 7; done",
     "for i in 2 4; do while true; do continue 2; done; N=8; done; N=$i",
     "N=0; while [ $N -lt 4 ]; do N=$((N + 1)); done",
+    "N=4; ((N *= 2))",
+    "N=4; let N=8",
     "N=0; i=0; while (( i < 3 )); do ((i++)); N=$((N + i)); done",
     "N=0; i=6; until [[ $i -le 1 ]]; do let i-=2; N=$((N + 1)); done",
     "i=5; while ((i > 1)); do ((--i)); if ((i == 3)); then break; fi; done; ((N = i * 2))",
