@@ -1,4 +1,4 @@
-"""The real runs of the system tests: fourteen launches, two at a time, each made once per session.
+"""The real runs of the system tests, two launches at a time, each made once per session.
 
 | run | estimator | what it is |
 |---|---|---|
@@ -11,7 +11,8 @@
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
 | orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
-| tensor | spo=paper | Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
+| tensor | spo=paper | (slow) Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
+| megatron_grpo | grpo | (slow) Megatron on two ranks, data parallel with a distributed optimizer, two steps |
 | pipeline, continued | spo=paper | (slow) Megatron on two ranks: pipeline parallel 2, then a resume |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
@@ -209,6 +210,11 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         more += ["trainer.total_training_steps=3", "trainer.save_freq=3"]
         return (train(workdir, "tensor", [*megatron, *more], feature="sequence parallel"),)
 
+    def megatron_grpo() -> tuple[Run, ...]:
+        stock = [one for one in megatron if not one.startswith(("+spo", "spo."))]
+        stock += ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
+        return (train(workdir, "megatron_grpo", stock),)
+
     def pipeline_then_continued() -> tuple[Run, ...]:
         split = [*megatron, "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=2", "trainer.save_freq=2"]
         first = train(workdir, "pipeline", [*split, "trainer.total_training_steps=2"])
@@ -225,6 +231,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         orphaned,
         separate,
         tensor,
+        megatron_grpo,
         pipeline_then_continued,
     ]
     every += [gsm8k] if THERE else []
@@ -317,6 +324,11 @@ def orphaned(launches) -> Run:
 @pytest.fixture(scope="session")
 def tensor(launches) -> Run:
     return launches["tensor"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def megatron_grpo(launches) -> Run:
+    return launches["megatron_grpo"].result()[0]
 
 
 @pytest.fixture(scope="session")

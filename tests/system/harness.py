@@ -187,6 +187,8 @@ TOY = (
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.calculate_log_probs=True",
     "actor_rollout_ref.rollout.max_model_len=64", "actor_rollout_ref.rollout.max_num_seqs=64",
+    # Each takes as long to start as the rest of a run of few steps; the quickstart has two.
+    "actor_rollout_ref.rollout.agent.num_workers=1",
     f"reward.custom_reward_function.path={REPOSITORY}/tests/support/reward.py",
 )  # fmt: skip
 """Settings of every run on the toy data, whatever it does with them."""

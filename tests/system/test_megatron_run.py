@@ -35,6 +35,7 @@ def check_saved(run: Run, step: int) -> None:
     assert (run.checkpoints / "latest_checkpointed_iteration.txt").read_text() == str(step)
 
 
+@pytest.mark.slow
 def test_two_tensor_parallel_ranks_train(tensor):
     check_steps(tensor, {1, 2, 3})
     check_saved(tensor, 3)
@@ -53,3 +54,15 @@ def test_a_run_of_two_pipeline_stages_continues(pipeline, continued):
     check_steps(continued, {3, 4})
     check_saved(continued, 4)
     assert continued.loaded() == {2: pipeline.saved()[2]}
+
+
+@pytest.mark.slow
+def test_stock_grpo_trains_with_megatron(megatron_grpo):
+    assert megatron_grpo.returncode == 0, tail(megatron_grpo)
+    metrics = megatron_grpo.metrics()
+    assert set(metrics) == {1, 2}
+    for step in metrics.values():
+        assert step["training/rollout_probs_diff_max"] < 1e-4
+        assert step["actor/grad_norm"] > 0
+        assert step["critic/advantages/max"] > 0.1
+        assert not [key for key in step if key.startswith("spo/")]
