@@ -144,11 +144,11 @@ def test_a_plain_file_is_launched_as_a_copy_that_names_its_base(tmp_path, data, 
     assert "defaults: [ppo_trainer, _self_]" in (tmp_path / "out" / "mine_on_ppo_trainer.yaml").read_text()
 
 
-def passes(name, tmp_path, *overrides, split=Split(), gib=12):
+def passes(name, tmp_path, *overrides, split=None, gib=12):
     """Rehearse on problems of GSM8K, or where they are not there on made ones; returns the metrics by step."""
     rows = tmp_path / "rows.parquet"
     data = [real_rows(rows) if THERE else write(sums(200), rows)]
-    found = rehearse(name, overrides, data=data, folder=tmp_path / "out", split=split)
+    found = rehearse(name, overrides, data=data, folder=tmp_path / "out", split=split or Split())
     assert found.stopped is None
     assert [check for check in found.checks if not check.ok] == []
     assert found.passed
