@@ -195,10 +195,12 @@ class RecordWriter:
             self._stop(f"{type(reason).__name__}: {reason}", exc_info=not isinstance(reason, OSError))
         finally:
             self._stopped = True
+            self._waiting.clear()
 
     def _stop(self, reason: str, *, exc_info: bool = False) -> None:
+        if self._stopped:
+            return
         self._stopped = True
-        self._waiting.clear()
         logger.error(
             "spo: recording ends (%s). Training continues without a record of what follows; %s is complete up to what "
             "was written. The next start of the run records again.",
@@ -492,7 +494,7 @@ def _as_array(given: Any, kind: pa.DataType) -> pa.Array:
         return given.cast(kind)
     mask = None
     if isinstance(given, np.ma.MaskedArray):
-        given, mask = given.data, np.ma.getmaskarray(given)
+        given, mask = given.data, np.broadcast_to(given.mask, given.shape)
     if pa.types.is_dictionary(kind):
         return pa.array(given, kind.value_type, mask=mask).dictionary_encode().cast(kind)
     return pa.array(given, kind, mask=mask, from_pandas=True)
