@@ -105,8 +105,16 @@ class RecordWriter:
         Raises:
             SpoStateError: a step before the last one that had rows, or one that was cut.
         """
+        self.append_later(step, len(rows["uid"]), lambda: rows)
+
+    def append_later(self, step: int, count: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Like :meth:`append`, with about ``count`` rows that ``make`` returns in the writer's thread."""
         self._note("rollouts", step)
-        self._do_append("rollouts", step, {**rows, "step": np.full(len(rows["uid"]), step)})
+        self._do_append("rollouts", step, count, make)
+
+    def call(self, job: Callable[[], None]) -> None:
+        """Run something in the writer's thread, after all that was passed before."""
+        self._do(job)
 
     def append_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add the numbers of a step; what is not a number is left out.
@@ -116,8 +124,8 @@ class RecordWriter:
         """
         self._note("steps", step)
         numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
-        columns = {"step": np.full(len(numbers), step), "name": list(numbers), "value": list(numbers.values())}
-        self._do_append("steps", step, columns)
+        columns = {"name": list(numbers), "value": list(numbers.values())}
+        self._do_append("steps", step, len(numbers), lambda: columns)
 
     def cut(self, step: int) -> None:
         """Merge what was appended since the last cut: a checkpoint of this step is being saved; then :meth:`flush`."""
@@ -175,12 +183,12 @@ class RecordWriter:
         if not self._stopped:
             self._jobs.put((job, arguments))
 
-    def _do_append(self, kind: Kind, step: int, columns: Mapping[str, Any]) -> None:
-        self._passed_rows += len(columns["step"])
+    def _do_append(self, kind: Kind, step: int, count: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._passed_rows += count
         queued = self._passed_rows - self._taken_rows
         if queued > self._waiting_rows and not self._stopped:  # the thread hangs in the disk
             self._stop(f"{queued} rows wait for the disk, more than are kept in memory")
-        self._do(self._append, kind, step, columns)
+        self._do(self._append, kind, step, count, make)
 
     # ------------------------------------------------------------------ by the thread
 
@@ -191,7 +199,7 @@ class RecordWriter:
                 job(*arguments)
         except _Ended:
             pass
-        except parquet_reasons() as reason:
+        except (*parquet_reasons(), ArithmeticError, AttributeError, AssertionError) as reason:
             self._stop(f"{type(reason).__name__}: {reason}", exc_info=not isinstance(reason, OSError))
         finally:
             self._stopped = True
@@ -209,10 +217,12 @@ class RecordWriter:
             exc_info=exc_info,
         )
 
-    def _append(self, kind: Kind, step: int, columns: Mapping[str, Any]) -> None:
-        table = as_table(columns, SCHEMAS[kind])
+    def _append(self, kind: Kind, step: int, count: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._taken_rows += count
+        columns = make()
+        size = len(next(iter(columns.values())))
+        table = as_table({**columns, "step": np.full(size, step)}, SCHEMAS[kind])
         part = Part(step, step, kind)
-        self._taken_rows += len(table)
         latest = self._disk.latest(kind)
         if latest is not None and latest[0] == part:
             table = pa.concat_tables([latest[1], table])
