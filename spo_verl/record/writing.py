@@ -51,6 +51,8 @@ FLUSH_SECONDS = 120.0
 """A checkpoint waits for the record no longer than this."""
 
 _TEMPORARY = ".*.writing-*"
+_REASONS: tuple[type[Exception], ...] = (*parquet_reasons(), ArithmeticError, AttributeError)
+"""What ends the record and not the run: whatever is wrong with rows or files."""
 
 
 class RecordWriter:
@@ -199,7 +201,7 @@ class RecordWriter:
                 job(*arguments)
         except _Ended:
             pass
-        except (*parquet_reasons(), ArithmeticError, AttributeError, AssertionError) as reason:
+        except _REASONS as reason:
             self._stop(f"{type(reason).__name__}: {reason}", exc_info=not isinstance(reason, OSError))
         finally:
             self._stopped = True

@@ -125,7 +125,7 @@ class Prompts:
         return {
             "key": names,
             "slot": slot_S,
-            "row": np.ma.masked_array(self._keys.row_of_slot_P[at_S], mask=~inside_S),
+            "row": pa.array(self._keys.row_of_slot_P[at_S], mask=~inside_S),
             "data_source": self._source_P.take(pa.array(slot_S, mask=~inside_S)),
         }
 
@@ -188,7 +188,7 @@ class Recorder:
         self._writer.describe({**self._run, "pid": start["pid"], "host": start["host"], "start": start})
         if uids := tracker.open_uids():
             frozen = tracker.recall(uids).frozen
-            self.dispatched(uids, frozen, at=None)
+            self._opened(uids, frozen, None)
             aside = sorted({slot for slot in frozen.slot_B.tolist() if slot >= tracker.size})
             self._prompts.note_aside(aside, tracker.keys(aside))
         value_P, (alpha_P, beta_P) = tracker.values(), tracker.evidence()
@@ -201,16 +201,18 @@ class Recorder:
 
     # ------------------------------------------------------------------ a step
 
-    def dispatched(self, uids: Sequence[str], frozen: Frozen, *, at: float | None = -1.0) -> None:
-        """These rollouts were dispatched, or issued again, now; ``at=None``: at an unknown time."""
+    def dispatched(self, uids: Sequence[str], frozen: Frozen) -> None:
+        """These rollouts were dispatched, or issued again, now."""
+        self._opened(uids, frozen, time.monotonic())
+
+    def _opened(self, uids: Sequence[str], frozen: Frozen, now: float | None) -> None:
         if self._writer is None:
             return
-        now = time.monotonic() if at == -1.0 else at
 
         def note() -> None:
             columns = (frozen.slot_B, frozen.value_B, frozen.n_eff_B, frozen.version_B)
-            for uid, *values in zip(uids, *(column.tolist() for column in columns), strict=True):
-                self._open[uid] = Opened(*values, now)
+            entries = zip(uids, *(column.tolist() for column in columns), strict=True)
+            self._open |= {uid: Opened(slot, value, n_eff, number, now) for uid, slot, value, n_eff, number in entries}
 
         self._writer.call(note)
 

@@ -148,8 +148,9 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         _require_enough_in_flight(keys, self.config, self.spo, sources)
         self._source_record = None if sources is None else SourceRecord(sources)
         # A namespace of its own: several runs may share one Ray cluster.
-        service = {"name": "spo_tracker", "namespace": f"spo-{uuid.uuid4().hex[:12]}"}
-        self.tracker: TrackerClient = start_service(**service)
+        namespace = f"spo-{uuid.uuid4().hex[:12]}"
+        self.tracker: TrackerClient = start_service("spo_tracker", namespace)
+        service = {"name": self.tracker.name, "namespace": namespace}
         self._recorder = Recorder.of(self.config, self.spo, keys, self.train_dataset, service)
         evidence = initial_evidence(self.spo, keys.key_P)
         self._static_value_P = static_values(self.spo, evidence)

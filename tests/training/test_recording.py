@@ -189,7 +189,7 @@ def test_a_step_by_hand(tmp_path):
     recorder._writer.describe({})
     slots = np.array([7, 3, 5, 0])
     half, one = np.full(4, 0.5), np.ones(4)
-    recorder.dispatched(["a", "b", "late", "lost"], Frozen(slots, half, one, np.full(4, 4)), at=100.0)
+    recorder._opened(["a", "b", "late", "lost"], Frozen(slots, half, one, np.full(4, 4)), 100.0)
     recorder.observed(6, rewarded, divergence, evicted, report, {"a", "b"}, {"a": 101.5, "b": 102.0})
     recorder.close()
 
@@ -295,7 +295,7 @@ def test_prompts_of_a_dataset_with_rows_of_equal_content():
     columns = prompts.columns(np.array([2, 1]))
     assert columns["data_source"].to_pylist() == ["a", "b"]
     assert columns["key"] == [rows[2]["key"], rows[1]["key"]]
-    assert columns["row"].tolist() == [3, 1]
+    assert columns["row"].to_pylist() == [3, 1]
 
 
 def test_a_dataset_with_code_of_its_own_is_not_read():
@@ -315,7 +315,7 @@ def test_a_prompt_that_the_dataset_lost_keeps_its_key():
     prompts.note_aside([4], keys(6)[4:5])
     columns = prompts.columns(np.array([1, 4]))
     assert columns["key"] == [bytes(keys(6)[1]).hex(), bytes(keys(6)[4]).hex()]
-    assert columns["row"].tolist() == [1, None]
+    assert columns["row"].to_pylist() == [1, None]
     assert columns["data_source"].to_pylist() == [None, None]
 
 
