@@ -219,6 +219,7 @@ class TrackerReader:
     movement = _Property(Tracker.movement)
     open_uids = _Verb(Tracker.open_uids)
     recall = _Verb(Tracker.recall)
+    keys = _Verb(Tracker.keys)
     evidence = _Verb(Tracker.evidence)
     values = _Verb(Tracker.values)
     value_histogram = _Verb(Tracker.value_histogram)

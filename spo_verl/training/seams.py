@@ -34,6 +34,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_BASE, "PPOTrainer._compute_old_log_prob", "override", "(self, batch, metrics)"),
     Seam(_BASE, "PPOTrainer._compute_advantage", "override", "(self, batch, metrics)"),
     Seam(_BASE, "PPOTrainer._save_checkpoint", "override", "(self)"),
+    Seam(_BASE, "PPOTrainer._validate", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._load_checkpoint", "override", "(self)"),
     Seam(
         _BASE,

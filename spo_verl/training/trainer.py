@@ -73,6 +73,7 @@ from spo_verl.training.metrics import (
 from spo_verl.training.movement import MovementMeter, measure_movement
 from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
 from spo_verl.training.quotas import SourceRecord, read_sources
+from spo_verl.training.recording import Recorder
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
 from spo_verl.training.sessions import read_sessions
@@ -147,7 +148,10 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         _require_enough_in_flight(keys, self.config, self.spo, sources)
         self._source_record = None if sources is None else SourceRecord(sources)
         # A namespace of its own: several runs may share one Ray cluster.
-        self.tracker: TrackerClient = start_service("spo_tracker", f"spo-{uuid.uuid4().hex[:12]}")
+        namespace = f"spo-{uuid.uuid4().hex[:12]}"
+        self.tracker: TrackerClient = start_service("spo_tracker", namespace)
+        service = {"name": self.tracker.name, "namespace": namespace}
+        self._recorder = Recorder.of(self.config, self.spo, keys, self.train_dataset, service)
         evidence = initial_evidence(self.spo, keys.key_P)
         self._static_value_P = static_values(self.spo, evidence)
         self._checkpoint = CheckpointFollower(
@@ -157,6 +161,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             TrackerSettings.of(self.spo),
             initial_evidence=evidence,
             sources=sources,
+            recorder=self._recorder,
         )
         self.train_dataloader = PrioritizedDataLoader(
             self.train_dataset,
@@ -195,8 +200,10 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
     def fit(self, agent_loop_manager: Any) -> None:
         try:
+            self._recorder.begin(self.global_steps, self.tracker)
             super().fit(agent_loop_manager)  # type: ignore[misc]
         finally:
+            self._recorder.close()
             self.tracker.stop()
 
     # ------------------------------------------------------------------ draw
@@ -235,6 +242,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
             frozen = self.tracker.dispatch(uids, slot_B, self.global_steps - 1)
+            self._recorder.dispatched(uids, frozen)
         if self._choose_n is not None:
             n_B = choose(self._choose_n, frozen.value_B, frozen.n_eff_B)
             tu.assign_non_tensor_stack(batch, "__rollout_n__", n_B.tolist())
@@ -299,7 +307,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         pending = PendingAdvantages(recalled.raw_advantage(reward_S), sessions.session_R, self.spo.advantage)
         with pending_advantages(pending):
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        self._stage = Rewarded(recalled, reward_S, pending.token_count_S)
+        self._stage = Rewarded(recalled, reward_S, pending.advantage_S, pending.token_count_S)
         return batch
 
     def _describe_prompt(self, uid: str) -> str:
@@ -330,6 +338,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
                 **rewarded.outcomes(divergence), settle_uids=sorted(ended), late=evicted.late, movement=movement
             )
             bins = self.tracker.value_histogram(VALUE_BINS)
+        seen = self.replay_buffer.spo_seen
+        self._recorder.observed(self.global_steps, rewarded, divergence, evicted, report.observe, ended, seen)
         if self._source_record is not None:
             self._source_record.note_values(report.metrics)
         metrics.update(
@@ -353,6 +363,13 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         if self._source_record is not None:
             # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
             metrics.update(prefixed(self._source_record.drain()))
+        self._recorder.numbers(self.global_steps, metrics)
+
+    def _validate(self) -> dict[str, float]:
+        metrics: dict[str, float] = super()._validate()  # type: ignore[misc]
+        if self.global_steps == 0:  # later ones are among the numbers of their step
+            self._recorder.numbers(0, metrics)
+        return metrics
 
     # ------------------------------------------------------------------ save
 

@@ -1,6 +1,7 @@
 """Quotas in a run: refused with all problems when the data is read, logged, and reported with every step."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,7 @@ def test_they_reach_the_log_past_the_aggregator_which_would_misread_some_names()
             from spo_verl.training.metrics import Stopwatch
 
             self._stopwatch, self._source_record = Stopwatch(), record_of_a_step()
+            self._recorder, self.global_steps = SimpleNamespace(numbers=lambda step, metrics: None), 1
 
     metrics: dict[str, float] = {}
     Trainer()._compute_metrics(None, metrics)
