@@ -19,7 +19,11 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "evidence/observed_total": ("Evidence", ""),
     "evidence/failed_total": ("Rollouts that were not trained on, or later", "In the asynchronous modes only."),
     "value/mean": ("The whole tracker", "All prompts of the dataset, after the step."),
-    "source/<name>/drawn_share": ("Data sources", "With [quotas](data-sources.md) only; `<name>` is the data source."),
+    "source/<name>/drawn_share": (
+        "Data sources",
+        "With [quotas](data-sources.md) only. `<name>` is the data source, with `_` for what Prometheus does not accept in\n"
+        "a name; sources that are then alike get `_` and a hash of their own.",
+    ),
     "seconds_total/draw": ("Seconds of the step", ""),
 }
 """First metric of each section -> heading of the section and the sentence below it."""

@@ -95,9 +95,9 @@ def test_metrics_of_a_step_and_the_next_one():
     record = record_of_a_step()
     assert record.drain() == {
         "source/minerva/value_mean": 0.25,
-        "source/org/a.b/value_mean": 0.5,
+        "source/org/a_b/value_mean": 0.5,
         "source/minerva/drawn_share": 0.25,
-        "source/org/a.b/drawn_share": 0.75,
+        "source/org/a_b/drawn_share": 0.75,
         "source/summary/drawn_share": 0.0,
     }
     assert record.drain() == {}
@@ -105,8 +105,8 @@ def test_metrics_of_a_step_and_the_next_one():
 
 def test_names_of_sources_do_not_need_an_explanation_each():
     metrics = prefixed(record_of_a_step().drain())
-    assert metrics["spo/source/org/a.b/drawn_share"] == 0.75
-    assert pattern_of("source/org/a.b/drawn_share") == "source/<name>/drawn_share"
+    assert metrics["spo/source/org/a_b/drawn_share"] == 0.75
+    assert pattern_of("source/org/a_b/drawn_share") == "source/<name>/drawn_share"
     assert {pattern_of(key) for key in METRICS} == set(METRICS)
     with pytest.raises(KeyError, match="source/org/a.b/luck"):
         prefixed({"source/org/a.b/luck": 1.0})
