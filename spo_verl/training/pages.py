@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from spo_verl.agent.seams import SEAMS as AGENT_SEAMS
 from spo_verl.seam import Seam
+from spo_verl.training.early_warnings import WARNINGS
+from spo_verl.training.health import HEALTH
 from spo_verl.training.metrics import METRICS, PREFIX
 from spo_verl.training.seams import SEAMS as TRAINING_SEAMS
 
@@ -21,8 +23,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "value/mean": ("The whole tracker", "All prompts of the dataset, after the step."),
     "source/<name>/drawn_share": (
         "Data sources",
-        "With [quotas](data-sources.md) only. `<name>` is the data source, with `_` for what Prometheus does not accept in\n"
-        "a name; sources that are then alike get `_` and a hash of their own.",
+        "With [quotas](data-sources.md) only. `<name>` is the data source, with `_` for what Prometheus does not\n"
+        "accept in a name; sources that are then alike get `_` and a hash of their own.",
     ),
     "seconds_total/draw": ("Seconds of the step", ""),
 }
@@ -33,6 +35,16 @@ _METRICS = f"""# Metrics under `{PREFIX}`
 Logged once per training step. A metric with nothing to report is absent. Where a step has several updates, their values
 are combined by the key: `max`, `min`, `total` (sum), others the mean weighted by samples.
 Written by `python -m spo_verl.training.pages metrics`.
+"""
+
+_HEADER = ["| key | meaning | healthy | otherwise |", "|---|---|---|---|"]
+
+_WARNINGS = """## Early warnings
+
+The log says each of these once, as `spo: early warning, NAME. What was seen. What to do.`
+
+| name | when | because | what to do |
+|---|---|---|---|
 """
 
 _SEAMS = """# Names of verl that the plugin builds on
@@ -50,8 +62,13 @@ def metrics_page() -> str:
     for key, meaning in METRICS.items():
         if key in SECTIONS:
             heading, sentence = SECTIONS[key]
-            lines += [f"## {heading}\n", *([f"{sentence}\n"] if sentence else []), "| key | meaning |", "|---|---|"]
-        lines.append(f"| `{PREFIX}{key}` | {_cell(meaning)} |")
+            lines += [f"## {heading}\n", *([f"{sentence}\n"] if sentence else []), *_HEADER]
+        lines.append(f"| `{PREFIX}{key}` | {' | '.join(map(_cell, (meaning, *HEALTH[key])))} |")
+    lines.append(_WARNINGS.rstrip())
+    lines += [
+        f"| {' | '.join(map(_cell, (warning.name, warning.condition, warning.reason, warning.fix)))} |"
+        for warning in WARNINGS
+    ]
     return _spaced(lines)
 
 

@@ -56,6 +56,7 @@ from spo_verl.training.asynchronous import OpenRollouts
 from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import aborts, apply_oversampling, check, select
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
@@ -126,6 +127,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             stoppable_rollouts(config)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
+        self._warnings = EarlyWarnings(RunFacts.of(self.spo, int(config.data.train_batch_size)))
         self._dispatched: set[str] = set()
         self._stage: Recalled | Rewarded | None = None
         self._source_record: SourceRecord | None = None
@@ -353,6 +355,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         if self._source_record is not None:
             # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
             metrics.update(prefixed(self._source_record.drain()))
+        self._warnings.read(metrics)
 
     # ------------------------------------------------------------------ save
 

@@ -29,6 +29,7 @@ from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.tracker import PromptSources, Tracker
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import asynchronous, in_flight, rewards, trainer
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import spo_advantage
 from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.quotas import SourceRecord
@@ -311,6 +312,7 @@ def build(setting: Setting, world: World) -> Any:
     made._aborts = trainer.aborts(made.config, setting.spo)
     made._choose_n = made._movement = made._stage = made._static_value_P = None
     made._stopwatch, made._dispatched, made.logged = Stopwatch(), set(), []
+    made._warnings = EarlyWarnings(RunFacts.of(setting.spo, setting.batch))
     made.in_flight = []
     made.use_reference_policy = made.use_critic = False
     made._restored_tq_prompt_count, made.global_steps = setting.restored, setting.resumed

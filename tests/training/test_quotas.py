@@ -13,7 +13,8 @@ from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import PromptSources, TrackerSettings
 from spo_verl.tracker.service import TrackerHost
 from spo_verl.training.checkpoint import CheckpointFollower
-from spo_verl.training.metrics import METRICS, pattern_of, prefixed
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
+from spo_verl.training.metrics import METRICS, Stopwatch, pattern_of, prefixed
 from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.trainer import SpoTrainer
 from tests.data.rows import row
@@ -124,9 +125,8 @@ def test_they_reach_the_log_past_the_aggregator_which_would_misread_some_names()
 
     class Trainer(SpoTrainer, Mode):
         def __init__(self):
-            from spo_verl.training.metrics import Stopwatch
-
             self._stopwatch, self._source_record = Stopwatch(), record_of_a_step()
+            self._warnings = EarlyWarnings(RunFacts(batch=4))
 
     metrics: dict[str, float] = {}
     Trainer()._compute_metrics(None, metrics)
