@@ -169,6 +169,9 @@ class SpoConfig:
     oversample: Annotated[float, Field(ge=0)] | None = None
     """Prompts in flight beyond a batch, as a share of it (0.5: half a batch more); ``None``: as verl's
     ``num_warmup_batches`` says. Only in the asynchronous trainer modes."""
+    samples_every: Count | None = 10
+    """Steps from one table of samples, with histograms, to the next in W&B, TensorBoard, MLflow and trackio; ``None``:
+    none. Other loggers are not given any."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -116,6 +116,15 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_BASE, "get_trainer_cls", "read", "(name)"),
     Seam("verl.trainer.ppo.v1.trainer_sync", "PPOTrainerSync", "override", "(config)"),
     Seam("verl.trainer.ppo.ray_trainer", "RayPPOTrainer.__init__", "wrap"),
+    # histograms and samples
+    Seam(
+        "verl.utils.tracking",
+        "Tracking",
+        "read",
+        "(project_name, experiment_name, default_backend='console', config=None)",
+    ),
+    Seam("verl.utils.tracking", "_TensorboardAdapter", "read", "(project_name, experiment_name)"),
+    Seam("verl.utils.tracking", "_TrackioLoggingAdapter", "read", "(trackio)"),
     # estimator
     Seam("verl.trainer.ppo.core_algos", "register_adv_est", "read", "(name_or_enum)"),
     Seam("verl.trainer.ppo.core_algos", "get_adv_estimator_fn", "read", "(name_or_enum)"),

@@ -47,7 +47,7 @@ from spo_verl.config import estimates_first, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
-from spo_verl.tracker.reports import Draw
+from spo_verl.tracker.reports import Draw, ObserveReport
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import megatron_checks, seams
@@ -76,6 +76,7 @@ from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
 from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
+from spo_verl.training.samples import SampleLog, step_samples
 from spo_verl.training.sessions import read_sessions
 from spo_verl.training.step import Recalled, Rewarded
 from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
@@ -127,6 +128,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             stoppable_rollouts(config)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
+        self._samples = SampleLog(self.spo.samples_every)
         self._warnings = EarlyWarnings(RunFacts.of(self.spo, int(config.data.train_batch_size)))
         self._dispatched: set[str] = set()
         self._stage: Recalled | Rewarded | None = None
@@ -347,7 +349,31 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
                 }
             )
         )
+        if self._samples.due(self.logger.logger, self.global_steps):
+            self._show_samples(batch, rewarded, report.observe)
         return batch
+
+    def _show_samples(self, batch: KVBatchMeta, rewarded: Rewarded, report: ObserveReport) -> None:
+        """Histograms and a table of samples for the loggers that can show them."""
+
+        def texts(session_C: np.ndarray) -> list[tuple[str, str]]:
+            keys = [batch.keys[row] for row in rewarded.recalled.sessions.final_row_S[session_C]]
+            return [
+                (
+                    self.tokenizer.decode(output.prompt, skip_special_tokens=True),
+                    self.tokenizer.decode(output.response, skip_special_tokens=True),
+                )
+                for output in read_outputs(keys, batch.partition_id)
+            ]
+
+        samples = step_samples(
+            rewarded,
+            self.tracker.evidence(),
+            report.rho_B[report.discounted_B],
+            self._keys.row_of_slot_P,
+            texts,
+        )
+        self._samples.show(self.logger.logger, samples, self.global_steps)
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)  # type: ignore[misc]

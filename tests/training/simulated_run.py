@@ -33,6 +33,7 @@ from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import spo_advantage
 from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.quotas import SourceRecord
+from spo_verl.training.samples import SampleLog
 
 POLLS = 400
 """More than any simulated step needs; then it waits for ever."""
@@ -312,6 +313,7 @@ def build(setting: Setting, world: World) -> Any:
     made._aborts = trainer.aborts(made.config, setting.spo)
     made._choose_n = made._movement = made._stage = made._static_value_P = None
     made._stopwatch, made._dispatched, made.logged = Stopwatch(), set(), []
+    made._samples = SampleLog(setting.spo.samples_every)
     made._warnings = EarlyWarnings(RunFacts.of(setting.spo, setting.batch))
     made.in_flight = []
     made.use_reference_policy = made.use_critic = False
@@ -328,7 +330,8 @@ def build(setting: Setting, world: World) -> Any:
     tracker = Tracker.create(
         keys(setting.prompts), TrackerSettings.of(setting.spo), alpha_P=value_P, beta_P=1 - value_P, sources=sources
     )
-    made._keys, made._sources = SimpleNamespace(key_P=keys(setting.prompts)), sources
+    made._keys = SimpleNamespace(key_P=keys(setting.prompts), row_of_slot_P=np.arange(setting.prompts))
+    made._sources = sources
     made.tracker = Client(tracker, world)
     made.train_dataloader = PrioritizedDataLoader(
         [{"raw_prompt": f"p{row}", "index": row} for row in range(setting.prompts)],
