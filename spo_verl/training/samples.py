@@ -1,7 +1,7 @@
 """Histograms and a table of samples in W&B, TensorBoard, MLflow and trackio, every ``spo.samples_every`` steps.
 
-verl's loggers write scalars. What is here goes into the same runs, as verl's table of validation samples does; the other
-loggers (console, file, ...) get nothing of it. Suffixes: S sessions of the batch, P all prompts.
+verl's loggers write scalars. What is here goes into the same runs, as verl's table of validation samples does; the
+other loggers (console, file, ...) get nothing of it. Suffixes: S sessions of the batch, P all prompts.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ class SampleLog:
                 except Exception:  # noqa: BLE001 - whatever a backend raises; logged with its cause
                     self._failed.add(name)
                     logger.warning(
-                        "spo: %s took no histograms and samples, and gets none from now on; scalars are not affected. Set "
-                        "spo.samples_every=null to silence this.",
+                        "spo: %s took no histograms and samples, and gets none from now on; scalars are not affected. "
+                        "Set spo.samples_every=null to silence this.",
                         name,
                         exc_info=True,
                     )
