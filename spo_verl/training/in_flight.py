@@ -23,13 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import transfer_queue as tq
 
 from spo_verl.config import SpoConfig
 from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.training.rewards import session_rewards
-from spo_verl.training.sessions import Sessions, read_sessions
+from spo_verl.training.sessions import read_sessions, response_tokens
 
 TRAIN = "train"
 CUT_OFF = ("aborted", "failed")
@@ -163,15 +162,6 @@ def _without_reward(keys: list[str], partition: str) -> list[str]:
         middle = len(keys) // 2
         return _without_reward(keys[:middle], partition) + _without_reward(keys[middle:], partition)
     return []
-
-
-def response_tokens(sessions: Sessions, tags: list[dict]) -> np.ndarray:
-    """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
-    token_S = np.zeros(len(sessions), dtype=np.int64)
-    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
-        if session >= 0:
-            token_S[session] += int(tag.get("response_len") or 0)
-    return token_S
 
 
 class WatchedBuffer:

@@ -85,6 +85,15 @@ def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> Ses
     )
 
 
+def response_tokens(sessions: Sessions, tags: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
+    token_S = np.zeros(len(sessions), dtype=np.int64)
+    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
+        if session >= 0:
+            token_S[session] += int(tag.get("response_len") or 0)
+    return token_S
+
+
 def split_key(key: str) -> tuple[str, int, int]:
     """The uid, session and output index that a trajectory key names; :class:`SpoStateError` for another form."""
     parts = key.rsplit("_", 2)
