@@ -14,7 +14,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,13 +124,21 @@ def main(arguments: list[str] | None = None) -> int:
             return _no_verl(f"verl cannot be imported ({type(error).__name__}: {error}); install what it needs.")
         found = [*moved_names(), *(moved_workarounds() if on_cpu else ())]
     version, place = str(getattr(verl, "__version__", "of unknown version")), str(Path(str(verl.__file__)).parent)
-    if chosen.json:
-        print(json.dumps({"version": version, "folder": place, "moved": [asdict(one) for one in found]}))
-    else:
-        names = sum(map(len, ROOMS.values()))
-        print(f"verl {version} in {place}: {names} names looked up" + (", and the CPU workarounds" if on_cpu else ""))
-        print("\n".join(f"  {one}" for one in found) or "  nothing moved")
+    print(as_json(found, version, place) if chosen.json else as_text(found, version, place))
     return 1 if found else 0
+
+
+def as_text(found: Sequence[Moved], version: str, folder: str) -> str:
+    """One line for the verl that was looked at, and one for each difference."""
+    names = sum(map(len, ROOMS.values()))
+    return "\n".join(
+        [f"verl {version} in {folder}: {names} names looked up", *(f"  {one}" for one in found or ["nothing moved"])]
+    )
+
+
+def as_json(found: Sequence[Moved], version: str, folder: str) -> str:
+    """The same as one JSON document."""
+    return json.dumps({"version": version, "folder": folder, "moved": [asdict(one) for one in found]})
 
 
 def _no_verl(why: str) -> int:

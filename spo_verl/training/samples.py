@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from spo_verl.core import normalize_advantages
-from spo_verl.training.step import Rewarded
-
 logger = logging.getLogger(__name__)
 
 SAMPLES = 8
@@ -57,26 +54,26 @@ def shortened(text: str) -> str:
 
 
 def step_samples(
-    rewarded: Rewarded,
+    *,
+    raw_S: np.ndarray,
+    advantage_S: np.ndarray,
+    reward_S: np.ndarray,
+    value_S: np.ndarray,
+    row_S: np.ndarray,
     evidence: tuple[np.ndarray, np.ndarray],
     rho_B: np.ndarray,
-    row_of_slot_P: np.ndarray,
     texts: Callable[[np.ndarray], Sequence[tuple[str, str]]],
 ) -> StepSamples:
     """Put together what is logged of a step.
 
     Args:
-        rewarded: the batch.
+        raw_S, advantage_S: raw and normalised advantage of each session.
+        reward_S, value_S: its reward and its baseline's value, in [0, 1].
+        row_S: row of the dataset that its prompt is in.
         evidence: alpha and beta of every prompt, after the step.
         rho_B: retentions that the step applied.
-        row_of_slot_P: dataset row of each prompt.
         texts: sessions of the batch -> prompt and response of each.
     """
-    before = rewarded.recalled
-    raw_S = before.raw_advantage(rewarded.reward_S)
-    advantage_S = normalize_advantages(
-        raw_S, rewarded.token_count_S, measure=before.advantage.measure, eps=before.advantage.eps
-    )
     alpha_P, beta_P = evidence
     histograms = {
         "value": alpha_P / (alpha_P + beta_P),
@@ -85,14 +82,13 @@ def step_samples(
         "retention": rho_B,
     }
     chosen = chosen_sessions(raw_S)
-    row_S = row_of_slot_P[before.frozen.slot_B[before.sessions.prompt_S]]
     rows = [
         (
             int(row_S[session]),
             shortened(prompt),
             shortened(response),
-            float(rewarded.reward_S[session]),
-            float(before.value_S[session]),
+            float(reward_S[session]),
+            float(value_S[session]),
             float(advantage_S[session]),
         )
         for session, (prompt, response) in zip(chosen, texts(chosen), strict=True)

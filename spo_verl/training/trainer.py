@@ -44,6 +44,7 @@ from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
 from spo_verl.config import estimates_first, refuse
+from spo_verl.core import normalize_advantages
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
@@ -366,12 +367,19 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
                 for output in read_outputs(keys, batch.partition_id)
             ]
 
+        before = rewarded.recalled
+        raw_S, advantage = before.raw_advantage(rewarded.reward_S), self.spo.advantage
         samples = step_samples(
-            rewarded,
-            self.tracker.evidence(),
-            report.rho_B[report.discounted_B],
-            self._keys.row_of_slot_P,
-            texts,
+            raw_S=raw_S,
+            advantage_S=normalize_advantages(
+                raw_S, rewarded.token_count_S, measure=advantage.measure, eps=advantage.eps
+            ),
+            reward_S=rewarded.reward_S,
+            value_S=before.value_S,
+            row_S=self._keys.row_of_slot_P[before.frozen.slot_B[before.sessions.prompt_S]],
+            evidence=self.tracker.evidence(),
+            rho_B=report.rho_B[report.discounted_B],
+            texts=texts,
         )
         self._samples.show(self.logger.logger, samples, self.global_steps)
 

@@ -1,5 +1,6 @@
 """Metric names survive verl's aggregator with the meaning they have here; every metric is explained."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -31,8 +32,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.mark.parametrize("name", pages.PAGES)
 def test_the_page_is_what_its_command_prints(name):
-    page = DOCS / f"{name}.md"
-    assert page.read_text() == pages.PAGES[name](), f"python -m spo_verl.training.pages {name} > docs/{name}.md"
+    file = pages.FILES[name]
+    written = (DOCS / file).read_text()
+    assert written == pages.PAGES[name](), f"python -m spo_verl.training.pages {name} > docs/{file}"
 
 
 def test_every_metric_is_in_a_section_and_every_seam_in_its_row():
@@ -80,6 +82,28 @@ def every_key(sources):
             yield from (pattern.replace("<name>", label) for label in source_labels(sources).values())
         else:
             yield from {pattern.replace("<k>", str(k)) for k in range(10)}
+
+
+def test_the_dashboard_shows_every_metric_and_no_other():
+    """Its queries against the names that RL-Insight gives to what verl's logger hands over."""
+    made = json.loads((DOCS / "grafana.json").read_text())
+    panels = [panel for panel in made["panels"] if panel["type"] != "row"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    exported = {"rl_insight_monitor_" + prometheus_name(f"spo/{key}") for key in every_key(["org/a.b", "math"])}
+    shown = set()
+    for query in queries:
+        name, labels = re.fullmatch(r"(\w*)\{(.*)\}", query).groups()
+        pattern = name or re.match('__name__=~"([^"]*)",', labels)[1]
+        found = {one for one in exported if re.fullmatch(pattern, one)}
+        assert found, query
+        assert not shown & found, query
+        assert labels.endswith('project=~"$project",experiment_name=~"$experiment_name"')
+        shown |= found
+    assert shown == exported
+    assert {"datasource", "project", "experiment_name"} == {one["name"] for one in made["templating"]["list"]}
+    assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
+    corners = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in made["panels"]]
+    assert len(set(corners)) == len(corners), "no panel lies on another"
 
 
 @given(st.lists(st.text(min_size=1) | st.text("aB_/.-", min_size=1, max_size=4), unique=True, max_size=6))

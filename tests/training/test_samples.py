@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from verl.utils.tracking import Tracking
 
-from spo_verl.config import AdvantageConfig, SpoConfig
-from spo_verl.tracker.reports import Frozen
+from spo_verl.config import SpoConfig
 from spo_verl.training.samples import (
     BACKENDS,
     COLUMNS,
@@ -26,31 +25,28 @@ from spo_verl.training.samples import (
     shortened,
     step_samples,
 )
-from spo_verl.training.sessions import read_sessions
-from spo_verl.training.step import Recalled, Rewarded
 from tests.training.simulated_run import Setting, run, somehow
 
 NASTY = "```python\nprint('|')\n````` 数学 <b>\x1b[0m"
 
 
-def rewarded(reward_S, value_B, baseline="value"):
-    """A batch with one session per prompt; prompt b has slot 10 + b."""
-    keys = [f"u{number}_0_0" for number in range(len(value_B))]
-    count = np.arange(len(value_B))
-    frozen = Frozen(10 + count, np.asarray(value_B), np.full(len(value_B), 8.0), np.zeros(len(value_B), dtype=np.int64))
-    sessions = read_sessions(keys, [{} for _ in keys])
-    recalled = Recalled(sessions, frozen, AdvantageConfig(baseline=baseline), 0, np.full(len(value_B), 5), None)
-    return Rewarded(recalled, np.asarray(reward_S), np.full(len(value_B), 5))
+def samples_of(reward_S, value_S, rho_B=(0.9, 0.96), texts=lambda chosen: [(f"prompt {one}", NASTY) for one in chosen]):
+    """Session s is of row 1010 + s of the dataset; its normalised advantage is twice the raw one."""
+    raw_S = np.asarray(reward_S) - np.asarray(value_S)
+    return step_samples(
+        raw_S=raw_S,
+        advantage_S=2 * raw_S,
+        reward_S=np.asarray(reward_S),
+        value_S=np.asarray(value_S),
+        row_S=1010 + np.arange(len(raw_S)),
+        evidence=(np.array([1.0, 3.0]), np.array([3.0, 1.0])),
+        rho_B=np.asarray(rho_B),
+        texts=texts,
+    )
 
 
 def made_samples():
-    return step_samples(
-        rewarded([1.0, 0.0, 1.0, 0.0], [0.9, 0.2, 0.4, 0.5]),
-        (np.array([1.0, 3.0]), np.array([3.0, 1.0])),
-        np.array([0.9, 0.96]),
-        np.arange(100) + 1000,
-        lambda chosen: [(f"prompt {session}", NASTY) for session in chosen],
-    )
+    return samples_of([1.0, 0.0, 1.0, 0.0], [0.9, 0.2, 0.4, 0.5])
 
 
 def test_the_numbers_are_those_of_the_step():
@@ -64,16 +60,13 @@ def test_the_numbers_are_those_of_the_step():
     assert by_row[1012]["prompt"] == "prompt 2"
     assert by_row[1012]["response"] == NASTY
     assert (by_row[1012]["reward"], by_row[1012]["value"]) == (1.0, 0.4)
-    # raw .1 -.2 .6 -.5: mean 0, sum of squares .66, unbiased std sqrt(.22)
-    assert by_row[1012]["advantage"] == pytest.approx(0.6 / 0.22**0.5)
+    assert by_row[1012]["advantage"] == pytest.approx(1.2)
 
 
 def test_an_empty_histogram_is_left_out():
-    made = step_samples(
-        rewarded([1.0], [0.5]), (np.ones(2), np.ones(2)), np.empty(0), np.arange(20), lambda chosen: [("p", "r")]
-    )
+    made = samples_of([1.0], [0.5], rho_B=())
     assert set(made.histograms) == {"value", "n_eff", "raw_advantage"}
-    assert made.rows == [(10, "p", "r", 1.0, 0.5, 0.0)]
+    assert made.rows == [(1010, "prompt 0", NASTY, 1.0, 0.5, 1.0)]
 
 
 def test_the_handful_ranges_over_the_advantages():
@@ -228,4 +221,7 @@ def test_the_trainer_shows_its_steps(monkeypatch):
         assert samples.histograms["value"].shape == (60,)
         assert samples.histograms["retention"].tolist() == [spo.forgetting.rho] * len(samples.histograms["retention"])
         assert all(row[1:3] == ("text", "text") for row in samples.rows)
-        assert {row[3] for row in samples.rows} <= {0.0, 1.0}
+        reward, value, advantage = np.array([row[3:] for row in samples.rows]).T
+        assert set(reward) <= {0.0, 1.0}
+        raw = reward - value  # of the whole batch of eight: normalised over these
+        assert advantage == pytest.approx((raw - raw.mean()) / (raw.std(ddof=1) + 1e-8))
