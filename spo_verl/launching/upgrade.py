@@ -131,9 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
 def as_text(found: Sequence[Moved], version: str, folder: str) -> str:
     """One line for the verl that was looked at, and one for each difference."""
     names = sum(map(len, ROOMS.values()))
-    return "\n".join(
-        [f"verl {version} in {folder}: {names} names looked up", *(f"  {one}" for one in found or ["nothing moved"])]
-    )
+    lines = [f"  {one}" for one in found] or ["  nothing moved"]
+    return "\n".join([f"verl {version} in {folder}: {names} names looked up", *lines])
 
 
 def as_json(found: Sequence[Moved], version: str, folder: str) -> str:

@@ -61,7 +61,7 @@ from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
-from spo_verl.training.log_probs import LogProbScorer, read_outputs
+from spo_verl.training.log_probs import LogProbScorer, read_outputs, read_texts
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
     VALUE_BINS,
@@ -107,6 +107,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     train_dataloader: Any
     train_dataloader_it: Any
     actor_rollout_wg: Any
+    logger: Any
+    tokenizer: Any
     total_training_steps: int
     steps_per_epoch: int
     reward_loop_manager: Any
@@ -359,13 +361,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
         def texts(session_C: np.ndarray) -> list[tuple[str, str]]:
             keys = [batch.keys[row] for row in rewarded.recalled.sessions.final_row_S[session_C]]
-            return [
-                (
-                    self.tokenizer.decode(output.prompt, skip_special_tokens=True),
-                    self.tokenizer.decode(output.response, skip_special_tokens=True),
-                )
-                for output in read_outputs(keys, batch.partition_id)
-            ]
+            return read_texts(keys, batch.partition_id, self.tokenizer)
 
         before = rewarded.recalled
         raw_S, advantage = before.raw_advantage(rewarded.reward_S), self.spo.advantage

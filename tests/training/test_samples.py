@@ -11,9 +11,11 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from verl.utils.tracking import Tracking
 
-from spo_verl.config import SpoConfig
+from spo_verl.config import SpoConfig, read
+from spo_verl.training import log_probs, trainer
 from spo_verl.training.samples import (
     BACKENDS,
     COLUMNS,
@@ -195,32 +197,40 @@ def test_a_backend_that_fails_is_left_out_with_a_warning(caplog, monkeypatch):
     assert not log.due({"wandb": 0}, 3)
 
 
+class Texts:
+    """TransferQueue and tokenizer: the tokens of a trajectory are the letters of its key."""
+
+    def kv_batch_get(self, keys, partition_id, select_fields):
+        assert (partition_id, select_fields) == ("train", ["prompts", "responses"])
+        texts = {"prompts": keys, "responses": [f"answer to {key}" for key in keys]}
+        return {
+            name: torch.nested.nested_tensor([torch.tensor([*text.encode()]) for text in column], layout=torch.jagged)
+            for name, column in texts.items()
+        }
+
+    def decode(self, tokens, skip_special_tokens):
+        assert skip_special_tokens
+        return bytes(tokens.tolist()).decode()
+
+
 def test_the_trainer_shows_its_steps(monkeypatch):
     """In a simulated run: texts are those of the sessions that the rows name."""
-    import torch
-
-    from spo_verl.config import read
-    from spo_verl.training import trainer
-    from spo_verl.training.outputs import Output
-
-    def outputs(keys, partition):
-        assert partition == "train"
-        token = torch.tensor([1])
-        return [Output(key, token, token, token, token, None) for key in keys]
-
+    queue = Texts()
     shown = []
-    monkeypatch.setattr(trainer, "read_outputs", outputs)
-    monkeypatch.setattr(trainer.SpoTrainer, "tokenizer", SimpleNamespace(decode=lambda ids, **_: "text"), raising=False)
+    monkeypatch.setattr(log_probs, "tq", queue)
+    monkeypatch.setattr(trainer.SpoTrainer, "tokenizer", queue, raising=False)
     monkeypatch.setattr(SampleLog, "due", lambda self, loggers, step: step % 2 == 0)
     monkeypatch.setattr(SampleLog, "show", lambda self, loggers, samples, step: shown.append((step, samples)))
     spo = read({"forgetting": {"mode": "constant"}})[0]
-    run(Setting("colocate_async", prompts=60, batch=8, spo=spo, steps=4), somehow())
+    world, _ = run(Setting("colocate_async", prompts=60, batch=8, spo=spo, steps=4), somehow())
     assert [step for step, _ in shown] == [2, 4]
     for _, samples in shown:
         assert len(samples.rows) == 8
         assert samples.histograms["value"].shape == (60,)
         assert samples.histograms["retention"].tolist() == [spo.forgetting.rho] * len(samples.histograms["retention"])
-        assert all(row[1:3] == ("text", "text") for row in samples.rows)
+        # a key begins with the uid of the dispatch: the text is of the prompt that the row names
+        assert [world.slot[row[1].split("_")[0]] for row in samples.rows] == [row[0] for row in samples.rows]
+        assert [row[2] for row in samples.rows] == [f"answer to {row[1]}" for row in samples.rows]
         reward, value, advantage = np.array([row[3:] for row in samples.rows]).T
         assert set(reward) <= {0.0, 1.0}
         raw = reward - value  # of the whole batch of eight: normalised over these
