@@ -181,6 +181,9 @@ class SpoConfig:
     record: Gib = 1.0
     """Most GiB that the record of the run (``record/`` in ``trainer.default_local_dir``) may take; its oldest rows are
     dropped beyond it. ``off`` records nothing."""
+    samples_every: Count | None = 10
+    """Steps from one table of samples, with histograms, to the next in W&B, TensorBoard, MLflow and trackio; ``None``:
+    none. Other loggers are not given any."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -80,19 +80,25 @@ def check_target(entry: Workaround, module: ModuleType | None = None) -> object:
     Raises:
         SpoVersionError: it is missing, or lacks a parameter that the workaround relies on.
     """
+    found, difference = look_up(entry, module)
+    if difference:
+        raise SpoVersionError(_mismatch(entry, difference))
+    return found
+
+
+def look_up(entry: Workaround, module: ModuleType | None = None) -> tuple[object, str]:
+    """The object that ``entry`` changes, and what is different from what the entry expects, empty where nothing is."""
     found: object = importlib.import_module(entry.module) if module is None else module
     for part in entry.attribute.split("."):
         if not hasattr(found, part):
-            raise SpoVersionError(_mismatch(entry, f"{entry.module} has no {entry.attribute}"))
+            return None, f"{entry.module} has no {entry.attribute}"
         found = getattr(found, part)
     if entry.parameters:
         present = tuple(inspect.signature(found).parameters)  # type: ignore[arg-type]
         missing = [name for name in entry.parameters if name not in present]
         if missing:
-            raise SpoVersionError(
-                _mismatch(entry, f"{entry.target} takes ({', '.join(present)}), without {', '.join(missing)}")
-            )
-    return found
+            return found, f"{entry.target} takes ({', '.join(present)}), without {', '.join(missing)}"
+    return found, ""
 
 
 def install_hooks() -> None:

@@ -23,13 +23,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import transfer_queue as tq
 
 from spo_verl.config import SpoConfig
 from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.training.rewards import session_rewards
-from spo_verl.training.sessions import Sessions, read_sessions
+from spo_verl.training.sessions import read_sessions, response_tokens, version_spans
 
 TRAIN = "train"
 CUT_OFF = ("aborted", "failed")
@@ -178,26 +177,6 @@ def _without_reward(keys: list[str], partition: str) -> list[str]:
         middle = len(keys) // 2
         return _without_reward(keys[:middle], partition) + _without_reward(keys[middle:], partition)
     return []
-
-
-def response_tokens(sessions: Sessions, tags: list[dict]) -> np.ndarray:
-    """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
-    token_S = np.zeros(len(sessions), dtype=np.int64)
-    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
-        if session >= 0:
-            token_S[session] += int(tag.get("response_len") or 0)
-    return token_S
-
-
-def version_spans(sessions: Sessions, tags: list[dict]) -> np.ndarray:
-    """Oldest and newest policy version that generated each session, int64 (S, 2), all its outputs together; or -1."""
-    span_S = np.full((len(sessions), 2), -1, dtype=np.int64)
-    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
-        first, last = tag.get("min_global_steps"), tag.get("max_global_steps")
-        if session >= 0 and first is not None and last is not None:
-            oldest, newest = span_S[session]
-            span_S[session] = int(first) if oldest < 0 else min(oldest, int(first)), max(newest, int(last))
-    return span_S
 
 
 class WatchedBuffer:

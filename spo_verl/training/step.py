@@ -12,9 +12,8 @@ import numpy as np
 
 from spo_verl.config import AdvantageConfig
 from spo_verl.tracker.reports import Frozen
-from spo_verl.training.in_flight import response_tokens, version_spans
 from spo_verl.training.metrics import batch_metrics, length_metrics
-from spo_verl.training.sessions import Sessions
+from spo_verl.training.sessions import Sessions, response_tokens, version_spans
 from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
 
 

@@ -47,7 +47,7 @@ from spo_verl.config import estimates_first, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
-from spo_verl.tracker.reports import Draw
+from spo_verl.tracker.reports import Draw, ObserveReport
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import megatron_checks, seams
@@ -56,10 +56,11 @@ from spo_verl.training.asynchronous import OpenRollouts
 from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import aborts, apply_oversampling, check, select
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
-from spo_verl.training.log_probs import LogProbScorer, read_outputs
+from spo_verl.training.log_probs import LogProbScorer, read_outputs, read_texts
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
     VALUE_BINS,
@@ -76,6 +77,7 @@ from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.recording import Recorder
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
+from spo_verl.training.samples import SampleLog, step_samples
 from spo_verl.training.sessions import read_sessions
 from spo_verl.training.step import Recalled, Rewarded
 from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
@@ -105,6 +107,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     train_dataloader: Any
     train_dataloader_it: Any
     actor_rollout_wg: Any
+    logger: Any
+    tokenizer: Any
     total_training_steps: int
     steps_per_epoch: int
     reward_loop_manager: Any
@@ -127,6 +131,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             stoppable_rollouts(config)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
+        self._samples = SampleLog(self.spo.samples_every)
+        self._warnings = EarlyWarnings(RunFacts.of(self.spo, int(config.data.train_batch_size)))
         self._dispatched: set[str] = set()
         self._stage: Recalled | Rewarded | None = None
         self._source_record: SourceRecord | None = None
@@ -355,7 +361,29 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
                 }
             )
         )
+        if self._samples.due(self.logger.logger, self.global_steps):
+            self._show_samples(batch, rewarded, report.observe)
         return batch
+
+    def _show_samples(self, batch: KVBatchMeta, rewarded: Rewarded, report: ObserveReport) -> None:
+        """Histograms and a table of samples for the loggers that can show them."""
+
+        def texts(session_C: np.ndarray) -> list[tuple[str, str]]:
+            keys = [batch.keys[row] for row in rewarded.recalled.sessions.final_row_S[session_C]]
+            return read_texts(keys, batch.partition_id, self.tokenizer)
+
+        before = rewarded.recalled
+        samples = step_samples(
+            raw_S=before.raw_advantage(rewarded.reward_S),
+            advantage_S=rewarded.advantage_S,
+            reward_S=rewarded.reward_S,
+            value_S=before.value_S,
+            row_S=self._keys.row_of_slot_P[before.frozen.slot_B[before.sessions.prompt_S]],
+            evidence=self.tracker.evidence(),
+            rho_B=report.rho_B[report.discounted_B],
+            texts=texts,
+        )
+        self._samples.show(self.logger.logger, samples, self.global_steps)
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)  # type: ignore[misc]
@@ -363,6 +391,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         if self._source_record is not None:
             # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
             metrics.update(prefixed(self._source_record.drain()))
+        self._warnings.read(metrics)
         self._recorder.numbers(self.global_steps, metrics)
 
     def _validate(self) -> dict[str, float]:

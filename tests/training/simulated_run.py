@@ -32,9 +32,11 @@ from spo_verl.record import RecordWriter
 from spo_verl.tracker import PromptSources, Tracker
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import asynchronous, in_flight, recording, rewards, trainer
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import spo_advantage
 from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.quotas import SourceRecord
+from spo_verl.training.samples import SampleLog
 
 POLLS = 400
 """More than any simulated step needs; then it waits for ever."""
@@ -325,6 +327,8 @@ def build(setting: Setting, world: World) -> Any:
     made._aborts = trainer.aborts(made.config, setting.spo)
     made._choose_n = made._movement = made._stage = made._static_value_P = None
     made._stopwatch, made._dispatched, made.logged = Stopwatch(), set(), []
+    made._samples = SampleLog(setting.spo.samples_every)
+    made._warnings = EarlyWarnings(RunFacts.of(setting.spo, setting.batch))
     made.in_flight = []
     made.use_reference_policy = made.use_critic = False
     made._restored_tq_prompt_count, made.global_steps = setting.restored, setting.resumed

@@ -27,6 +27,7 @@ OTHER_VALUES = {
     "spo.rollout_n": "spo_verl.training.rollout_n:more_where_uncertain",
     "spo.oversample": 0.5,
     "spo.record": 2.5,
+    "spo.samples_every": 25,
     "spo.reward.key": "acc",
     "spo.reward.low": -1.0,
     "spo.reward.high": 2.0,

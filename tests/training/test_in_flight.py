@@ -14,8 +14,8 @@ from verl.trainer.ppo.v1 import replay_buffer as verl_buffer
 from spo_verl.config import LateConfig, SpoConfig
 from spo_verl.errors import SpoRewardError
 from spo_verl.training import in_flight, rewards
-from spo_verl.training.in_flight import EvictedRollouts, first_to_finish, response_tokens, watched_buffer
-from spo_verl.training.sessions import read_sessions
+from spo_verl.training.in_flight import EvictedRollouts, first_to_finish, watched_buffer
+from spo_verl.training.sessions import read_sessions, response_tokens
 
 
 class FakeQueue:

@@ -20,9 +20,9 @@ from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.record import Record, RecordWriter
 from spo_verl.tracker import Frozen, StoredResponses, Tracker, TrackerSettings
 from spo_verl.tracker.reports import Late
-from spo_verl.training.in_flight import Evictions, Generated, version_spans
+from spo_verl.training.in_flight import Evictions, Generated
 from spo_verl.training.recording import Prompts, Recorder, description, last_user_text
-from spo_verl.training.sessions import read_sessions
+from spo_verl.training.sessions import read_sessions, version_spans
 from spo_verl.training.step import Recalled, Rewarded
 from spo_verl.training.stored_divergence import Divergence
 from tests.training.simulated_run import Setting, keys, run, somehow
