@@ -42,17 +42,18 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """
     lines: list[str] = []
     width = 0  # of the marker of the item that a line belongs to; 0 outside lists
-    fenced = False
+    fenced = loose = False  # loose: the item has had an empty line
     for line in markdown.split("\n"):
         indent = len(line) - len(line.lstrip(" "))
         item = None if fenced else _ITEM.match(line)
         if item:
-            if not width and lines and lines[-1].strip():
+            if (loose or not width) and lines and lines[-1].strip():
                 lines.append("")
-            width = len(item[1])
+            width, loose = len(item[1]), False
         elif line.strip() and indent < width:
             width = 0
         fenced ^= line.lstrip().startswith("```")
+        loose = loose or not line.strip()
         belongs = width and line.strip() and not item
         lines.append(" " * (4 - width) + line if belongs else line)
     return "\n".join(lines)

@@ -56,6 +56,7 @@ def test_nothing_of_the_theme_comes_from_elsewhere(config):
     [
         ("Words:\n- one\n  more\n- two\n\nEnd", "<p>Words:</p><ul><li>one more</li><li>two</li></ul><p>End</p>"),
         ("1. one\n\n       code\n\n   more", "<ol><li><p>one</p><pre><code>code</code></pre><p>more</p></li></ol>"),
+        ("1. a\n\n   b\n2. c\n", "<ol><li><p>a</p><p>b</p></li><li><p>c</p></li></ol>"),
         ("- one\n  - inner\n- two", "<ul><li>one<ul><li>inner</li></ul></li><li>two</li></ul>"),
         ("A line\n\n    code\n    - of it", "<p>A line</p><pre><code>code- of it</code></pre>"),
         ("```\nkept:\n- as it is\n```", None),
