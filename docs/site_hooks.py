@@ -26,12 +26,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     found = [REPOSITORY / name for name in PAGES]
     for folder in FOLDERS:
         found += sorted(path for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".md", *ALSO))
-    kept = [file for file in files if file.generated_by is not None]  # of plugins and of the theme
-    ours = [
-        File.generated(config, path.relative_to(REPOSITORY).as_posix(), abs_src_path=str(path))
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(REPOSITORY).parts)
-    ]
+    kept = [file for file in files if file.src_dir != config.docs_dir]  # of plugins and of the theme
+    names = [path.relative_to(REPOSITORY).as_posix() for path in found]
+    ours = [File(name, str(REPOSITORY), config.site_dir, config.use_directory_urls) for name in names if "/." not in name]
     return Files([*kept, *ours])
 
 

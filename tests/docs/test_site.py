@@ -10,6 +10,7 @@ import pytest
 from markdown import markdown
 from mkdocs.config import load_config
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import get_files
 
 from tests.docs.pages import DOCS, REPOSITORY
 
@@ -49,6 +50,15 @@ def test_nothing_of_the_theme_comes_from_elsewhere(config):
     assert config["theme"]["font"] is False
     assert "material/search" in config["plugins"]
     assert "material/offline" not in config["plugins"]  # its pages load a script from elsewhere
+
+
+def test_the_pages_keep_their_paths_and_the_theme_its_files(hooks, config):
+    files = get_files(config)
+    files.add_files_from_theme(config.theme.get_env(), config)
+    style = next(file.src_uri for file in files if file.src_uri.endswith(".css"))
+    found = {file.src_uri for file in hooks.on_files(files, config)}
+    assert {style, "README.md", "docs/faq.md", "patches/README.md", "docs/figures/quickstart.png"} <= found
+    assert "faq.md" not in found
 
 
 @pytest.mark.parametrize(
