@@ -28,8 +28,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         found += sorted(path for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".md", *ALSO))
     kept = [file for file in files if file.src_dir != config.docs_dir]  # of plugins and of the theme
     names = [path.relative_to(REPOSITORY).as_posix() for path in found]
-    ours = [File(name, str(REPOSITORY), config.site_dir, config.use_directory_urls) for name in names if "/." not in name]
-    return Files([*kept, *ours])
+    names = [name for name in names if "/." not in name]
+    return Files([*kept, *(File(name, str(REPOSITORY), config.site_dir, config.use_directory_urls) for name in names)])
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
