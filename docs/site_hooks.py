@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("docs", "patches", "recipes")
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASING.md", "CHANGELOG.md", "LICENSE")
-ALSO = (".png", ".ipynb", ".yaml", ".patch", ".Dockerfile", ".sbatch", ".sh")
+ALSO = (".png", ".ipynb", ".json", ".yaml", ".patch", ".Dockerfile", ".sbatch", ".sh")
 """Kinds of files, next to pages, that pages link or show."""
 
 _ITEM = re.compile(r"([-*+] |\d+\. )\S")
