@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def _work(options: Options, deadline: float, jobs: Any, results: Any) -> None:
         began = time.monotonic()
         try:
             if isinstance(job, str):
-                settings = type(WARM)(max_steps=options.warm_steps)
+                left = max(1.0, deadline - time.monotonic())
+                settings = replace(WARM, max_steps=options.warm_steps, max_seconds=min(WARM.max_seconds, left))
                 warm = warm_start(tasks.KINDS[job], options.device, settings)
                 path = checkpoint(job, options.ledger.parent)
                 torch.save(warm, path.with_suffix(".part"))
@@ -52,6 +54,8 @@ def _work(options: Options, deadline: float, jobs: Any, results: Any) -> None:
                 result = stack.run(lambda: time.monotonic() > deadline)
         except Exception:  # one stack that fails must not end the others; the parent prints and counts it
             result = traceback.format_exc()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()  # the memory is shared with the other workers
         results.put((job, result, time.monotonic() - began))
 
 
@@ -65,6 +69,7 @@ def run(options: Options) -> int:
     models = list(dict.fromkeys(tasks.SAME_MODEL.get(stack[0].task, stack[0].task) for stack in waiting))
     cold = [name for name in models if not checkpoint(name, options.ledger.parent).exists()]
     warming, running, failed, finished = set(cold), 0, 0, 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = mp.get_context("spawn")
     jobs, results = context.Queue(), context.Queue()
     count = max(1, min(options.workers, len(waiting) + len(cold)))

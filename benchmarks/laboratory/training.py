@@ -22,8 +22,8 @@ from .tasks import PADDING, Kind, Problems
 MODELS = 3
 """Warm-started checkpoints: the cells of seed s train number s mod 3, on the problems of that number."""
 MINI_BATCHES = 4
-MOST_ROWS = 60_000
-"""Responses that are scored or sampled together at most, over all models: about 6 GiB."""
+MOST_ROWS = 30_000
+"""Responses that are scored or sampled together at most, over all models: about 3 GiB."""
 EVALUATE_EVERY = 10
 HELD_OUT_SAMPLES = 8
 """Responses per held-out problem and evaluation where the success probability is not exact."""
@@ -33,7 +33,7 @@ RATE_EVERY = 20
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 BAND = (0.3, 5.0)
 NEGATIVE_SHARE = 0.1
-WARM = WarmStartSettings()
+WARM = WarmStartSettings(max_seconds=100.0)
 
 
 class Noise:
@@ -51,7 +51,7 @@ class Noise:
 
 @torch.no_grad()
 def success_rates(
-    kind: Kind, weights: dict[str, Tensor], sets: list[Problems], row_KR: np.ndarray, noise: Noise, samples: int
+    kind: Kind, weights: dict[str, Tensor], bank: Bank, row_KR: np.ndarray, noise: Noise, samples: int
 ) -> np.ndarray:
     """(K, R) probability that a response at temperature 1 is right: exact, or the mean of ``samples`` responses."""
     models, rows = row_KR.shape
@@ -61,26 +61,43 @@ def success_rates(
     for start in range(0, rows, step):
         part_KR = row_KR[:, start : start + step]
         if kind.exact:
-            prompt, answer = gathered(sets, part_KR, "prompt_PL"), gathered(sets, part_KR, "answer_PT")
+            prompt, answer = bank("prompt", part_KR), bank("answer", part_KR)
             parts.append(model.log_probs(weights, prompt, answer).sum(-1).exp())
             continue
         part_KR = np.repeat(part_KR, samples, axis=1)
-        prompt, number = gathered(sets, part_KR, "prompt_PL"), gathered(sets, part_KR, "number_PN")
+        prompt, number = bank("prompt", part_KR), bank("number", part_KR)
         response = model.sample(weights, prompt, noise(part_KR.shape[1], kind.most_tokens))
         right = kind.grade(response.flatten(0, 1), number.flatten(0, 1)).view(models, -1, samples)
         parts.append(right.float().mean(-1))
     return torch.cat(parts, dim=1).double().cpu().numpy()
 
 
-def gathered(sets: list[Problems], row_KB: np.ndarray, name: str) -> Tensor:
-    return torch.stack([getattr(one, name)[torch.from_numpy(row_B)] for one, row_B in zip(sets, row_KB, strict=True)])
+@dataclass
+class Bank:
+    """The problems of a stack: those of each checkpoint once, and which of them each model has."""
+
+    sets: list[Problems]
+    of_K: Tensor
+
+    def __post_init__(self) -> None:
+        self.prompt = torch.stack([one.prompt_PL for one in self.sets])
+        self.number = torch.stack([one.number_PN for one in self.sets])
+        answers = [one.answer_PT for one in self.sets if one.answer_PT is not None]
+        self.answer = torch.stack(answers) if answers else None
+
+    def __call__(self, name: str, row_KB: np.ndarray, which: list[int] | None = None) -> Tensor:
+        """Rows (K, B, ...) of ``prompt``, ``number`` or ``answer``, for all models or for these."""
+        of = self.of_K if which is None else self.of_K[which]
+        rows: Tensor = getattr(self, name)[of[:, None], torch.from_numpy(row_KB).to(of.device)]
+        return rows
 
 
 def warm_start(kind: Kind, device: Any, settings: WarmStartSettings = WARM) -> dict[str, Any]:
     """Supervised training of all checkpoints of a task, each until its accuracy on its probe reaches the target."""
     seeds = list(range(MODELS))
     sets = [tasks.build(kind.name, seed, 8) for seed in seeds]
-    probes = [tasks.tensors(kind, one.probe, device) for one in sets]
+    of_K = torch.arange(MODELS, device=device)
+    probes = Bank([tasks.tensors(kind, one.probe, device) for one in sets], of_K)
     reserved = [{problem.question for problem in (*one.held_out, *one.probe)} for one in sets]
     streams = [np.random.default_rng(np.random.SeedSequence((seed, 0x3A53))) for seed in seeds]
     flat = model.fresh(seeds, device).requires_grad_()
@@ -88,7 +105,8 @@ def warm_start(kind: Kind, device: Any, settings: WarmStartSettings = WARM) -> d
     noise, done, steps = Noise(seeds, 0x9B0E, device), {}, 0
     row_KR = np.tile(np.arange(256), (MODELS, 1))
     accuracy = np.zeros(MODELS)
-    while len(done) < MODELS and steps < settings.max_steps:
+    began = time.monotonic()
+    while len(done) < MODELS and steps < settings.max_steps and time.monotonic() - began < settings.max_seconds:
         steps += 1
         prompts, responses = [], []
         for rng, taken in zip(streams, reserved, strict=True):
@@ -176,10 +194,11 @@ class Stack:
         self.batch, self.steps = first.batch, first.steps
         self.methods = [METHODS[cell.method] for cell in cells]
         number = [cell.seed % MODELS for cell in cells]
-        built = {index: tasks.build(first.task, index, first.train) for index in set(number)}
-        train = {index: tasks.tensors(self.kind, one.train, device) for index, one in built.items()}
-        held = {index: tasks.tensors(self.kind, one.held_out, device) for index, one in built.items()}
-        self.train, self.held = [train[index] for index in number], [held[index] for index in number]
+        built = [tasks.build(first.task, index, first.train) for index in range(MODELS)]
+        of_K = torch.tensor(number, device=device)
+        train = [tasks.tensors(self.kind, one.train, device) for one in built]
+        self.train = Bank(train, of_K)
+        self.held = Bank([tasks.tensors(self.kind, one.held_out, device) for one in built], of_K)
         warm = torch.load(checkpoint(first.task, folder), weights_only=True)["flat"]
         self.flat = warm[number].to(device).requires_grad_()
         rate = torch.tensor([cell.rate for cell in cells], device=device)
@@ -187,8 +206,8 @@ class Stack:
         seeds = [cell.seed for cell in cells]
         self.noise, self.eval_noise = Noise(seeds, 0x5A3, device), Noise(seeds, 0xE7A, device)
         self.knowledge = [
-            Knowledge(method, one.level_P, self.batch, cell.seed)
-            for method, one, cell in zip(self.methods, self.train, cells, strict=True)
+            Knowledge(method, train[index].level_P, self.batch, cell.seed)
+            for method, index, cell in zip(self.methods, number, cells, strict=True)
         ]
         self.order = [np.random.default_rng(np.random.SeedSequence((cell.seed, 0x0EDE))) for cell in cells]
         self.trajectories, self.tokens = np.zeros(len(cells), dtype=int), np.zeros(len(cells), dtype=int)
@@ -215,7 +234,7 @@ class Stack:
         return [self.result(index, time.monotonic() - began) for index in range(len(self.cells))]
 
     def evaluate(self, step: int) -> None:
-        row_KR = np.tile(np.arange(len(self.held[0])), (len(self.cells), 1))
+        row_KR = np.tile(np.arange(len(self.held.sets[0])), (len(self.cells), 1))
         rates = success_rates(self.kind, self.weights, self.held, row_KR, self.eval_noise, HELD_OUT_SAMPLES)
         for index, accuracy in enumerate(rates.mean(1)):
             point = (step, int(self.trajectories[index]), int(self.tokens[index]), round(float(accuracy), 6))
@@ -240,9 +259,8 @@ class Stack:
 
     def generate(self, which: list[int], row_KB: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Responses and rewards of these cells."""
-        sets = [self.train[index] for index in which]
         weights = self.weights if len(which) == len(self.cells) else model.unflatten(self.flat.detach()[which])
-        prompt, number = gathered(sets, row_KB, "prompt_PL"), gathered(sets, row_KB, "number_PN")
+        prompt, number = self.train("prompt", row_KB, which), self.train("number", row_KB, which)
         response = model.sample(weights, prompt, self.noise(row_KB.shape[1], self.kind.most_tokens, which))
         right = self.kind.grade(response.flatten(0, 1), number.flatten(0, 1)).view(len(which), -1)
         return response, right.double().cpu().numpy()
@@ -302,11 +320,11 @@ class Stack:
     def train_step(self, step: int) -> None:
         batches, token_KBT, reward_KB = self.rollouts()
         row_KB = np.stack([batch.slot_B for batch in batches])
-        prompt_KBL = gathered(self.train, row_KB, "prompt_PL")
+        prompt_KBL = self.train("prompt", row_KB)
         stored_KBT, then = self._stored(batches)
         parts = [token_KBT, stored_KBT]
         if self.kind.exact:
-            parts.append(gathered(self.train, row_KB, "answer_PT"))
+            parts.append(self.train("answer", row_KB))
         with torch.no_grad():
             scored = model.log_probs(self.weights, prompt_KBL.repeat(1, len(parts), 1), torch.cat(parts, 1))
         old_KBT, now_KBT, *answers = scored.split(self.batch, dim=1)
