@@ -15,8 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--ledger", type=Path, required=True)
     run.add_argument("--seconds", type=float, default=float("inf"))
     run.add_argument("--device", default="cuda")
-    run.add_argument("--workers", type=int, default=10)
-    run.add_argument("--stack", type=int, default=32, help="most cells in lock step")
+    run.add_argument("--workers", type=int, default=6)
+    run.add_argument("--stack", type=int, default=48, help="most cells in lock step")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of each worker")
     run.add_argument("--warm-steps", type=int, default=3000, help="most steps of the supervised warm start")
     summary = verbs.add_parser("summary", help="tables, plots and Parquet from a ledger")
@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.verb == "run":
         from .plan import PLANS
-        from .running import Options, run as run_cells
+        from .running import Options
+        from .running import run as run_cells
 
         if given.plan not in PLANS:
             parser.error(f"--plan {given.plan} is none of {', '.join(PLANS)}")

@@ -1,7 +1,7 @@
 """The methods: what they draw, what they subtract, how they normalise, and which loss they use.
 
-Everything that SPO knows comes from ``spo_verl.tracker.Tracker`` and ``spo_verl.core``. A method here only says which of
-their parts it uses.
+Everything that SPO knows comes from ``spo_verl.tracker.Tracker`` and ``spo_verl.core``. A method says which of their
+parts it uses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+
 from spo_verl import core
 from spo_verl.tracker import StoredResponses, Tracker, TrackerSettings
 
@@ -28,7 +29,7 @@ class Method:
 
     Attributes:
         group: responses per prompt.
-        draw: uniform, or by the weight of eq. 11 from the tracker's value, the calibrated one, or a Thompson draw of it.
+        draw: uniform, or by the weight of eq. 11 of the tracker's value, the calibrated one, or a Thompson draw of it.
         baseline: what is subtracted from the reward.
         whiten: normalisation over the batch by trajectory or token, within each group, or none.
         offline: responses per prompt before the training.
@@ -98,7 +99,7 @@ METHODS = {
 
 @dataclass
 class Batch:
-    """Prompts of a step: ``slot_B``, with repeats; what was frozen for them; the policy's own rate where it is exact."""
+    """Prompts of a step, with repeats, and what was frozen for them."""
 
     slot_B: np.ndarray
     value_B: np.ndarray

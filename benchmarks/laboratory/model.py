@@ -1,8 +1,8 @@
 """K small decoders of one shape, trained and sampled together: every matrix has a leading axis of models.
 
 The shape is the quickstart's (``spo_verl.small.model.ModelShape``): RMS norms, rotary positions, norms of queries and
-keys, grouped heads, gated MLP, untied head. All weights of a model are one row of a (K, D) tensor, so an optimiser step of
-all models is a few elementwise kernels.
+keys, grouped heads, gated MLP, untied head. All weights of a model are one row of a (K, D) tensor, so an optimiser step
+of all models is a few elementwise kernels.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from spo_verl.small.model import ModelShape
 from torch import Tensor
 from torch.nn import functional
+
+from spo_verl.small.model import ModelShape
 
 from .tasks import PADDING, STOP, VOCABULARY
 

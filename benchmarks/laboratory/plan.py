@@ -54,15 +54,27 @@ def gpu() -> list[list[Cell]]:
         *(cells(AT_RATES, TUNING_SEEDS, rate=rate) for rate in RATES),
         *(cells(AT_RATES, SEEDS, rate=rate) for rate in (3e-4, 1e-3, 3e-5)),
         cells(AT_256, SEEDS, batch=256, steps=100),
-        cells(("no_baseline", "spo", "spo_calibrated", "spo_calibrated_draws"), SEEDS, "wide", batch=256, steps=60, train=14336),
+        cells(
+            ("no_baseline", "spo", "spo_calibrated", "spo_calibrated_draws"),
+            SEEDS,
+            "wide",
+            batch=256,
+            steps=60,
+            train=14336,
+        ),
         *(cells(ON_OTHER_TASKS, SEEDS[:3], task, rate=3e-4) for task in ("terms", "scratchpad")),
     ]
     return blocks
 
 
 def smoke() -> list[list[Cell]]:
-    """Two short cells, for a test of the machinery."""
-    return [cells(("grpo", "spo_calibrated"), (1,), batch=16, steps=2, train=64)]
+    """Short cells of every task, for a test of the machinery."""
+    small = {"batch": 16, "steps": 2, "train": 64}
+    return [
+        cells(("grpo", "spo_calibrated_draws", "dapo", "spo_offline", "spo_negative_tokens"), (1,), **small),
+        cells(("spo", "grpo"), (1,), "terms", **small),
+        cells(("plus_plus", "bspo"), (1,), "scratchpad", **small),
+    ]
 
 
 PLANS = {"gpu": gpu, "smoke": smoke}

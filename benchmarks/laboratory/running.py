@@ -18,7 +18,7 @@ from .ledger import Cell, append, missing
 from .plan import PLANS, stacks
 from .training import WARM, Stack, checkpoint, warm_start
 
-WAIT_S = 0.05
+MOST_FAILURES = 6
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,20 @@ def _work(options: Options, deadline: float, jobs: Any, results: Any) -> None:
             else:
                 stack = Stack(job, options.ledger.parent, options.device)
                 result = stack.run(lambda: time.monotonic() > deadline)
-        except Exception:  # one stack that fails must not end the others; the parent prints and counts it
+        except Exception:  # one stack that fails must not end the others; the parent prints, halves and counts it
             result = traceback.format_exc()
         if options.device == "cuda":
             torch.cuda.empty_cache()  # the memory is shared with the other workers
         results.put((job, result, time.monotonic() - began))
+        if isinstance(result, str) and not _alive(options.device):
+            return  # a device that failed fails every later job of this process
+
+
+def _alive(device: str) -> bool:
+    try:
+        return bool((torch.ones(2, device=device) + 1).sum().item() == 4.0)
+    except RuntimeError:
+        return False
 
 
 def run(options: Options) -> int:
@@ -72,7 +81,10 @@ def run(options: Options) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = mp.get_context("spawn")
     jobs, results = context.Queue(), context.Queue()
-    count = max(1, min(options.workers, len(waiting) + len(cold)))
+    if not waiting:
+        print("every cell of the plan is in the ledger", flush=True)
+        return 0
+    count = min(options.workers, len(waiting) + len(cold))
     processes = [context.Process(target=_work, args=(options, deadline, jobs, results)) for _ in range(count)]
     for process in processes:
         process.start()
@@ -112,6 +124,12 @@ def run(options: Options) -> int:
         if isinstance(result, str):
             failed += 1
             print(f"{at}: FAILED {job if isinstance(job, str) else [cell.key for cell in job]}\n{result}", flush=True)
+            if failed > MOST_FAILURES:
+                waiting.clear()
+            elif not isinstance(job, str) and len(job) > 1:  # perhaps too large for the memory that is left
+                waiting[:0] = [job[: len(job) // 2], job[len(job) // 2 :]]
+            elif isinstance(job, str):
+                waiting[:] = [stack for stack in waiting if tasks.SAME_MODEL.get(stack[0].task, stack[0].task) != job]
         elif isinstance(job, str):
             warming.discard(job)
             print(f"{at}: warm start {job} in {seconds:.1f} s: {result}", flush=True)

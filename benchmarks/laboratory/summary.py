@@ -1,4 +1,4 @@
-"""Tables, plots and Parquet from a ledger: means over seeds, and paired bootstrap intervals against a reference method."""
+"""Tables, plots and Parquet from a ledger: means over seeds, and paired bootstrap intervals against reference methods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from spo_verl import core
 
 from .ledger import read
@@ -110,14 +111,24 @@ def table(methods: Mapping[str, Mapping[int, Entry]], seeds: Sequence[int] | Non
     for name in sorted(kept, key=lambda name: -np.mean(list(area[name].values()))):
         by_seed = kept[name]
         share = [
-            None if (reached := trajectories_to(one, grpo_end[seed])) is None else reached / (one["batch"] * one["steps"])
+            None
+            if (reached := trajectories_to(one, grpo_end[seed])) is None
+            else reached / (one["batch"] * one["steps"])
             for seed, one in by_seed.items()
             if seed in grpo_end
         ]
         known = [one for one in share if one is not None]
-        shares = "" if not share else f"{np.mean(known):.2f}" if len(known) == len(share) else f"{len(known)} of {len(share)}"
+        shares = (
+            ""
+            if not share
+            else f"{np.mean(known):.2f}"
+            if len(known) == len(share)
+            else f"{len(known)} of {len(share)}"
+        )
         ends = np.mean([one["curve"][-1][3] for one in by_seed.values()])
-        length = np.mean([one["tokens"] / one["trajectories"] for one in by_seed.values() if "tokens" in one] or [np.nan])
+        length = np.mean(
+            [one["tokens"] / one["trajectories"] for one in by_seed.values() if "tokens" in one] or [np.nan]
+        )
         signal = np.mean([one.get("signal", np.nan) for one in by_seed.values()])
         over = [_difference(paired(area[name], area.get(other, {}))) if name != other else "" for other in REFERENCES]
         rows.append(
@@ -228,7 +239,9 @@ def _parquet(entries: Sequence[Entry], output: Path) -> None:
             for what in ("mse", "bias")
         }
         own = {"area": area_by_steps(entry), "area_at_equal_trajectories": area_by_trajectories(entry)}
-        rest = {name: entry.get(name) for name in ("trajectories", "tokens", "signal", "group_of_eight", "stack_seconds")}
+        rest = {
+            name: entry.get(name) for name in ("trajectories", "tokens", "signal", "group_of_eight", "stack_seconds")
+        }
         cells.append({**plain, **own, "end": entry["curve"][-1][3], "collapsed": collapsed(entry), **errors, **rest})
         names = ("step", "trajectories", "tokens", "accuracy")
         points += [{"key": entry["key"], **dict(zip(names, point, strict=True))} for point in entry["curve"]]

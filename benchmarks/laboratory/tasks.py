@@ -1,4 +1,4 @@
-"""Three tasks with a character vocabulary: the quickstart's ladder, the ladder with scratchpads, and sums with many answers.
+"""Tasks with a character vocabulary: the quickstart's ladder, the ladder with scratchpads, sums with many answers.
 
 A problem has a question, a level, and the whole numbers by which a response is graded. Numbers are written last digit
 first, as in ``spo_verl.small.task``. Grading is arithmetic on token tensors, so it runs where the responses are.
@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from spo_verl.small import task as ladder
 from spo_verl.small.model import ASSISTANT, END, PAD, SPECIAL, USER
-from torch import Tensor
 
 TOKEN = {text: index for index, text in enumerate((*SPECIAL, *ladder.CHARACTERS))}
 VOCABULARY = len(TOKEN)
@@ -95,7 +96,7 @@ class Wide(Ladder):
 
 
 class Scratchpad(Ladder):
-    """The ladder with any text before the answer: what follows the last ``=`` counts, so lengths are the policy's choice.
+    """The ladder with any text before the answer, which follows the last ``=``: lengths are the policy's choice.
 
     Practice responses have no, one or two drafts of the answer, each wrong in one digit with probability 0.3.
     """
@@ -120,8 +121,8 @@ class Scratchpad(Ladder):
 class Terms:
     """Two numbers whose sum or difference is N, one of them ending in a given digit: up to hundreds of right responses.
 
-    ``N+d=`` wants a+b = N with a ending in d, ``d+N=`` wants b ending in d; the same with ``-``. N has two digits on the
-    levels 1 to 4 and three on 5 to 8. ``numbers``: N, d, sign, which of the two.
+    ``N+d=`` wants a+b = N with a ending in d, ``d+N=`` wants b ending in d; the same with ``-``. N has two digits on
+    the levels 1 to 4 and three on 5 to 8. ``numbers``: N, d, sign, which of the two.
     """
 
     name, most_tokens, exact = "terms", 10, False
@@ -175,7 +176,7 @@ SAME_MODEL = {"wide": "ladder"}
 
 @dataclass(frozen=True)
 class Problems:
-    """A set of problems as tensors. ``prompt_PL`` is padded on the left, ``answer_PT`` (exact tasks only) on the right."""
+    """Problems as tensors. ``prompt_PL`` is padded on the left, ``answer_PT`` (exact tasks only) on the right."""
 
     level_P: np.ndarray
     prompt_PL: Tensor

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from spo_verl import core
 from spo_verl.small.warmstart import WarmStartSettings
-from torch import Tensor
 
 from . import model, tasks
 from .ledger import Cell
@@ -155,7 +156,7 @@ class Errors:
     error: float = 0.0
 
     def add(self, value_B: np.ndarray, rate_B: np.ndarray, samples: int | None) -> None:
-        """``samples``: of how many responses the rate is the mean, whose variance is subtracted; None if it is exact."""
+        """``samples``: responses that the rate is the mean of, whose variance is subtracted; None if it is exact."""
         noise = 0.0 if samples is None else float((rate_B * (1 - rate_B)).sum()) / (samples - 1)
         self.count += len(value_B)
         self.squared += float(((value_B - rate_B) ** 2).sum()) - noise
@@ -379,7 +380,9 @@ class Stack:
                 for rng, method in zip(self.order, self.methods, strict=True)
             ]
         )
-        band = torch.tensor([method.loss == "double_sided" for method in self.methods], device=self.device)[:, None, None]
+        band = torch.tensor([method.loss == "double_sided" for method in self.methods], device=self.device)[
+            :, None, None
+        ]
         dual = torch.tensor([method.dual for method in self.methods], device=self.device)[:, None, None]
         models = torch.arange(len(self.cells), device=self.device)[:, None]
         for rows in np.array_split(order_KB, MINI_BATCHES, axis=1):
@@ -402,7 +405,7 @@ class Stack:
             "errors": errors if self.knowledge[index].tracker is not None else {},
             "group_of_eight": group.squared / max(group.count, 1),
             "signal": float(self.signal[index] / self.steps),
-            "device": str(self.device),
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else str(self.device),
             "stack": len(self.cells),
             "stack_seconds": round(seconds, 2),
         }

@@ -8,23 +8,24 @@ that are fitted on the outcomes of *all* prompts remove most of them.
 
     logit P(r = 1) = c_0 logit v + c_1 + c_2 logit v / sqrt(N_eff) + c_3 log(1 + age) + sum_q c_q [source = q] + ...
 
-v, N_eff and age are those of the dispatch. c_0 = 1 and all others 0 is the tracker's own value. c_0 < 1 draws all values
-to the middle, c_1 moves them together, c_2 trusts evidence by its mass, c_3 lets values of prompts that were not
-visited for long drift, c_q moves a data source.
+v, N_eff and age are those of the dispatch. c_0 = 1 and all others 0 is the tracker's own value. c_0 < 1 draws values to
+the middle, c_1 moves them together, c_2 trusts evidence by its mass, c_3 moves values of prompts that were not visited
+for long, c_q those of a data source.
 
-**Fit.** The prior of c is normal around that identity, m = (1, 0, ..., 0), with precision lambda for each coefficient. With
-features x_n, rewards r_n and weights w_n, the mode of the posterior maximises
+**Fit.** The prior of c is normal around that identity, m = (1, 0, ..., 0), with precision lambda. With features x_n,
+rewards r_n and weights w_n, the mode of the posterior maximises
 
     J(c) = sum_n w_n (r_n x_n.c - log(1 + exp(x_n.c))) - 1/2 sum_f lambda_f (c_f - m_f)^2
 
-Its gradient is sum_n w_n (r_n - p_n) x_n - lambda (c - m), with p_n = sigmoid(x_n.c), and its negative Hessian
-sum_n w_n p_n (1 - p_n) x_n x_n^T + diag(lambda). That is at least diag(lambda), so J is strictly concave for lambda > 0: there is
-one optimum, also for outcomes that are all equal or perfectly separated, for one row (it moves c along its features
-only), and for none (c = m). Newton steps, halved until J does not fall, find it. J needs no r in {0, 1}: for fractions it
+Its gradient is sum_n w_n (r_n - p_n) x_n - lambda (c - m), with p_n = sigmoid(x_n.c), and its negative Hessian is
+sum_n w_n p_n (1 - p_n) x_n x_n^T + diag(lambda). The second part makes J strictly concave for lambda > 0: there is one
+optimum, also for outcomes that are all equal or perfectly separated, for one row (it moves c along its features only),
+and for none (c = m). Newton steps, halved until J does not fall, find it. J does not need r in {0, 1}: for fractions it
 is the quasi-likelihood, and its optimum estimates E[r] in the same way.
 
-**Independence.** A baseline may depend on anything but the response that it is subtracted from (eq. 8). Features are frozen
-at dispatch, and c must come from outcomes that were observed before it: then E[(r - v^) grad log pi] = E[r grad log pi].
+**Independence.** A baseline may depend on anything but the response that it is subtracted from (eq. 8). Features are
+frozen at dispatch, and c must come from outcomes that were observed before the dispatch: then
+E[(r - v^) grad log pi] = E[r grad log pi].
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def test_a_run_that_is_done_starts_no_worker(tmp_path, capsys):
             ledger.append(path, cell, {"curve": []})
     warm(tmp_path)
     assert running.run(running.Options("smoke", path, 5.0, "cpu", 1, 4)) == 0
-    assert "0 cells in 0 stacks" in capsys.readouterr().out
+    assert "every cell of the plan is in the ledger" in capsys.readouterr().out
 
 
 def test_the_plan_s_stacks_hold_every_cell_once_and_only_like_ones():
