@@ -45,7 +45,7 @@ def cells(methods: Iterable[str], seeds: Iterable[int], task: str = "ladder", **
 
 def gpu() -> list[list[Cell]]:
     """Blocks of cells, in order of importance."""
-    blocks = [
+    return [
         cells(MAIN, SEEDS),
         cells(OTHERS, SEEDS),
         cells(("no_baseline", "spo", "spo_calibrated", "spo_calibrated_draws", "oracle"), range(6, 16)),
@@ -64,7 +64,6 @@ def gpu() -> list[list[Cell]]:
         ),
         *(cells(ON_OTHER_TASKS, SEEDS[:3], task, rate=3e-4) for task in ("terms", "scratchpad")),
     ]
-    return blocks
 
 
 def smoke() -> list[list[Cell]]:

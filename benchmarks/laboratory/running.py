@@ -52,7 +52,8 @@ def _work(options: Options, deadline: float, jobs: Any, results: Any) -> None:
             else:
                 stack = Stack(job, options.ledger.parent, options.device)
                 result = stack.run(lambda: time.monotonic() > deadline)
-        except Exception:  # one stack that fails must not end the others; the parent prints, halves and counts it
+        # One stack that fails must not end the others: the parent prints, halves and counts it.
+        except Exception:  # noqa: BLE001
             result = traceback.format_exc()
         if options.device == "cuda":
             torch.cuda.empty_cache()  # the memory is shared with the other workers

@@ -1,4 +1,4 @@
-"""Tables, plots and Parquet from a ledger: means over seeds, and paired bootstrap intervals against reference methods."""
+"""Tables, plots and Parquet from a ledger: means over seeds, and paired bootstrap intervals against references."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laboratory: its model against the quickstart's, its methods against hand arithmetic, its ledger against interruptions."""
+"""The laboratory: its model against the quickstart's, its methods by hand, its ledger against interruptions."""
 
 import json
 
