@@ -52,7 +52,6 @@ def gpu() -> list[list[Cell]]:
         cells(ON_OTHER_TASKS, SEEDS, "terms"),
         cells(ON_OTHER_TASKS, SEEDS, "scratchpad"),
         *(cells(AT_RATES, TUNING_SEEDS, rate=rate) for rate in RATES),
-        *(cells(AT_RATES, SEEDS, rate=rate) for rate in (3e-4, 1e-3, 3e-5)),
         cells(AT_256, SEEDS, batch=256, steps=100),
         cells(
             ("no_baseline", "spo", "spo_calibrated", "spo_calibrated_draws"),
@@ -62,6 +61,7 @@ def gpu() -> list[list[Cell]]:
             steps=60,
             train=14336,
         ),
+        *(cells(AT_RATES, SEEDS, rate=rate) for rate in (3e-4, 1e-3, 3e-5)),
         *(cells(ON_OTHER_TASKS, SEEDS[:3], task, rate=3e-4) for task in ("terms", "scratchpad")),
     ]
 
