@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--workers", type=int, default=6)
     run.add_argument("--stack", type=int, default=48, help="most cells in lock step")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of each worker")
-    run.add_argument("--warm-steps", type=int, default=3000, help="most steps of the supervised warm start")
+    run.add_argument("--warm-steps", type=int, default=6000, help="most steps of the supervised warm start")
     summary = verbs.add_parser("summary", help="tables, plots and Parquet from a ledger")
     summary.add_argument("--ledger", type=Path, required=True)
     summary.add_argument("--output", type=Path, required=True)

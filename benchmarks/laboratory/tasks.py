@@ -187,20 +187,22 @@ class Problems:
         return len(self.level_P)
 
 
+PROMPT_TOKENS = 12
+
+
+def padded(rows: Sequence[list[int]], width: int, *, left: bool = False) -> Tensor:
+    """(rows, width) token ids."""
+    filled = [[PADDING] * (width - len(row)) + row if left else row + [PADDING] * (width - len(row)) for row in rows]
+    return torch.tensor(filled)
+
+
 def tensors(kind: Kind, problems: Sequence[Problem], device: Any) -> Problems:
-    prompts = [prompt_of(problem) for problem in problems]
-    width = 12
-    prompt_PL = torch.full((len(prompts), width), PADDING)
-    for row, prompt in enumerate(prompts):
-        prompt_PL[row, width - len(prompt) :] = torch.tensor(prompt)
+    prompt_PL = padded([prompt_of(problem) for problem in problems], PROMPT_TOKENS, left=True)
     numbers = torch.tensor([problem.numbers for problem in problems])
     answers = None
     if kind.exact:
-        answers = torch.full((len(problems), kind.most_tokens), PADDING)
-        for row, problem in enumerate(problems):
-            text = [*encoded(ladder.written(problem.numbers[0])), STOP]
-            answers[row, : len(text)] = torch.tensor(text)
-        answers = answers.to(device)
+        texts = [[*encoded(ladder.written(problem.numbers[0])), STOP] for problem in problems]
+        answers = padded(texts, kind.most_tokens).to(device)
     level_P = np.array([problem.level for problem in problems])
     return Problems(level_P, prompt_PL.to(device), numbers.to(device), answers)
 

@@ -34,7 +34,7 @@ RATE_EVERY = 20
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 BAND = (0.3, 5.0)
 NEGATIVE_SHARE = 0.1
-WARM = WarmStartSettings(max_seconds=100.0)
+WARM = WarmStartSettings(max_steps=6000, max_seconds=150.0)
 
 
 class Noise:
@@ -117,11 +117,8 @@ def warm_start(kind: Kind, device: Any, settings: WarmStartSettings = WARM) -> d
                 if problem.question not in taken:
                     problems.append(problem)
             prompts.append(tasks.tensors(kind, problems, "cpu").prompt_PL)
-            response = torch.full((len(problems), kind.most_tokens), PADDING)
-            for row, problem in enumerate(problems):
-                text = [*tasks.encoded(kind.practice(problem, rng)), tasks.STOP]
-                response[row, : len(text)] = torch.tensor(text)
-            responses.append(response)
+            texts = [[*tasks.encoded(kind.practice(problem, rng)), tasks.STOP] for problem in problems]
+            responses.append(tasks.padded(texts, kind.most_tokens))
         prompt, response = torch.stack(prompts).to(device), torch.stack(responses).to(device)
         log_prob = model.log_probs(model.unflatten(flat), prompt, response)
         loss = -(log_prob.sum((1, 2)) / (response != PADDING).sum((1, 2))).sum()
