@@ -104,6 +104,7 @@ class Batch:
     slot_B: np.ndarray
     value_B: np.ndarray
     calibrated_B: np.ndarray
+    n_eff_B: np.ndarray
     feature_BF: np.ndarray | None
     uids: list[str]
     stored: StoredResponses | None
@@ -214,11 +215,12 @@ class Knowledge:
         uids = [f"{self.step}-{row}" for row in range(len(slot_B))]
         if self.tracker is None:
             half_B = np.full(len(slot_B), 0.5)
-            return Batch(slot_B, half_B, half_B, None, uids, None)
+            return Batch(slot_B, half_B, half_B, np.zeros(len(slot_B)), None, uids, None)
         frozen = self.tracker.dispatch(uids, slot_B, self.step)
         feature_BF = self._features(slot_B, frozen.value_B, frozen.n_eff_B)
         stored = self.tracker.recall(uids).stored if method.forgetting == "kl" else None
-        return Batch(slot_B, frozen.value_B, self._calibrated(feature_BF, frozen.value_B), feature_BF, uids, stored)
+        calibrated_B = self._calibrated(feature_BF, frozen.value_B)
+        return Batch(slot_B, frozen.value_B, calibrated_B, frozen.n_eff_B, feature_BF, uids, stored)
 
     def learn(
         self,

@@ -34,6 +34,9 @@ RATE_EVERY = 20
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 BAND = (0.3, 5.0)
 NEGATIVE_SHARE = 0.1
+RECORDED = ("spo", 1, 1e-4)
+"""Method, seed and learning rate of the cells whose visits are saved, so that other read-outs can be tried on them."""
+VISIT = ("slot", "level", "reward", "value", "calibrated", "n_eff", "age", "rate")
 WARM = WarmStartSettings(max_steps=6000, max_seconds=150.0)
 
 
@@ -213,6 +216,12 @@ class Stack:
         self.errors = [{"raw": Errors(), "calibrated": Errors()} for _ in cells]
         self.rates = [Errors() for _ in cells]  # of a group of eight: p (1 - p) / 8
         self.signal = np.zeros(len(cells))
+        self.folder = folder
+        self.visits: dict[int, list[np.ndarray]] = {
+            index: []
+            for index, cell in enumerate(cells)
+            if self.kind.exact and (cell.method, cell.seed, cell.rate) == RECORDED
+        }
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -229,6 +238,7 @@ class Stack:
                 return None
             self.train_step(step)
         self.evaluate(self.steps)
+        self.save_visits()
         return [self.result(index, time.monotonic() - began) for index in range(len(self.cells))]
 
     def evaluate(self, step: int) -> None:
@@ -315,6 +325,21 @@ class Stack:
                 self.errors[index]["raw"].add(batch.value_B[once], rate_B, samples)
                 self.errors[index]["calibrated"].add(batch.calibrated_B[once], rate_B, samples)
 
+    def note_visits(self, batches: list[Batch], reward_KB: np.ndarray, exact_KB: np.ndarray) -> None:
+        for index, steps in self.visits.items():
+            one, slot_B = self.knowledge[index], batches[index].slot_B
+            age_B = one.step - np.maximum(one.visited_P[slot_B], 0)
+            value_B, calibrated_B, n_eff_B = batches[index].value_B, batches[index].calibrated_B, batches[index].n_eff_B
+            level_B = one.level_P[slot_B]
+            row = (slot_B, level_B, reward_KB[index], value_B, calibrated_B, n_eff_B, age_B, exact_KB[index])
+            steps.append(np.stack(row))
+
+    def save_visits(self) -> None:
+        """(steps, 8, B) for each recorded cell, the rows as in ``VISIT``."""
+        for index, steps in self.visits.items():
+            cell = self.cells[index]
+            np.savez_compressed(self.folder / f"visits_{cell.task}_b{cell.batch}.npz", visits=np.float32(steps))
+
     def train_step(self, step: int) -> None:
         batches, token_KBT, reward_KB = self.rollouts()
         row_KB = np.stack([batch.slot_B for batch in batches])
@@ -330,6 +355,8 @@ class Stack:
         token, old, now = (part.cpu().numpy() for part in (token_KBT, old_KBT, now_KBT))
         length_KB = (token != PADDING).sum(-1)
         self.measure(step, batches, exact_KB)
+        if exact_KB is not None:
+            self.note_visits(batches, reward_KB, exact_KB)
         advantage_KB = np.stack(
             [
                 advantages(method, reward_B, length_B, batch, None if exact_KB is None else exact_KB[index])

@@ -145,7 +145,7 @@ def test_terms_by_hand():
 def batch_of(value, calibrated=None):
     value = np.asarray(value)
     calibrated = value if calibrated is None else np.asarray(calibrated)
-    return Batch(np.arange(len(value)), value, calibrated, None, [], None)
+    return Batch(np.arange(len(value)), value, calibrated, np.ones(len(value)), None, [], None)
 
 
 def test_raw_advantages_by_hand():
@@ -238,14 +238,19 @@ def few(monkeypatch):
     monkeypatch.setattr(tasks, "tensors", lambda kind, problems, device: original(kind, problems[:64], device))
 
 
-def test_the_same_seed_gives_the_same_result_next_to_other_cells_too(tmp_path, few):
+def test_the_same_seed_gives_the_same_result_next_to_other_cells_too(tmp_path, few, monkeypatch):
     warm(tmp_path)
     names = ("spo_calibrated_draws", "dapo", "bspo", "plus_plus", "spo_offline", "spo_neyman")
     cells = [Cell("ladder", name, 1, 16, 2, 1e-3, 64) for name in names]
+    monkeypatch.setattr(training, "RECORDED", (names[0], 1, 1e-3))
     together = training.Stack(cells, tmp_path, "cpu").run()
     alone = training.Stack(cells[:1], tmp_path, "cpu").run()[0]
     assert together[0]["curve"] == alone["curve"]
     assert together[0]["errors"]["raw"] == pytest.approx(alone["errors"]["raw"], rel=1e-4)
+    visits = np.load(tmp_path / "visits_ladder_b16.npz")["visits"]
+    assert visits.shape == (2, len(training.VISIT), 16)
+    raw = visits[:, 3] - visits[:, 7]
+    assert np.mean(raw**2) == pytest.approx(alone["errors"]["raw"]["mse"], rel=1e-4)
     trajectories = {name: result["trajectories"] for name, result in zip(names, together, strict=True)}
     assert trajectories["spo_offline"] == 8 * 64 + 32
     assert trajectories["dapo"] == 2 * 16 * 10  # nothing is ever right: all rounds are used up
