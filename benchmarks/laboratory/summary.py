@@ -17,7 +17,21 @@ from .plan import SEEDS, TUNING_SEEDS
 Entry = dict[str, Any]
 Setting = tuple[str, int, int, float, int]
 """Task, batch, steps, learning rate, prompts."""
-REFERENCES = ("no_baseline", "grpo")
+REFERENCES = ("no_baseline", "grpo", "spo")
+DRAWN = (
+    "grpo",
+    "dapo",
+    "no_baseline",
+    "reinforce_pp",
+    "spo",
+    "spo_offline",
+    "spo_calibrated",
+    "spo_negative_tokens",
+    "plus_plus",
+    "oracle",
+)
+"""Methods of the plots; the tables have all."""
+POINT = ("step", "trajectories", "tokens", "accuracy")
 COLLAPSE = 0.5
 """A training has collapsed where it ends below this share of its own best held-out accuracy, or below its start."""
 
@@ -104,9 +118,9 @@ def table(methods: Mapping[str, Mapping[int, Entry]], seeds: Sequence[int] | Non
     spent = {name: {seed: area_by_trajectories(one) for seed, one in by.items()} for name, by in kept.items()}
     grpo_end = {seed: one["curve"][-1][3] for seed, one in kept.get("grpo", {}).items()}
     rows = [
-        "| method | seeds | area | end | area at equal trajectories | area over no_baseline | area over grpo "
+        "| method | seeds | area | end | area at equal trajectories | area over no_baseline | over grpo | over spo "
         "| share of GRPO's trajectories to its end | tokens per response | signal | collapses |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in sorted(kept, key=lambda name: -np.mean(list(area[name].values()))):
         by_seed = kept[name]
@@ -133,7 +147,7 @@ def table(methods: Mapping[str, Mapping[int, Entry]], seeds: Sequence[int] | Non
         over = [_difference(paired(area[name], area.get(other, {}))) if name != other else "" for other in REFERENCES]
         rows.append(
             f"| {name} | {len(by_seed)} | {np.mean(list(area[name].values())):.4f} | {ends:.4f} "
-            f"| {np.mean(list(spent[name].values())):.4f} | {over[0]} | {over[1]} | {shares} | {length:.2f} "
+            f"| {np.mean(list(spent[name].values())):.4f} | {' | '.join(over)} | {shares} | {length:.2f} "
             f"| {signal:.2f} | {sum(map(collapsed, by_seed.values()))} |"
         )
     return rows
@@ -164,9 +178,28 @@ def error_table(methods: Mapping[str, Mapping[int, Entry]]) -> list[str]:
     return rows
 
 
+def from_parquet(folder: Path) -> list[Entry]:
+    """The entries of a ledger from the two files that :func:`summarize` wrote of it."""
+    import pyarrow.parquet as pq
+
+    curves: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for row in pq.read_table(folder / "curves.parquet").to_pylist():
+        curves[row["key"]].append(tuple(row[name] for name in POINT))
+    entries = pq.read_table(folder / "cells.parquet").to_pylist()
+    for entry in entries:
+        entry["curve"] = curves[entry["key"]]
+        errors = {kind: {what: entry[f"{kind}_{what}"] for what in ("mse", "bias")} for kind in ("raw", "calibrated")}
+        entry["errors"] = errors if entry["raw_mse"] is not None else {}
+    return entries
+
+
 def summarize(path: Path, output: Path) -> None:
-    """Write ``summary.md``, ``cells.parquet``, ``curves.parquet`` and a plot per setting."""
-    entries = read(path)
+    """Write ``summary.md``, ``cells.parquet``, ``curves.parquet`` and a plot per setting.
+
+    Args:
+        path: a ledger, or a folder of the two Parquet files.
+    """
+    entries = from_parquet(path) if path.is_dir() else read(path)
     output.mkdir(parents=True, exist_ok=True)
     lines = [f"# {len(entries)} cells of {path.name}", ""]
     ordered = sorted(groups(entries).items())
@@ -212,15 +245,14 @@ def _plot(path: Path, title: str, methods: Mapping[str, Mapping[int, Entry]]) ->
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    drawn = [(name, by) for name, all_seeds in methods.items() if (by := _figures(all_seeds))]
-    for number, (name, by_seed) in enumerate(sorted(drawn)):
+    drawn = [(name, by) for name in DRAWN if name in methods and (by := _figures(methods[name]))]
+    for name, by_seed in drawn:
         points = min(len(one["curve"]) for one in by_seed.values())
         curve = np.mean([[point[1:4:2] for point in one["curve"][:points]] for one in by_seed.values()], axis=0)
-        style = ("-", "--", ":")[number // 10 % 3]
-        axes.plot(curve[:, 0], curve[:, 1], style, label=name, linewidth=1)
+        axes.plot(curve[:, 0], curve[:, 1], label=name, linewidth=1)
     axes.set(xlabel="trajectories, offline ones counted", ylabel="held-out accuracy", title=title)
     if drawn:
-        axes.legend(fontsize=6, ncols=2)
+        axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -243,7 +275,6 @@ def _parquet(entries: Sequence[Entry], output: Path) -> None:
             name: entry.get(name) for name in ("trajectories", "tokens", "signal", "group_of_eight", "stack_seconds")
         }
         cells.append({**plain, **own, "end": entry["curve"][-1][3], "collapsed": collapsed(entry), **errors, **rest})
-        names = ("step", "trajectories", "tokens", "accuracy")
-        points += [{"key": entry["key"], **dict(zip(names, point, strict=True))} for point in entry["curve"]]
+        points += [{"key": entry["key"], **dict(zip(POINT, point, strict=True))} for point in entry["curve"]]
     for name, rows in (("cells", cells), ("curves", points)):
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")

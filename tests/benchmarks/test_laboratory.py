@@ -299,7 +299,17 @@ def test_the_plan_s_stacks_hold_every_cell_once_and_only_like_ones():
 def entry(method, seed, accuracy, offline=0, **other):
     cell = Cell("ladder", method, seed, 64, 20)
     curve = [[step, offline + 64 * step, 300 * step, value] for step, value in zip((0, 10, 20), accuracy, strict=True)]
-    return {**cell.__dict__, "key": cell.key, "curve": curve, "errors": {}, "group_of_eight": 0.02, **other}
+    errors = {"raw": {"mse": 0.03, "bias": 0.0}, "calibrated": {"mse": 0.02, "bias": 0.01}} if method == "spo" else {}
+    spent = {"trajectories": 1280, "tokens": 6000, "signal": 0.9, "device": "cpu"}
+    return {
+        **cell.__dict__,
+        **spent,
+        "key": cell.key,
+        "curve": curve,
+        "errors": errors,
+        "group_of_eight": 0.02,
+        **other,
+    }
 
 
 def test_areas_by_hand():
@@ -331,8 +341,10 @@ def test_a_summary_of_a_ledger(tmp_path):
     summary.summarize(path, tmp_path / "out")
     text = (tmp_path / "out" / "summary.md").read_text()
     assert "| spo | 3 |" in text
-    assert (tmp_path / "out" / "cells.parquet").exists()
-    assert (tmp_path / "out" / "curves.parquet").exists()
+    summary.summarize(tmp_path / "out", tmp_path / "again")
+    again = (tmp_path / "again" / "summary.md").read_text()
+    assert again.splitlines()[1:] == text.splitlines()[1:]
+    assert (tmp_path / "out" / "ladder_b64_lr0.0001_p1024.png").exists()
 
 
 ENDS = {"grpo": 0.4, "no_baseline": 0.5, "spo": 0.6}
