@@ -1,4 +1,4 @@
-"""``python -m benchmarks.laboratory run | summary``; see the package."""
+"""``python -m benchmarks.laboratory run | summary | readout``; see the package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     summary = verbs.add_parser("summary", help="tables, plots and Parquet from a ledger")
     summary.add_argument("--ledger", type=Path, required=True)
     summary.add_argument("--output", type=Path, required=True)
+    readout = verbs.add_parser("readout", help="other read-outs on the visits that a run saved")
+    readout.add_argument("--visits", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if given.verb == "readout":
+        from .readout import compare
+
+        if not given.visits.exists():
+            parser.error(f"--visits {given.visits} does not exist; a run saves visits_*.npz next to its ledger")
+        print("\n".join(compare(given.visits)))
+        return 0
     if given.verb == "run":
         from .plan import PLANS
         from .running import Options

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.laboratory import ledger, model, plan, running, summary, tasks, training
+from benchmarks.laboratory import ledger, model, plan, readout, running, summary, tasks, training
 from benchmarks.laboratory.ledger import Cell
 from benchmarks.laboratory.methods import METHODS, Batch, Knowledge, advantages, raw_advantages
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer
@@ -225,6 +225,32 @@ def test_errors_of_values_take_out_the_sampling_noise():
     assert exact.result()["mse"] == pytest.approx(1 / 12, abs=2e-3)
     assert sampled.result()["mse"] == pytest.approx(exact.result()["mse"], abs=1.5e-3)
     assert sampled.result()["bias"] == pytest.approx(exact.result()["bias"], abs=2e-3)
+
+
+def test_other_read_outs_on_recorded_visits(tmp_path):
+    rng = np.random.default_rng(0)
+    level = np.arange(64) % 8 + 1
+    steps = []
+    for _ in range(12):
+        rate = np.where(level > 4, 0.9, 0.2)
+        reward = (rng.uniform(size=64) < rate).astype(float)
+        half, one = np.full(64, 0.5), np.ones(64)
+        steps.append(np.stack([np.arange(64), level, reward, half, half, one, one, rate]))
+    np.savez(tmp_path / "visits.npz", visits=np.float32(steps))
+    visits = readout.Visits(tmp_path / "visits.npz")
+    # The raw value is off by -0.4 or +0.3; eight responses have p (1 - p) / 8.
+    assert visits.error(visits.columns["value"]) == pytest.approx(((0.16 + 0.09) / 2, -0.05), abs=1e-6)
+    assert visits.group() == pytest.approx((0.09 + 0.16) / 16, abs=1e-6)
+    found = visits.calibrated(readout.SETS["all"], 8, 5.0)
+    assert visits.error(found)[0] < 0.02
+    np.testing.assert_array_equal(found[0], 0.5)
+    changed = np.float32(steps)
+    changed[6:, 2] = 1.0
+    np.savez(tmp_path / "changed.npz", visits=changed)
+    later = readout.Visits(tmp_path / "changed.npz").calibrated(readout.SETS["all"], 8, 5.0)
+    np.testing.assert_array_equal(found[:7], later[:7])  # outcomes of a step reach the read-outs after it
+    assert (later[7] > found[7]).all()
+    assert len(readout.compare(tmp_path / "visits.npz")) == 17
 
 
 def warm(folder):
