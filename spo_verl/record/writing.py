@@ -411,20 +411,32 @@ class _Disk:
         if self._folder.is_dir():
             for left in self._folder.glob(_TEMPORARY):
                 left.unlink(missing_ok=True)
-            if (self._folder / RUN).exists():
-                self.run = read_json(self._folder / RUN, SpoRecordError)
+            self.run = self._earlier_run()
             for kind in SCHEMAS:
                 self._go_back(kind, step)
         self._latest = {}
         for kind in SCHEMAS:
             self._cut_at[kind] = max((part.last for part in self._parts(kind)), default=-1)
 
+    def _earlier_run(self) -> dict[str, Any]:
+        """What an earlier process wrote to ``run.json``; nothing where that is not there or damaged, which is said."""
+        try:
+            found = read_json(self._folder / RUN, SpoRecordError) if (self._folder / RUN).exists() else {}
+        except SpoRecordError as reason:
+            logger.warning("spo: the record begins a new %s: %s", RUN, reason)
+            found = {}
+        return found if isinstance(found, dict) else {}
+
     def _go_back(self, kind: Kind, step: int) -> None:
         """Move what comes after a step aside. A part that a checkpoint cuts through is rewritten up to it first."""
         schema, parts = SCHEMAS[kind], self._parts(kind)
         for part in uncovered(parts):
             if part.first <= step < part.last:
-                rows = pq.read_table(self._folder / part.name, schema=schema)
+                try:
+                    rows = pq.read_table(self._folder / part.name, schema=schema)
+                except pa.ArrowException as reason:
+                    logger.warning("spo: a damaged part of the record is moved aside: %s: %s", part.name, reason)
+                    continue
                 kept = rows.filter(pc.less_equal(rows["step"], step))
                 self.store(Part(part.first, step, kind), kept, [part])
         covered = [part for part in parts if part not in uncovered(parts)]

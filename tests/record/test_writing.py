@@ -118,6 +118,16 @@ def test_unfinished_files_of_a_killed_process_are_removed(tmp_path):
     assert uids(tmp_path) == expected([1, 2, 3])
 
 
+def test_a_damaged_record_is_continued(tmp_path, caplog):
+    write(tmp_path, range(1, 7), cut_every=3).close()
+    (tmp_path / "run.json").write_text("{")
+    (tmp_path / "rollouts-00000004-00000006.parquet").write_bytes(b"PAR1 and no more")
+    write(tmp_path, [6], after=5).close()
+    assert uids(tmp_path) == expected([1, 2, 3, 6])
+    assert [start["step"] for start in Record.open(tmp_path).run["starts"]] == [5]
+    assert sum("damaged part" in message or "a new run.json" in message for message in caplog.messages) == 2
+
+
 # ---------------------------------------------------------------------- the limit
 
 

@@ -145,7 +145,7 @@ def evidence_of(rows, setting):
 def batch_of_three():
     """Prompt 7: two sessions, the first in two outputs; prompt 3: one session without a token in the loss."""
     names = ["a_0_0", "b_0_0", "a_0_1", "a_1_0", "pad"]
-    spans = [(4, 4), (None, None), (3, 6), (5, 5), (0, 9)]
+    spans = [(4, 8), (None, None), (3, 6), (5, 5), (0, 9)]
     tags = [
         {"response_len": length, "min_global_steps": first, "max_global_steps": last}
         for length, (first, last) in zip((10, 20, 5, 7, 1), spans, strict=True)
@@ -220,7 +220,7 @@ def test_a_step_by_hand(tmp_path):
         "uid": "a",
     }
     assert first == everywhere | prompt | {
-        "session": 0, "version_first": 3, "version_last": 6, "reward": 1.0, "raw_advantage": 0.5, "advantage": 0.75,
+        "session": 0, "version_first": 3, "version_last": 8, "reward": 1.0, "raw_advantage": 0.5, "advantage": 0.75,
         "rho": pytest.approx(0.9), "tokens": 15,
     }  # fmt: skip
     assert second == everywhere | prompt | {
@@ -242,7 +242,28 @@ def test_a_step_by_hand(tmp_path):
 def test_versions_of_a_session_are_those_of_all_its_outputs():
     batch = batch_of_three()
     spans = version_spans(read_sessions(batch.keys, batch.tags), batch.tags)
-    assert spans.tolist() == [[3, 6], [-1, -1], [5, 5]]
+    assert spans.tolist() == [[3, 8], [-1, -1], [5, 5]]
+
+
+def test_outcomes_of_one_request_are_in_the_order_of_their_versions(tmp_path):
+    """Two dispatches of a prompt end together: the older one is folded first, whatever order they came in."""
+    tracker = Tracker.create(keys(1), TrackerSettings(forgetting_mode="constant", rho=0.5, max_in_flight=None))
+    prompts = Prompts(DatasetKeys(keys(1), np.arange(1), np.arange(1)), [])
+    recorder = Recorder(RecordWriter(tmp_path, 2**30), prompts, mode="constant", run={})
+    recorder._writer.describe({})
+    for uid, version in (("old", 0), ("new", 3)):
+        recorder.dispatched([uid], tracker.dispatch([uid], [0], version))
+    batch = SimpleNamespace(keys=["new_0_0", "old_0_0"], tags=[{"response_len": 1}] * 2)
+    sessions, frozen = read_sessions(batch.keys, batch.tags), tracker.recall(["new", "old"]).frozen
+    recalled = Recalled.of(batch, sessions, frozen, None, advantage=AdvantageConfig(), version=3)
+    rewarded = Rewarded(recalled, np.array([0.0, 1.0]), np.zeros(2), np.ones(2))
+    report = tracker.finish_step(["new", "old"], [0, 0], [0.0, 1.0], settle_uids=["new", "old"]).observe
+    recorder.observed(4, rewarded, None, Evictions([], [], {}, {}), report, {"new", "old"}, {})
+    recorder.close()
+    rows = Record.open(tmp_path).rollouts().to_pylist()
+    assert [(row["uid"], row["rho"]) for row in rows] == [("old", 0.5), ("new", 0.5)]
+    # (1/2, 1/2) halved, a success, halved, a failure.
+    assert np.concatenate(tracker.evidence()).tolist() == [0.625, 1.125]
 
 
 def test_the_movement_is_the_divergence_under_drift(tmp_path):
