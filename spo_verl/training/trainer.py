@@ -368,8 +368,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     def _show_samples(self, batch: KVBatchMeta, rewarded: Rewarded, report: ObserveReport) -> None:
         """Histograms and a table of samples for the loggers that can show them."""
 
-        def texts(session_C: np.ndarray) -> list[tuple[str, str]]:
-            keys = [batch.keys[row] for row in rewarded.recalled.sessions.final_row_S[session_C]]
+        def texts(chosen: np.ndarray) -> list[tuple[str, str]]:
+            keys = [batch.keys[row] for row in rewarded.recalled.sessions.final_row_S[chosen]]
             return read_texts(keys, batch.partition_id, self.tokenizer)
 
         before = rewarded.recalled
