@@ -13,8 +13,10 @@ from spo_verl.cli import (
     config,
     convert,
     data,
+    diff,
     doctor,
     evaluate,
+    export,
     plan,
     quickstart,
     recipes,
@@ -22,6 +24,7 @@ from spo_verl.cli import (
     settings,
     tracker,
     values,
+    watch,
 )
 from spo_verl.cli.output import COULD_NOT, print_json
 
@@ -66,6 +69,9 @@ app.add_typer(recipes.app, name="recipes", help=recipes.HELP, short_help=recipes
 app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP, context_settings=RUNS)(rehearse.rehearse)
 app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
 app.add_typer(tracker.app, name="tracker", help=tracker.HELP, short_help=tracker.SHORT_HELP)
+app.command("watch", help=watch.HELP, short_help=watch.SHORT_HELP)(watch.watch)
+app.command("diff", help=diff.HELP, short_help=diff.SHORT_HELP)(diff.diff)
+app.command("export", help=export.HELP, short_help=export.SHORT_HELP)(export.export)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
 app.command(

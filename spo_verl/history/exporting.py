@@ -41,6 +41,25 @@ def chosen_table(place: Place, what: What, columns: Sequence[str]) -> pa.Table:
     return table.cast(pa.schema([_plain(field) for field in table.schema]))
 
 
+def write_values(place: Place, path: Path) -> dict[str, Any]:
+    """Write the values of the place's checkpoint as offline values; returns their description.
+
+    Raises:
+        HistoryError: there is no checkpoint, or the file's name does not end in .parquet.
+        SpoValuesError, SpoCheckpointError: the checkpoint cannot be read, or the file not be written.
+    """
+    if path.suffix != ".parquet":
+        raise HistoryError(f"{path}: offline values are a Parquet file; let the name end in .parquet.")
+    folder = place.require_checkpoint()
+    check_output(path, HistoryError)
+    from spo_verl.data.values import from_tracker
+
+    values, _ = from_tracker(folder)
+    values.write(path)
+    described: dict[str, Any] = values.describe()
+    return described | {"checkpoint": str(folder)}
+
+
 def check_target(path: Path) -> None:
     """Refuse a file that cannot be written, or whose ending names no format; raises :class:`HistoryError`."""
     if path.suffix not in SUFFIXES:

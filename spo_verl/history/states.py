@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from spo_verl import core
 from spo_verl.core.evidence import UNTRIED_EVIDENCE
 from spo_verl.history.places import HistoryError, Place
 from spo_verl.record.reading import Record
@@ -30,7 +32,7 @@ class PromptStates:
 
     Attributes:
         step: training step.
-        source: ``checkpoint``, or ``record``: then values are those frozen at each prompt's last dispatch.
+        source: ``checkpoint``, or ``record`` (:func:`from_record`).
         key_P: V16.
         value_P: in [0, 1], as read at this step.
         n_eff_P: effective sample size.
@@ -119,45 +121,67 @@ def from_checkpoint(manifest: Manifest, table: PromptTable, record: Record | Non
 
 
 def from_record(record: Record) -> PromptStates:
-    """The states that a record alone tells; see ``PromptStates.source``."""
+    """The states that a record alone tells.
+
+    The evidence of a prompt is what was frozen at its last dispatch with an outcome, discounted as the record says, with
+    the outcomes of that dispatch added. That is exact unless several rollouts of one prompt were in flight
+    (``spo.sampling.max_in_flight`` above 1).
+
+    Raises:
+        HistoryError: it holds no prompts yet.
+    """
     prompts = record.prompts()
+    prompts = prompts.filter(pc.is_valid(prompts["slot"]))
     if not prompts.num_rows:
         raise HistoryError(
             f"{record.path} holds no prompts yet, and the run has no checkpoint: wait for its first step to end."
         )
     key_P = keys_of(prompts["key"])
     size = len(key_P)
-    value_P, n_eff_P = (floats(prompts[name]).copy() for name in ("value", "n_eff"))
-    initial_P = value_P.copy()
-    known_P = ~((value_P == 0.5) & (n_eff_P == 2 * UNTRIED_EVIDENCE))
-    rollouts = record.rollouts(["key", "step", "value", "n_eff", "reward", "uid"])
+    initial_P, initial_n_eff_P = floats(prompts["value"]), floats(prompts["n_eff"])
+    rollouts = record.rollouts(["key", "uid", "step", "value", "n_eff", "reward", "rho"])
     at_N, step_N = match_rows(key_P, rollouts["key"]), integers(rollouts["step"])
-    order_N = np.argsort(step_N, kind="stable")
-    order_N = order_N[at_N[order_N] >= 0]
-    # Of several assignments to one place the last one stays.
-    value_P[at_N[order_N]] = floats(rollouts["value"])[order_N]
-    n_eff_P[at_N[order_N]] = floats(rollouts["n_eff"])[order_N]
-    visited_N = np.isfinite(floats(rollouts["reward"])) & (at_N >= 0)
-    visits_P = np.bincount(at_N[visited_N], minlength=size).astype(np.int64)
-    uid_N = rollouts["uid"].combine_chunks().dictionary_encode().indices.to_numpy()
+    uid_N = rollouts["uid"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    reward_N = floats(rollouts["reward"])
+    alpha_P, beta_P = initial_P * initial_n_eff_P, (1 - initial_P) * initial_n_eff_P
+    seen_N = np.flatnonzero(np.isfinite(reward_N) & (at_N >= 0))
+    # Of several assignments to one place the last one stays: the last row with an outcome of each prompt.
+    last_P = np.full(size, -1, dtype=np.int64)
+    last_P[at_N[seen_N]] = seen_N
+    slot_D = np.flatnonzero(last_P >= 0)
+    row_D = last_P[slot_D]
+    count_N = np.bincount(uid_N[seen_N], minlength=int(uid_N.max(initial=-1)) + 1)
+    total_N = np.bincount(uid_N[seen_N], weights=reward_N[seen_N], minlength=len(count_N))
+    kept_D = np.nan_to_num(floats(rollouts["rho"])[row_D], nan=1.0)
+    if _event_time(record):  # what was frozen had decayed to the version of the outcome already
+        kept_D = np.ones(len(row_D))
+    value_D, mass_D = floats(rollouts["value"])[row_D], floats(rollouts["n_eff"])[row_D] * kept_D
+    alpha_P[slot_D] = value_D * mass_D + total_N[uid_N[row_D]]
+    beta_P[slot_D] = (1 - value_D) * mass_D + count_N[uid_N[row_D]] - total_N[uid_N[row_D]]
     _, first_N = np.unique(uid_N, return_index=True)
-    first_N = first_N[at_N[first_N] >= 0]
+    visits_P = np.bincount(at_N[seen_N], minlength=size)
     step = int(step_N.max(initial=0))
     return PromptStates(
         step=step,
         source="record",
         key_P=key_P,
-        value_P=value_P,
-        n_eff_P=n_eff_P,
-        draws_P=np.bincount(at_N[first_N], minlength=size).astype(np.int64),
+        value_P=core.value(alpha_P, beta_P),
+        n_eff_P=core.effective_sample_size(alpha_P, beta_P),
+        draws_P=np.bincount(at_N[first_N[at_N[first_N] >= 0]], minlength=size),
         visits_P=visits_P,
-        known_P=known_P | (visits_P > 0),
+        known_P=(visits_P > 0) | (alpha_P != UNTRIED_EVIDENCE) | (beta_P != UNTRIED_EVIDENCE),
         drift_P=last_divergence(record, key_P, step),
         drift="divergence",
         row_P=integers(prompts["row"]),
         source_P=np.array(prompts["data_source"].to_pylist(), dtype=object),
         initial_P=initial_P,
     )
+
+
+def _event_time(record: Record) -> bool:
+    spo = (record.run.get("config") or {}).get("spo")
+    forgetting_section = spo.get("forgetting") if isinstance(spo, dict) else None
+    return isinstance(forgetting_section, dict) and forgetting_section.get("mode") == "version"
 
 
 def last_divergence(record: Record, key_P: NDArray[np.void], step: int) -> Column:
