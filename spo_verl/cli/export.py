@@ -49,7 +49,7 @@ def export(
             raise SpoConfigError("offline values have columns of their own: leave out --columns.")
         answer |= exporting.write_values(place, output)
         return Outcome(answer, lambda console: _show_values(console, answer))
-    exporting.check_target(output)
+    exporting.check_target(output, place)
     table = exporting.chosen_table(place, what, names)
     exporting.write_table(table, output)
     answer |= {"rows": table.num_rows, "columns": table.column_names}

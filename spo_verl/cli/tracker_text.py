@@ -19,9 +19,7 @@ def print_summary(console: Console, answer: Mapping[str, Any]) -> None:
     """Print what ``spo-verl tracker show`` found."""
     of = f"checkpoint of step {answer['step']}"
     if answer["source"] == "record":
-        of = (
-            f"record up to step {answer['step']}; there is no checkpoint yet"
-        )
+        of = f"record up to step {answer['step']}; there is no checkpoint yet"
     open_ = "" if answer["open"] is None else f", {answer['open']} open rollouts"
     histogram = answer["value_histogram"]
     paragraph(console, f"{answer['path']}: {of}")

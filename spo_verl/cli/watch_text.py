@@ -74,7 +74,7 @@ _OTHER = ("stale", "surplus", "rejected", "failed", "aborted")
 
 def _since(frame: Mapping[str, Any]) -> str:
     seconds = frame["idle_seconds"]
-    return "" if seconds is None else f", the record grew {_duration(seconds)} ago"
+    return "" if seconds is None or frame["state"] == "ended" else f", the record grew {_duration(seconds)} ago"
 
 
 def _of_steps(console: Console, steps: Mapping[str, Sequence[Any]]) -> dict[str, str]:

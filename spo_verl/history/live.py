@@ -7,6 +7,7 @@ from typing import Any
 
 from spo_verl.errors import SpoError
 from spo_verl.history.observing import Observer
+from spo_verl.history.places import configuration
 from spo_verl.history.running import Running, state_of
 from spo_verl.history.states import from_record
 from spo_verl.history.steps import ENDINGS, latest_metrics, per_step
@@ -96,7 +97,7 @@ class Watched:
         files = {path.name: path.stat().st_mtime for path in record.path.glob("*.parquet") if path.exists()}
         if self._seen is None or self._seen[0] != files:
             self._seen = files, _numbers_of(self.running)
-        config = run.get("config") or {}
+        config = configuration(record)
         return {
             "experiment": config.get("trainer.experiment_name"),
             "mode": config.get("trainer.v1.trainer_mode"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_verl.history.places import HistoryError, Place
+from spo_verl.history.places import HistoryError, Place, configuration
 from spo_verl.history.responses import dumped_responses
 from spo_verl.history.states import PromptStates, hex_of
 from spo_verl.history.summaries import uncertainty
@@ -121,5 +121,5 @@ def _rollouts(place: Place, key: str, step: int) -> list[dict[str, Any]]:
 
 def _dump_folder(place: Place) -> Path | None:
     """Where the run dumped responses, as its record says; None where it did not, or that is not on this machine."""
-    named = place.require_record().run.get("config", {}).get("trainer.rollout_data_dir")
+    named = configuration(place.record).get("trainer.rollout_data_dir")
     return Path(named) if isinstance(named, str) and Path(named).is_dir() else None

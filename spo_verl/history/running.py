@@ -1,8 +1,8 @@
 """Runs that are under way on this machine, found without being told of them.
 
 Two traces of a run are looked for among the processes that live: the command line of verl's trainer, which leads to the
-run's folder and its ``record/run.json``; and the Ray clusters, whose tracker services are asked for by name where no
-record leads to them. Nothing is left behind by either.
+run's folder and its ``record/run.json``; where there is none, the Ray clusters, which are asked for tracker services.
+Neither leaves anything behind.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ def running_at(path: Path) -> Running:
 
 
 def running_here() -> list[Running]:
-    """The runs of this machine that are under way, those with a record first."""
-    found = {one.root: one for one in map(_of_record, _living_records())}
-    known = {one.address for one in found.values()}
-    others = sorted(_cluster_addresses() - known)
-    with ThreadPoolExecutor(max_workers=max(1, len(others))) as pool:
-        services = list(pool.map(services_at, others))
-    known_services = {one.namespace for one in found.values()}
-    without = [
+    """The runs of this machine that are under way.
+
+    Ray clusters are asked only where no record leads to a run: joining one takes seconds.
+    """
+    if found := {one.root: one for one in map(_of_record, _living_records())}:
+        return list(found.values())
+    addresses = sorted(_cluster_addresses())
+    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as pool:
+        services = list(pool.map(services_at, addresses))
+    return [
         Running(None, None, address, one["name"], one["namespace"])
-        for address, listed in zip(others, services, strict=True)
+        for address, listed in zip(addresses, services, strict=True)
         for one in listed
-        if one["namespace"] not in known_services
     ]
-    return [*found.values(), *without]
 
 
 def state_of(run: dict[str, Any]) -> State:
@@ -91,9 +91,9 @@ def state_of(run: dict[str, Any]) -> State:
 
 def _of_record(record: Record) -> Running:
     run = record.run
-    service = run.get("tracker") or {}
-    address = run.get("ray_address")
-    name, namespace = str(service.get("name", "")), str(service.get("namespace", ""))
+    service, address = run.get("tracker"), run.get("ray_address")
+    known = service if isinstance(service, dict) else {}
+    name, namespace = str(known.get("name") or ""), str(known.get("namespace") or "")
     return Running(record.path.parent, record, str(address) if address else None, name, namespace)
 
 
@@ -153,10 +153,11 @@ def _pids() -> list[int]:
 
 def _started(run: dict[str, Any]) -> float | None:
     """Time of the latest start, seconds since the epoch."""
-    starts = run.get("starts") or [{}]
+    starts = run.get("starts")
+    latest = starts[-1] if isinstance(starts, list) and starts else {}
     try:
-        return datetime.fromisoformat(str(starts[-1].get("time"))).timestamp()
-    except (ValueError, AttributeError):
+        return datetime.fromisoformat(str(latest.get("time") if isinstance(latest, dict) else "")).timestamp()
+    except (ValueError, OverflowError):
         return None
 
 

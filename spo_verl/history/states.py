@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from spo_verl import core
 from spo_verl.core.evidence import UNTRIED_EVIDENCE
-from spo_verl.history.places import HistoryError, Place
+from spo_verl.history.places import HistoryError, Place, configuration
 from spo_verl.record.reading import Record
+from spo_verl.record.schema import PROMPTS_FILE
 from spo_verl.tracker import checkpoint
 from spo_verl.tracker.checkpoint.folder import Manifest
 from spo_verl.tracker.forgetting_rules import forgetting
@@ -123,14 +126,14 @@ def from_checkpoint(manifest: Manifest, table: PromptTable, record: Record | Non
 def from_record(record: Record) -> PromptStates:
     """The states that a record alone tells.
 
-    The evidence of a prompt is what was frozen at its last dispatch with an outcome, discounted as the record says, with
-    the outcomes of that dispatch added. That is exact unless several rollouts of one prompt were in flight
+    The evidence of a prompt is what was frozen at its last dispatch with an outcome, discounted as the record says,
+    with the outcomes of that dispatch added. That is exact unless several rollouts of one prompt were in flight
     (``spo.sampling.max_in_flight`` above 1).
 
     Raises:
         HistoryError: it holds no prompts yet.
     """
-    prompts = record.prompts()
+    prompts = prompts_of(record)
     prompts = prompts.filter(pc.is_valid(prompts["slot"]))
     if not prompts.num_rows:
         raise HistoryError(
@@ -173,13 +176,13 @@ def from_record(record: Record) -> PromptStates:
         drift_P=last_divergence(record, key_P, step),
         drift="divergence",
         row_P=integers(prompts["row"]),
-        source_P=np.array(prompts["data_source"].to_pylist(), dtype=object),
+        source_P=names_in(prompts["data_source"]),
         initial_P=initial_P,
     )
 
 
 def _event_time(record: Record) -> bool:
-    spo = (record.run.get("config") or {}).get("spo")
+    spo = configuration(record).get("spo")
     forgetting_section = spo.get("forgetting") if isinstance(spo, dict) else None
     return isinstance(forgetting_section, dict) and forgetting_section.get("mode") == "version"
 
@@ -198,30 +201,57 @@ def last_divergence(record: Record, key_P: NDArray[np.void], step: int) -> Colum
 
 def _of_prompts(record: Record, key_P: NDArray[np.void]) -> dict[str, Any]:
     """Row, data source and initial value of each prompt, as the record of the run's start has them."""
-    prompts = record.prompts()
+    prompts = prompts_of(record)
     if not prompts.num_rows:
         return {}
     at_P = match_keys(keys_of(prompts["key"]), key_P)
     there_P = at_P >= 0
-    names = np.array([*prompts["data_source"].to_pylist(), None], dtype=object)
-    row_P = np.where(there_P, integers(prompts["row"])[at_P], -1)
     return {
-        "row_P": row_P,
-        "source_P": names[at_P],
+        "row_P": np.where(there_P, integers(prompts["row"])[at_P], -1),
+        "source_P": np.where(there_P, names_in(prompts["data_source"])[at_P], None),
         "initial_P": np.where(there_P, floats(prompts["value"])[at_P], np.nan),
     }
+
+
+def prompts_of(record: Record) -> Any:
+    """``record.prompts()``, read once as long as the file stays what it is."""
+    path = record.path / PROMPTS_FILE
+    return _prompts_of(record, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=2)
+def _prompts_of(record: Record, changed: int) -> Any:
+    return record.prompts()
 
 
 # -- columns of Arrow tables as arrays
 
 
 def keys_of(column: Any) -> NDArray[np.void]:
-    """V16 keys of a column of texts of 32 hexadecimal digits."""
-    texts = column.to_pylist()
+    """V16 keys of a column of texts of 32 hexadecimal digits.
+
+    Raises:
+        HistoryError: a text is something else.
+    """
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    texts = whole.cast(pa.string())
     try:
-        return np.frombuffer(bytes.fromhex("".join(texts)), dtype=f"V{KEY_BYTES}")
-    except (ValueError, TypeError) as error:
+        if texts.null_count or set(pc.unique(pc.binary_length(texts)).to_pylist()) - {2 * KEY_BYTES}:
+            raise ValueError("another length")
+        first = int(np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset]) if len(texts) else 0
+        size = 2 * KEY_BYTES * len(texts)
+        digits = texts.buffers()[2][first : first + size].to_pybytes() if size else b""
+        return np.frombuffer(bytes.fromhex(digits.decode("ascii")), dtype=f"V{KEY_BYTES}")
+    except ValueError as error:
         raise HistoryError(f"the record holds prompt keys that are not 32 hexadecimal digits ({error}).") from error
+
+
+def names_in(column: Any) -> NDArray[np.object_]:
+    """A column of names as texts; None for null."""
+    encoded = column.combine_chunks()
+    encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
+    names = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+    return names[np.asarray(encoded.indices.fill_null(len(names) - 1), dtype=np.int64)]
 
 
 def hex_of(key_P: NDArray[np.void]) -> list[str]:
