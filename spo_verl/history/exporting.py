@@ -29,8 +29,7 @@ def chosen_table(place: Place, what: What, columns: Sequence[str]) -> pa.Table:
         HistoryError: there is no record, or no column of this name.
     """
     record = place.require_record()
-    read = {"rollouts": record.rollouts, "steps": record.steps, "prompts": record.prompts}[what]
-    table = read()
+    table = record.rollouts() if what == "rollouts" else record.steps() if what == "steps" else record.prompts()
     unknown = [name for name in columns if name not in table.column_names]
     if unknown:
         raise HistoryError(f"{what} have no column {', '.join(unknown)}: choose among {', '.join(table.column_names)}.")

@@ -10,8 +10,9 @@ from spo_verl.history.observing import Observer
 from spo_verl.history.places import configuration
 from spo_verl.history.running import Running, state_of
 from spo_verl.history.states import from_record
-from spo_verl.history.steps import ENDINGS, latest_metrics, per_step
+from spo_verl.history.steps import latest_metrics, per_step
 from spo_verl.history.summaries import value_histogram
+from spo_verl.record.schema import ENDINGS
 
 FIRST_ANSWER_SECONDS = 20.0
 HISTOGRAM_BINS = 20

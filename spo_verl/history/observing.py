@@ -65,7 +65,9 @@ def services_at(address: str) -> list[dict[str, str]]:
         return []
     finally:
         _end(process)
-    found = next((said["services"] for said in map(_parsed, output.splitlines()) if "services" in said), [])
+    found: list[dict[str, Any]] = next(
+        (said["services"] for said in map(_parsed, output.splitlines()) if "services" in said), []
+    )
     return [{"name": str(one["name"]), "namespace": str(one["namespace"])} for one in found]
 
 

@@ -151,16 +151,16 @@ def from_record(record: Record) -> PromptStates:
     # Of several assignments to one place the last one stays: the last row with an outcome of each prompt.
     last_P = np.full(size, -1, dtype=np.int64)
     last_P[at_N[seen_N]] = seen_N
-    slot_D = np.flatnonzero(last_P >= 0)
-    row_D = last_P[slot_D]
+    slot_B = np.flatnonzero(last_P >= 0)
+    row_B = last_P[slot_B]
     count_N = np.bincount(uid_N[seen_N], minlength=int(uid_N.max(initial=-1)) + 1)
     total_N = np.bincount(uid_N[seen_N], weights=reward_N[seen_N], minlength=len(count_N))
-    kept_D = np.nan_to_num(floats(rollouts["rho"])[row_D], nan=1.0)
+    kept_B = np.nan_to_num(floats(rollouts["rho"])[row_B], nan=1.0)
     if _event_time(record):  # what was frozen had decayed to the version of the outcome already
-        kept_D = np.ones(len(row_D))
-    value_D, mass_D = floats(rollouts["value"])[row_D], floats(rollouts["n_eff"])[row_D] * kept_D
-    alpha_P[slot_D] = value_D * mass_D + total_N[uid_N[row_D]]
-    beta_P[slot_D] = (1 - value_D) * mass_D + count_N[uid_N[row_D]] - total_N[uid_N[row_D]]
+        kept_B = np.ones(len(row_B))
+    value_B, mass_B = floats(rollouts["value"])[row_B], floats(rollouts["n_eff"])[row_B] * kept_B
+    alpha_P[slot_B] = value_B * mass_B + total_N[uid_N[row_B]]
+    beta_P[slot_B] = (1 - value_B) * mass_B + count_N[uid_N[row_B]] - total_N[uid_N[row_B]]
     _, first_N = np.unique(uid_N, return_index=True)
     visits_P = np.bincount(at_N[seen_N], minlength=size)
     step = int(step_N.max(initial=0))
@@ -206,9 +206,11 @@ def _of_prompts(record: Record, key_P: NDArray[np.void]) -> dict[str, Any]:
         return {}
     at_P = match_keys(keys_of(prompts["key"]), key_P)
     there_P = at_P >= 0
+    source_P = names_in(prompts["data_source"])[at_P]
+    source_P[~there_P] = None
     return {
         "row_P": np.where(there_P, integers(prompts["row"])[at_P], -1),
-        "source_P": np.where(there_P, names_in(prompts["data_source"])[at_P], None),
+        "source_P": source_P,
         "initial_P": np.where(there_P, floats(prompts["value"])[at_P], np.nan),
     }
 

@@ -40,7 +40,7 @@ def per_step(record: Record, upto: int | None = None) -> dict[str, NDArray[Any]]
         there_N = np.isfinite(number_N)
         count_B = np.bincount(at_N[there_N], minlength=size)
         total_B = np.bincount(at_N[there_N], weights=number_N[there_N], minlength=size)
-        return np.divide(total_B, count_B, out=np.full(size, np.nan), where=count_B > 0)
+        return np.asarray(np.divide(total_B, count_B, out=np.full(size, np.nan), where=count_B > 0))
 
     columns = {name: floats(rollouts[name]) for name in _MEANS}
     ending_N = names_in(rollouts["ending"])
