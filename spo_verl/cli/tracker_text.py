@@ -111,6 +111,9 @@ def print_history(console: Console, history: Mapping[str, Any]) -> None:
             style="dim",
         )
         return
+    if history["dropped_through_step"]:
+        note = f"The record has dropped the rollouts up to step {history['dropped_through_step']} (spo.record)."
+        paragraph(console, note, style="dim")
     if not rollouts:
         paragraph(console, "No rollout of it has ended in the steps of the record.")
         return

@@ -29,7 +29,8 @@ def print_frame(console: Console, frame: Mapping[str, Any]) -> None:
     paragraph(console, frame["run"], style="bold")
     entries = {"state": STATES[frame["state"]] + (f"; {named}" if named else "")}
     if frame["step"] is not None:
-        entries["step"] = f"{frame['step']} is over{_since(frame)}"
+        of = f" of {frame['total_steps']}" if frame["total_steps"] else ""
+        entries["step"] = f"{frame['step']}{of} is over{_since(frame)}"
     if steps.get("step"):
         entries |= _of_steps(console, steps)
     entries |= _of_prompts(prompts)

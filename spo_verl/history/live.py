@@ -60,11 +60,16 @@ class Watched:
     def frame(self) -> dict[str, Any]:
         """The run as it is now, as plain data.
 
-        ``run``, ``experiment``, ``mode``; ``state`` (running, ended, crashed, unknown: on another machine); ``source``
-        (``service`` or ``record``: of the numbers over prompts) and ``service_error``; ``step``, the last that is over;
-        ``idle_seconds``, since the record last grew; ``prompts``: numbers over all prompts (``NUMBERS``, None where
-        unknown); ``value_histogram``; ``steps``: a list for each column of :func:`spo_verl.history.steps.per_step`, the
-        last ``TAIL`` steps; ``timing``: part of a step -> seconds; ``throughput``: tokens per second and device.
+        | name | what |
+        |---|---|
+        | ``run``, ``experiment``, ``mode`` | which run |
+        | ``state`` | running, ended, crashed, or unknown: on another machine |
+        | ``source``, ``service_error`` | ``service`` or ``record`` has the numbers over prompts; why not the service |
+        | ``step``, ``total_steps`` | the last that is over; of how many (None: not known) |
+        | ``idle_seconds`` | since the record last grew |
+        | ``prompts``, ``value_histogram`` | numbers over all prompts (``NUMBERS``, None where unknown) |
+        | ``steps`` | columns of :func:`spo_verl.history.steps.per_step` as lists, the last ``TAIL`` steps |
+        | ``timing``, ``throughput`` | part of a step -> seconds; tokens per second and device |
 
         Raises:
             SpoRecordError: the record cannot be read.
@@ -91,9 +96,9 @@ class Watched:
         """What the record says; read again only where its files have changed."""
         record = self.running.record
         if record is None:
-            empty = {"prompts": dict.fromkeys(NUMBERS), "value_histogram": None, "steps": {}, "timing": {}}
-            return empty | {"experiment": None, "mode": None, "state": "unknown", "step": None, "idle_seconds": None,
-                            "throughput": None}  # fmt: skip
+            unknown = ("experiment", "mode", "step", "total_steps", "idle_seconds", "throughput", "value_histogram")
+            empty: dict[str, Any] = {"prompts": dict.fromkeys(NUMBERS), "steps": {}, "timing": {}, "state": "unknown"}
+            return empty | dict.fromkeys(unknown)
         run = record.run
         files = {path.name: path.stat().st_mtime for path in record.path.glob("*.parquet") if path.exists()}
         if self._seen is None or self._seen[0] != files:
@@ -102,6 +107,7 @@ class Watched:
         return {
             "experiment": config.get("trainer.experiment_name"),
             "mode": config.get("trainer.v1.trainer_mode"),
+            "total_steps": config.get("trainer.total_training_steps"),
             "state": state_of(run),
             "idle_seconds": max(0.0, time.time() - max(files.values())) if files else None,
             **self._seen[1],

@@ -79,6 +79,7 @@ def test_the_history_is_every_row_with_its_response(name, request):
         assert history["text"] == f"What is {slot} + {slot * 7 % 100}?"
         assert (history["row"], history["initial_value"]) == (2 * slot, 0.5)
         assert history["value"] == states.value_P[slot]
+        assert history["dropped_through_step"] is None
 
 
 def test_the_history_of_a_named_checkpoint_ends_at_its_step(sync_run):
