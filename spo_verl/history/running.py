@@ -2,7 +2,7 @@
 
 Two traces of a run are looked for among the processes that live: the command line of verl's trainer, which leads to the
 run's folder and its ``record/run.json``; where there is none, the Ray clusters, which are asked for tracker services.
-Neither leaves anything behind.
+Neither leaves a trace.
 """
 
 from __future__ import annotations
