@@ -51,3 +51,11 @@ class SpoCheckpointVersionError(SpoCheckpointError):
 
 class SpoDatasetMismatchError(SpoCheckpointError, LookupError):
     """The checkpoint and the dataset have no prompt in common."""
+
+
+class SpoRecordError(SpoError, OSError):
+    """The record of a run is missing, damaged or cannot be written; training does not depend on it."""
+
+
+class SpoRecordVersionError(SpoRecordError):
+    """The record was written by a newer format than this version reads."""
