@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from spo_verl import __version__
-from spo_verl.cli import config, convert, data, doctor, evaluate, plan, quickstart, recipes, rehearse, settings, values
+from spo_verl.cli import (
+    config,
+    convert,
+    data,
+    doctor,
+    evaluate,
+    plan,
+    quickstart,
+    recipes,
+    rehearse,
+    settings,
+    tracker,
+    values,
+)
 from spo_verl.cli.output import COULD_NOT, print_json
 
 # typer has a copy of click in newer versions; its public error leads to the right one in all of them.
@@ -52,6 +65,7 @@ app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(sett
 app.add_typer(recipes.app, name="recipes", help=recipes.HELP, short_help=recipes.SHORT_HELP)
 app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP, context_settings=RUNS)(rehearse.rehearse)
 app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
+app.add_typer(tracker.app, name="tracker", help=tracker.HELP, short_help=tracker.SHORT_HELP)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
 app.command(
