@@ -13,6 +13,7 @@
 | ``plan`` | what a recipe needs, from :mod:`spo_verl.planning` |
 | ``recipes`` | the recipes of the package: listed, shown, copied |
 | ``rehearse`` | a recipe or a command line run for two small steps, by :mod:`spo_verl.rehearsal` |
+| ``report`` | runs as an HTML page, and their curves as a picture, by :mod:`spo_verl.reporting` |
 | ``evaluate`` | metrics of generations, by :mod:`spo_verl.evaluation` |
 | ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
 

@@ -19,6 +19,7 @@ from spo_verl.cli import (
     quickstart,
     recipes,
     rehearse,
+    report,
     settings,
     tracker,
     values,
@@ -66,6 +67,8 @@ app.add_typer(recipes.app, name="recipes", help=recipes.HELP, short_help=recipes
 app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP, context_settings=RUNS)(rehearse.rehearse)
 app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
 app.add_typer(tracker.app, name="tracker", help=tracker.HELP, short_help=tracker.SHORT_HELP)
+app.command("report", help=report.HELP, short_help=report.SHORT_HELP)(report.report)
+app.command("plot", help=report.PLOT_HELP, short_help=report.PLOT_SHORT_HELP)(report.plot)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
 app.command(

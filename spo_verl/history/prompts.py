@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spo_verl.history.places import HistoryError, Place
-from spo_verl.history.responses import dumped_responses
+from spo_verl.history.responses import dump_folder, dumped_responses
 from spo_verl.history.states import PromptStates, hex_of
 from spo_verl.history.summaries import uncertainty
 from spo_verl.history.texts import Texts
@@ -100,7 +100,7 @@ def prompt_history(
     if place.record is None:
         return answer
     rollouts = _rollouts(place, key, states.step)
-    folder = responses or _dump_folder(place)
+    folder = responses or dump_folder(place.record)
     found = {}
     if folder is not None:
         wanted = [(one["step"], one["uid"], one["session"]) for one in rollouts if one["session"] is not None]
@@ -117,9 +117,3 @@ def _rollouts(place: Place, key: str, step: int) -> list[dict[str, Any]]:
     table = table.filter(pc.equal(table["key"], key)).select(COLUMNS)
     rows = [row for row in table.to_pylist() if not place.named_checkpoint or row["step"] <= step]
     return sorted(rows, key=lambda row: row["step"])
-
-
-def _dump_folder(place: Place) -> Path | None:
-    """Where the run dumped responses, as its record says; None where it did not, or that is not on this machine."""
-    named = place.require_record().run.get("config", {}).get("trainer.rollout_data_dir")
-    return Path(named) if isinstance(named, str) and Path(named).is_dir() else None

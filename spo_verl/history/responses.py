@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spo_verl.errors import SpoValuesError
 from spo_verl.files import parse_json, text_lines
+from spo_verl.record.reading import Record
 
 
 def dumped_responses(folder: Path, wanted: Iterable[tuple[int, str, int]]) -> dict[tuple[str, int], list[str]]:
@@ -43,3 +44,15 @@ def dumped_responses(folder: Path, wanted: Iterable[tuple[int, str, int]]) -> di
             if name in sessions and index.isascii() and index.isdigit():
                 outputs[sessions[name]][int(index)] = str(row.get("output", ""))
     return {session: [texts[index] for index in sorted(texts)] for session, texts in outputs.items()}
+
+
+def dump_folder(record: Record) -> Path | None:
+    """Where a run dumped its responses, as its record says, or in the run's folder where that was moved here.
+
+    None where it dumped none, or they are not on this machine.
+    """
+    named = (record.run.get("config") or {}).get("trainer.rollout_data_dir")
+    if not isinstance(named, str) or not named:
+        return None
+    found = (Path(named), record.path.parent / Path(named).name)
+    return next((folder for folder in found if os.path.isdir(folder)), None)
