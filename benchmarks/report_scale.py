@@ -3,8 +3,8 @@
     python benchmarks/report_scale.py
     python benchmarks/report_scale.py --steps 100 --rollouts 512 --prompts 2000 --no-responses
 
-Writes a record of ``--steps`` steps with ``--rollouts`` rollouts each over ``--prompts`` prompts, random numbers in every
-column and texts of about 300 characters, dumps a response of about 1,500 characters for every rollout, and makes the
+Writes a record of ``--steps`` steps with ``--rollouts`` rollouts each over ``--prompts`` prompts, random numbers in
+every column and texts of about 300 characters, dumps a response of about 1,500 characters for every rollout, and makes the
 page in a process of its own. ``--keep FOLDER`` keeps the run and its page.
 """
 
@@ -27,7 +27,22 @@ import pyarrow.parquet as pq
 from spo_verl.record.schema import ENDINGS, FOLDER, PROMPTS, ROLLOUTS, RUN, SCHEMA_VERSION, STEPS, VERSION_KEY
 
 SOURCES = ("openai/gsm8k", "math_dapo", "aime")
-WORDS = ("let", "triangle", "the", "integer", "of", "sum", "number", "such", "that", "find", "all", "positive", "so", "we")
+WORDS = (
+    "let",
+    "triangle",
+    "the",
+    "integer",
+    "of",
+    "sum",
+    "number",
+    "such",
+    "that",
+    "find",
+    "all",
+    "positive",
+    "so",
+    "we",
+)
 
 
 def texts(count: int, words: int, rng: np.random.Generator) -> list[str]:
@@ -53,8 +68,9 @@ def make_run(folder: Path, steps: int, rollouts: int, prompts: int, responses: b
     chance_P = rng.beta(0.7, 0.9, prompts)
     slots = np.arange(prompts)
     source_P = np.array(SOURCES, dtype=object)[slots % len(SOURCES)]
-    write({"key": keys, "slot": slots, "row": slots, "data_source": source_P, "value": chance_P,
-           "n_eff": np.ones(prompts), "text": texts(prompts, 55, rng)}, PROMPTS, record / "prompts.parquet")  # fmt: skip
+    known = {"key": keys, "slot": slots, "row": slots, "data_source": source_P, "value": chance_P}
+    known |= {"n_eff": np.ones(prompts), "text": texts(prompts, 55, rng)}
+    write(known, PROMPTS, record / "prompts.parquet")
     outputs = texts(200, 300, rng)
     if responses:
         dumps.mkdir()
@@ -85,8 +101,11 @@ def make_run(folder: Path, steps: int, rollouts: int, prompts: int, responses: b
         write(numbers, STEPS, record / f"steps-{first:08d}-{last:08d}.parquet")
         for step in range(first, last + 1) if responses else ():
             start = (step - first) * rollouts
-            lines = [{"input": "...", "output": outputs[place % 200], "gts": "1", "score": reward_N[place], "step": step,
-                      "uid": f"{uids[place]}_0_0"} for place in range(start, start + rollouts)]  # fmt: skip
+            lines = [
+                {"input": "...", "output": outputs[place % 200], "gts": "1", "score": reward_N[place], "step": step,
+                 "uid": f"{uids[place]}_0_0"}
+                for place in range(start, start + rollouts)
+            ]  # fmt: skip
             (dumps / f"{step}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the page of `spo-verl report` for the documentation, taken by a headless Chromium: docs/figures/report_*.png.
+"""Pictures of the page of `spo-verl report` for the documentation (docs/figures/report_*.png), by a headless Chromium.
 
     python benchmarks/report_screenshots.py RUN [RUN...] [--output FOLDER]
 
@@ -44,8 +44,8 @@ def browser(profile: Path, *, dark: bool = False) -> Iterator[Any]:
         raise SystemExit("there is no Chromium with its driver: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = paths[0]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-extensions",
-                     "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+                     "--disable-extensions", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
                      f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}",
                      *(["--blink-settings=preferredColorScheme=0"] if dark else [])):  # fmt: skip
         options.add_argument(argument)
@@ -90,7 +90,9 @@ def main() -> None:
             driver.execute_script("document.querySelector('#prompts tbody tr').click()")
             from selenium.webdriver.support.ui import WebDriverWait
 
-            WebDriverWait(driver, 30).until(lambda one: one.execute_script("return document.getElementById('history').open"))
+            WebDriverWait(driver, 30).until(
+                lambda one: one.execute_script("return document.getElementById('history').open")
+            )
             take(driver, arguments.output / "report_prompt.png")
 
 

@@ -59,3 +59,7 @@ class SpoRecordError(SpoError, OSError):
 
 class SpoRecordVersionError(SpoRecordError):
     """The record was written by a newer format than this version reads."""
+
+
+class SpoPlottingError(SpoError, ImportError):
+    """A picture was asked for, and matplotlib is not installed."""

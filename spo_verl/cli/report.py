@@ -67,7 +67,7 @@ def plot(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
-    from spo_verl.evaluation.figures import load_plotting
+    from spo_verl.drawing import load_plotting
     from spo_verl.files import check_output, replacing
     from spo_verl.reporting.aggregates import COLUMNS, aggregates, plain
     from spo_verl.reporting.picture import draw

@@ -207,7 +207,6 @@ def aggregates(rollouts: Any, steps: Any, prompts: Any) -> dict[str, Any]:
         return {**dict(zip(QUANTILES, found, strict=True)), "mean": means(window_N, number_N, count)[0]}
 
     reward_W, error_W, _ = means(window_N, columns["reward"], count)
-    raw = columns["raw_advantage"]
     return {
         "step": windows.step_W,
         "width": windows.width,
@@ -230,11 +229,7 @@ def aggregates(rollouts: Any, steps: Any, prompts: Any) -> dict[str, Any]:
         "draws": _draws(key_N, prompts.num_rows),
         "rho": {**band("rho", once_N), "floor": metrics.get("spo/rho/at_floor_share")},
         "divergence": band("divergence", once_N),
-        "near_zero": {
-            **{name: means(window_N, np.where(np.isfinite(raw), np.abs(raw) <= bound, np.nan), count)[0]
-               for name, bound in NEAR_ZERO.items()},
-            "group": means(window_N, degenerate_probability(columns["value"], GROUP), count)[0],
-        },  # fmt: skip
+        "near_zero": _near_zero(window_N, columns, count),
         "endings": {"names": ENDINGS, "share": shares(window_N, ending_N, count, len(ENDINGS))},
         "late": _late(rollouts, step_N, window_N, columns, trained_N, count),
         "parts": _parts(metrics),
@@ -271,6 +266,16 @@ def _removed(window_N: Codes, columns: Mapping[str, Column], count: int) -> Colu
     with np.errstate(invalid="ignore", divide="ignore"):
         removed_W = 1 - (error_of["raw_advantage"] / error_of["reward"]) ** 2
     return np.where(np.isfinite(removed_W), removed_W, np.nan)
+
+
+def _near_zero(window_N: Codes, columns: Mapping[str, Column], count: int) -> dict[str, Column]:
+    """Shares of the trained rollouts under each bound, and of all that a group of ``GROUP`` would have lost."""
+    raw_N = columns["raw_advantage"]
+    found = {}
+    for name, bound in NEAR_ZERO.items():
+        under_N = np.where(np.isfinite(raw_N), (np.abs(raw_N) <= bound).astype(float), np.nan)
+        found[name] = means(window_N, under_N, count)[0]
+    return {**found, "group": means(window_N, degenerate_probability(columns["value"], GROUP), count)[0]}
 
 
 def _value_bins(metrics: Metrics, window_N: Codes, value_N: Column, count: int) -> dict[str, Any]:

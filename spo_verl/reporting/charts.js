@@ -60,7 +60,7 @@ function frame(options, xs, ys) {
   const places = options.names ? options.names.map((_, number) => number) : ticks(x0, x1, 6);
   const every = options.names ? Math.ceil(places.length / 8) : 1;
   for (const tick of places.filter((_, number) => number % every === 0))
-    picture.append(shape("text", { x: x(tick), y: HEIGHT - BOTTOM + 15, "text-anchor": "middle",
+    picture.append(shape("text", { x: x(tick), y: HEIGHT - BOTTOM + 15, "text-anchor": x(tick) > WIDTH - 26 ? "end" : "middle",
       text: options.names ? options.names[tick] : shown(tick) }));
   picture.append(shape("text", { x: WIDTH - RIGHT, y: HEIGHT - 4, "text-anchor": "end", text: options.xLabel || "step" }));
   picture.append(shape("path", { class: "axis", d: `M${LEFT} ${TOP}V${HEIGHT - BOTTOM}H${WIDTH - RIGHT}` }));

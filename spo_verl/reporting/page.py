@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from spo_verl.evaluation.figures import COLOURS, MARKERS
+from spo_verl.drawing import COLOURS, MARKERS
 from spo_verl.history.responses import dumped_responses
 from spo_verl.record.schema import ENDINGS
 from spo_verl.reporting import aggregates, samples
@@ -26,6 +26,8 @@ from spo_verl.reporting.sources import ReportError, Source
 LIMIT = 16_000_000
 """Bytes of a page, unless another limit is asked for."""
 LEAST = 1_000_000
+AROUND = 100
+"""Bytes around a block, more than enough."""
 SAMPLES_SHARE = 0.4
 """Of the room that curves and prompts leave, at most so much is for samples."""
 FACTS = ("folder", "steps", "rollouts", "prompts", "trainer mode", "forgetting", "started", "versions")
@@ -99,7 +101,7 @@ def make_page(
     style = assets["page.css"]
     script = assets["charts.js"] + assets["page.js"].replace('"use strict";\n', "", 1)
     data = "\n".join(f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks.items())
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; form-action 'none'"
     page = assets["page.html"]
     # The texts of users come last: nothing is looked for in them.
     for name, text in (("policy", policy), ("style", style), ("script", script), ("data", data)):
@@ -109,52 +111,38 @@ def make_page(
 
 def _embed(number: int, source: Source, room: int, blocks: dict[str, str]) -> tuple[dict[str, Any], Embedded]:
     """Add the blocks of one run, in at most so many bytes."""
-    record = source.record
-    columns = tuple(dict.fromkeys((*aggregates.COLUMNS, *samples.COLUMNS)))
-    rollouts, steps, prompts = source.tables(columns)
+    rollouts, steps, prompts = source.tables(tuple(dict.fromkeys((*aggregates.COLUMNS, *samples.COLUMNS))))
     curves = aggregates.aggregates(rollouts, steps, prompts)
     arranged = samples.arrange(rollouts, prompts, room)
-    first = len(blocks)
-    blocks[f"run-{number}"] = _packed_json({"curves": curves, "prompts": arranged.prompts})
-    left = room - len(blocks[f"run-{number}"])
+    block = _packed_json({"curves": curves, "prompts": arranged.prompts})
+    left = room - len(block)
     if left < 0:
         raise ReportError(
             f"the charts and prompts of {source.name} need {-left:,} bytes more than its part of the page has: "
             "raise --limit, or give fewer runs."
         )
-    chosen = samples.choose(arranged)
-    wanted = zip(*(rollouts[name].take(chosen).to_pylist() for name in ("step", "uid", "session")), strict=True)
-    responses = {} if source.responses is None else dumped_responses(
-        source.responses, [one for one in wanted if one[2] is not None]
-    )  # fmt: skip
-    shown: dict[str, Any] = {}
-    while True:
-        shown = samples.described(arranged, chosen, responses)
-        block = _packed_json(shown)
-        if len(block) <= SAMPLES_SHARE * left or not len(chosen):
-            break
-        chosen = samples.choose(arranged, len(chosen) // 2)
+    blocks[f"run-{number}"] = block
+    block, shown = _samples(source, arranged, int(SAMPLES_SHARE * left))
     blocks[f"samples-{number}"] = block
     left -= len(block)
-    pieces, whole = 0, 0
+    pieces = 0
     for piece in samples.histories(arranged):
         block = _packed(piece)
-        if len(block) + 100 > left:
+        left -= len(block) + AROUND
+        if left < 0:
             break
         blocks[f"history-{number}-{pieces}"] = block
-        left -= len(block) + 100
         pieces += 1
-    whole = min(pieces * samples.PIECE, len(arranged.count_P))
-    assert len(blocks) == first + 2 + pieces
+    prompts_shown = len(arranged.count_P)
     found = Embedded(
-        source.name,
-        curves["steps"],
-        curves["rollouts"],
-        len(arranged.count_P) + arranged.left_out,
-        len(arranged.count_P),
-        whole,
-        len(chosen),
-        sum(one is not None for one in shown["output"]),
+        name=source.name,
+        steps=curves["steps"],
+        rollouts=curves["rollouts"],
+        prompts=prompts_shown + arranged.left_out,
+        prompts_shown=prompts_shown,
+        histories=min(pieces * samples.PIECE, prompts_shown),
+        samples=len(shown["step"]),
+        responses=sum(one is not None for one in shown["output"]),
     )
     run = {
         "name": source.name,
@@ -164,6 +152,20 @@ def _embed(number: int, source: Source, room: int, blocks: dict[str, str]) -> tu
         "notes": {"prompts": _about_prompts(found, arranged), "samples": _about_samples(found, source)},
     }
     return run, found
+
+
+def _samples(source: Source, arranged: samples.Rollouts, room: int) -> tuple[str, dict[str, Any]]:
+    """The block of samples, as many as fit, and what it holds."""
+    chosen = samples.choose(arranged)
+    wanted = zip(*(arranged.table[name].take(chosen).to_pylist() for name in ("step", "uid", "session")), strict=True)
+    sessions = [one for one in wanted if one[2] is not None]
+    responses = {} if source.responses is None else dumped_responses(source.responses, sessions)
+    while True:
+        shown = samples.described(arranged, chosen, responses)
+        block = _packed_json(shown)
+        if len(block) <= room or not len(chosen):
+            return block, shown
+        chosen = samples.choose(arranged, len(chosen) // 2)
 
 
 def _about_prompts(found: Embedded, arranged: samples.Rollouts) -> str:
@@ -214,7 +216,8 @@ def _hash(text: str) -> str:
 def lines_about(embedded: Iterable[Embedded]) -> list[str]:
     """What a page holds, a line for each run."""
     return [
-        f"{one.name}: {one.steps:,} steps, {one.rollouts:,} rollouts; in the page {one.prompts_shown:,} of {one.prompts:,} "
-        f"prompts, {one.histories:,} with their history, {one.samples:,} samples, {one.responses:,} of them with a response"
+        f"{one.name}: {one.steps:,} steps, {one.rollouts:,} rollouts; the page holds {one.prompts_shown:,} of "
+        f"{one.prompts:,} prompts, {one.histories:,} with their history, and {one.samples:,} samples, "
+        f"{one.responses:,} with a response"
         for one in embedded
     ]

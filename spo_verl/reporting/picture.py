@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_verl.evaluation.figures import COLOURS, MARKERS, SAVED, new_figure
+from spo_verl.drawing import COLOURS, MARKERS, SAVED, new_figure
 from spo_verl.reporting.aggregates import DIFFICULTY
 
 COLUMNS, PANEL = 3, (3.6, 2.7)
@@ -78,7 +78,7 @@ def draw(runs: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         path: the file.
 
     Raises:
-        EvaluationError: matplotlib is not installed.
+        SpoPlottingError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
     rows = -(-len(PANELS) // COLUMNS)
