@@ -4,8 +4,8 @@
     python benchmarks/report_scale.py --steps 100 --rollouts 512 --prompts 2000 --no-responses
 
 Writes a record of ``--steps`` steps with ``--rollouts`` rollouts each over ``--prompts`` prompts, random numbers in
-every column and texts of about 300 characters, dumps a response of about 1,500 characters for every rollout, and makes the
-page in a process of its own. ``--keep FOLDER`` keeps the run and its page.
+every column and texts of about 300 characters, dumps a response of about 1,500 characters for every rollout, and makes
+the page in a process of its own. ``--keep FOLDER`` keeps the run and its page.
 """
 
 from __future__ import annotations

@@ -50,12 +50,13 @@ def report(
     )
     with replacing(output, ReportError) as stage:
         stage().write_text(page, encoding="utf-8")
-    answer = {"output": str(output), "bytes": len(page.encode()), "runs": [asdict(one) for one in embedded]}
+    size = len(page.encode())
+    answer = {"output": str(output), "bytes": size, "runs": [asdict(one) for one in embedded]}
 
     def show(console: Console) -> None:
         for line in lines_about(embedded):
             paragraph(console, line)
-        paragraph(console, f"{output}: {answer['bytes'] / 1e6:.1f} MB; open it in a browser")
+        paragraph(console, f"{output}: {size / 1e6:.1f} MB; open it in a browser")
 
     return Outcome(answer, show)
 

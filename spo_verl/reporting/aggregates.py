@@ -315,9 +315,9 @@ def wilson(mean: Column, size: Column) -> tuple[Column, Column]:
     return middle - half, middle + half
 
 
-def _leading(names: Sequence[str], weight: Column, most: int) -> list[int]:
+def _leading(weight: Column, most: int) -> list[int]:
     """The heaviest ones, heaviest first."""
-    return [int(number) for number in np.argsort(-weight, kind="stable")[:most] if weight[number] > 0 and names]
+    return [int(number) for number in np.argsort(-weight, kind="stable")[:most] if weight[number] > 0]
 
 
 def _sources(column: Any, window_N: Codes, columns: Mapping[str, Column], count: int) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def _sources(column: Any, window_N: Codes, columns: Mapping[str, Column], count:
     code_N, names = coded(column)
     names = [NO_SOURCE if name is None else str(name) for name in (*names, None)]
     code_N = np.where(code_N < 0, len(names) - 1, code_N)
-    kept = _leading(names, np.bincount(code_N, minlength=len(names)).astype(float), MOST_PARTS)
+    kept = _leading(np.bincount(code_N, minlength=len(names)).astype(float), MOST_PARTS)
     place = np.full(len(names), len(kept))
     place[kept] = np.arange(len(kept))
     shown = [names[number] for number in kept]
@@ -400,7 +400,7 @@ def _parts(metrics: Metrics) -> dict[str, Any]:
     names = list(found)
     table = np.nan_to_num(np.array([found[name] for name in names]))
     inside = table[[name not in OUTSIDE_STEP for name in names]].sum(0)
-    kept = _leading(names, table.sum(1), MOST_PARTS)
+    kept = _leading(table.sum(1), MOST_PARTS)
     rest_W = table.sum(0) - table[kept].sum(0)
     if step_W is not None:
         rest_W = rest_W + np.clip(np.nan_to_num(step_W) - inside, 0, None)
@@ -420,7 +420,7 @@ def _rate(seconds_W: Column, window_N: Codes, windows: Windows) -> Column:
 
 
 def plain(data: Any, digits: int = 5) -> Any:
-    """The same as lists, dictionaries and numbers that JSON has; numbers keep so many significant digits."""
+    """The same as lists, dictionaries and numbers that JSON has: so many significant digits, None for NaN and infinity."""
     if isinstance(data, np.ndarray):
         return plain(data.tolist(), digits)
     if isinstance(data, Mapping):
@@ -428,5 +428,6 @@ def plain(data: Any, digits: int = 5) -> Any:
     if isinstance(data, (list, tuple)):
         return [plain(value, digits) for value in data]
     if isinstance(data, float):
-        return float(f"{data:.{digits}g}") if np.isfinite(data) else None
+        rounded = float(f"{data:.{digits}g}")
+        return rounded if np.isfinite(rounded) else None
     return data

@@ -25,7 +25,7 @@ from spo_verl.reporting.sources import ReportError, Source
 
 LIMIT = 16_000_000
 """Bytes of a page, unless another limit is asked for."""
-LEAST = 1_000_000
+LEAST = 500_000
 AROUND = 100
 """Bytes around a block, more than enough."""
 SAMPLES_SHARE = 0.4
