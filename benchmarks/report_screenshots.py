@@ -8,6 +8,7 @@ Needs the packages of ``.[dev]`` and Debian's ``chromium`` and ``chromium-driver
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 1420, 1000
-BINARIES = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-DRIVERS = ("/usr/bin/chromedriver", "/usr/lib/chromium/chromedriver", "/usr/lib/chromium-browser/chromedriver")
+BINARIES, DRIVERS = ("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)
 READY = "return document.body.dataset.ready === 'yes'"
 
 
 def installed() -> tuple[str, str] | None:
     """Paths of a browser and its driver; None where one of them is missing."""
-    found = [next((path for path in paths if Path(path).exists()), None) for paths in (BINARIES, DRIVERS)]
+    found = [next(filter(None, map(shutil.which, names)), None) for names in (BINARIES, DRIVERS)]
     return None if None in found else (str(found[0]), str(found[1]))
 
 

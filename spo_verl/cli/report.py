@@ -76,7 +76,10 @@ def plot(
 
     check_output(output, ReportError)
     load_plotting()
-    curves = {source.name: aggregates(*source.tables(COLUMNS)) for source in open_runs(_named(runs))}
+    curves = {}
+    for source in open_runs(_named(runs)):
+        with source.faults():
+            curves[source.name] = aggregates(*source.tables(COLUMNS))
     with replacing(output, ReportError) as stage:
         draw(curves, stage())
     answer = {"output": str(output), "runs": {name: plain(found) for name, found in curves.items()}}
@@ -84,7 +87,10 @@ def plot(
 
 
 def _named(runs: list[str]) -> list[tuple[str | None, Path]]:
+    """Name, where one was given, and path of each run."""
     from spo_verl.cli.evaluate import named
 
-    return [(name if "=" in text and str(path) != text else None, path)
-            for text, (name, path) in ((text, named(text)) for text in runs)]  # fmt: skip
+    found = [named(text) for text in runs]
+    return [
+        (None if str(path) == str(Path(text)) else name, path) for text, (name, path) in zip(runs, found, strict=True)
+    ]

@@ -420,7 +420,7 @@ def _rate(seconds_W: Column, window_N: Codes, windows: Windows) -> Column:
 
 
 def plain(data: Any, digits: int = 5) -> Any:
-    """The same as lists, dictionaries and numbers that JSON has: so many significant digits, None for NaN and infinity."""
+    """Lists, dictionaries and numbers that JSON has: so many significant digits, None for NaN and infinity."""
     if isinstance(data, np.ndarray):
         return plain(data.tolist(), digits)
     if isinstance(data, Mapping):

@@ -82,7 +82,8 @@ def make_page(
     runs, embedded = [], []
     for number, source in enumerate(sources):
         progress(f"{source.name}: reading {source.record.path}")
-        run, found = _embed(number, source, room, blocks)
+        with source.faults():
+            run, found = _embed(number, source, room, blocks)
         runs.append(run)
         embedded.append(found)
     book = {

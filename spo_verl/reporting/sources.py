@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spo_verl.errors import SpoError
+from spo_verl.files import content_faults
 from spo_verl.history.places import find
 from spo_verl.history.responses import dump_folder
 from spo_verl.record.reading import Record
@@ -32,6 +34,10 @@ class Source:
     path: Path
     record: Record
     responses: Path | None = None
+
+    def faults(self) -> AbstractContextManager[None]:
+        """Turns what Python raises over a record with other content than was written into a ``ReportError``."""
+        return _faults(self.record)
 
     def tables(self, columns: Sequence[str]) -> tuple[Any, Any, Any]:
         """Arrow tables: rollouts with these columns, numbers of the steps, prompts.
@@ -61,10 +67,17 @@ def open_runs(paths: Sequence[tuple[str | None, Path]]) -> list[Source]:
         record = find(path).require_record()
         if any(one.record.path == record.path for one in found):
             raise ReportError(f"{path} is given twice: name each run once.")
-        recorded = (record.run.get("config") or {}).get("trainer.experiment_name")
-        found.append(Source(name or str(recorded or record.path.parent.name), path, record, dump_folder(record)))
+        with _faults(record):
+            recorded = (record.run.get("config") or {}).get("trainer.experiment_name")
+            found.append(Source(name or str(recorded or record.path.parent.name), path, record, dump_folder(record)))
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
             raise ReportError(f"two runs are called {name}: give them names of their own, as in before=RUN after=RUN.")
     return found
+
+
+def _faults(record: Record) -> AbstractContextManager[None]:
+    return content_faults(
+        record.path, ReportError, "restore it from a copy, or update spo_verl if a newer one wrote it"
+    )
