@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT = 1420, 1000
+WIDTH, HEIGHT, TALL = 1420, 1000, 1750
 BINARIES, DRIVERS = ("chromium", "chromium-browser", "google-chrome"), ("chromedriver",)
 READY = "return document.body.dataset.ready === 'yes'"
 
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run with its record")
     parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="folder of the pictures")
     arguments = parser.parse_args()
+    from selenium.webdriver.support.ui import WebDriverWait
     from typer.testing import CliRunner
 
     from spo_verl.cli.app import app
@@ -84,12 +85,13 @@ def main() -> None:
         print(done.output)
         with browser(Path(folder) / "profile") as driver:
             open_page(driver, page)
+            driver.set_window_size(WIDTH, TALL)
             take(driver, arguments.output / "report_top.png")
-            driver.execute_script("document.getElementById('samples').scrollIntoView(); window.scrollBy(0, -260)")
+            driver.set_window_size(WIDTH, HEIGHT)
+            driver.execute_script("document.getElementById('section-samples').scrollIntoView()")
             take(driver, arguments.output / "report_samples.png")
+            driver.execute_script("document.getElementById('section-all-prompts').scrollIntoView()")
             driver.execute_script("document.querySelector('#prompts tbody tr').click()")
-            from selenium.webdriver.support.ui import WebDriverWait
-
             WebDriverWait(driver, 30).until(
                 lambda one: one.execute_script("return document.getElementById('history').open")
             )

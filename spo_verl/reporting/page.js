@@ -337,14 +337,13 @@ async function openHistory(key, sample) {
 // -- opening
 
 function overview() {
-  const lines = [["run", (run) => run.name], ...book.facts.map((name) => [name, (run) => run.facts[name]])];
-  return element("table", {}, element("tbody", {}, ...lines.map(([name, get]) => element("tr", {}, element("th", { scope: "row", text: name }),
-    ...book.runs.map((run, number) => {
-      const cell = element("td", {});
-      if (name === "run" && book.runs.length > 1) cell.append(fill(shape("svg", { viewBox: "0 0 12 12", width: 12, height: 12 }), {}, [marker(style(number).marker, 6, 6, style(number).colour, 5)]), " ");
-      cell.append(get(run) ?? "–");
-      return cell;
-    })))));
+  const columns = ["run", ...book.facts];
+  return element("table", {}, element("thead", {}, element("tr", {}, ...columns.map((name) => element("th", { scope: "col", text: name })))),
+    element("tbody", {}, ...book.runs.map((run, number) => {
+      const { colour, marker: kind } = style(number);
+      const swatch = book.runs.length > 1 ? shape("svg", { viewBox: "0 0 12 12", width: 12, height: 12 }, marker(kind, 6, 6, colour, 5)) : null;
+      return element("tr", {}, element("th", { scope: "row" }, swatch, ` ${run.name}`), ...book.facts.map((name) => element("td", { text: run.facts[name] })));
+    })));
 }
 
 async function open() {
@@ -354,7 +353,7 @@ async function open() {
   document.getElementById("runs").append(overview());
   main.replaceChildren();
   const add = (title, ...content) => {
-    const id = title.toLowerCase().replaceAll(" ", "-");
+    const id = `section-${title.toLowerCase().replaceAll(" ", "-")}`;
     links.append(element("a", { href: `#${id}`, text: title }));
     main.append(element("h2", { id, text: title }), ...content);
   };
@@ -362,7 +361,7 @@ async function open() {
   add("Samples", sampleTable(await sampleRows()));
   add("All prompts", promptTable(promptRows()));
   add("All numbers", anyMetric());
-  document.getElementById("history").addEventListener("close", () => history.replaceState(null, "", "#all-prompts"));
+  document.getElementById("history").addEventListener("close", () => history.replaceState(null, "", "#section-all-prompts"));
   document.body.dataset.ready = "yes";
   const wanted = /^#prompt=([0-9a-f]+)$/.exec(location.hash);
   if (wanted) await openHistory(wanted[1], null);

@@ -191,7 +191,7 @@ def _facts(source: Source, curves: dict[str, Any]) -> dict[str, str]:
     starts = run.get("starts") or []
     every = f", a point for {curves['width']}" if curves["width"] > 1 else ""
     return {
-        "folder": str(source.record.path.parent),
+        "folder": str(source.path),
         "steps": f"{curves['steps']:,}{every}",
         "rollouts": f"{curves['rollouts']:,}, {curves['trained']:,} of them trained",
         "prompts": f"{curves['prompts']:,}, {curves['drawn']:,} of them drawn",

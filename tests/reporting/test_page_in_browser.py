@@ -91,6 +91,8 @@ def column(driver, table, number):
 
 def test_every_section_is_drawn(driver, opened):
     found = opened("one")
+    names = driver.execute_script("return [...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(names) == len(set(names))
     titles = [one.text for one in driver.find_elements("css selector", "main h2")]
     assert titles == ["Learning", "Values", "Curriculum", "Forgetting", "Signal", "First to finish", "Time", "Samples",
                       "All prompts", "All numbers"]  # fmt: skip
