@@ -310,11 +310,11 @@ async function openHistory(key, sample) {
   const tables = found.map(({ number, rows }) => {
     const run = book.runs[number];
     if (!rows) return element("p", { class: "quiet", text: `${run.name}: this page had no room for the history. Print it with: spo-verl tracker prompt ${key} ${run.path}` });
-    const responses = new Map((run.samples || []).filter((one) => one.key === key && one.output !== null).map((one) => [`${one.step} ${one.session}`, one]));
+    const responses = new Map((run.samples || []).filter((one) => one.key === key && one.output !== null).map((one) => [one.place, one]));
     return element("div", { class: "scroll" }, found.length > 1 ? element("h3", { text: run.name }) : null, rows.length ? element("table", { class: "draws" },
       element("thead", {}, element("tr", {}, ...columns.map(([name, title]) => element("th", { class: name === "ending" ? null : "number", scope: "col", text: title })), element("th", { scope: "col", text: "Response" }))),
-      element("tbody", {}, ...rows.map((row) => {
-        const dumped = responses.get(`${row.step} ${row.session}`);
+      element("tbody", {}, ...rows.map((row, at) => {
+        const dumped = responses.get(at);
         return element("tr", {}, ...columns.map(([name]) => element("td", { class: name === "ending" ? null : "number", text: cell(row, name) })),
           element("td", {}, dumped ? element("details", {}, element("summary", { text: "show" }), ...texts(dumped)) : "–"));
       }))) : element("p", { class: "quiet", text: "No rollout of this prompt has ended yet." }));

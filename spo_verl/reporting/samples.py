@@ -34,11 +34,11 @@ RESPONSE_CHARACTERS = 6_000
 """Of a longer response the middle is left out."""
 MISSING = -(2**31)
 """What a number that is not there is in a packed history."""
-HISTORY = (("step", 1), ("session", 1), ("ending", 1), ("value", 1_000), ("n_eff", 10), ("reward", 1_000),
+HISTORY = (("step", 1), ("ending", 1), ("value", 1_000), ("n_eff", 10), ("reward", 1_000),
            ("advantage", 100), ("rho", 1_000), ("divergence", 10_000), ("tokens", 1),
            ("version_dispatch", 1))  # fmt: skip
 """Columns of a packed history, and what their numbers are multiplied with before they are rounded."""
-COLUMNS = tuple(dict.fromkeys(("uid", "key", "data_source", "seconds", *(name for name, _ in HISTORY))))
+COLUMNS = tuple(dict.fromkeys(("uid", "session", "key", "data_source", "seconds", *(name for name, _ in HISTORY))))
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def choose(rollouts: Rollouts, most: int = MOST_SAMPLES) -> Codes:
 
 
 def described(rollouts: Rollouts, chosen: Codes, responses: Mapping[tuple[str, int], Sequence[str]]) -> dict[str, Any]:
-    """Columns of the chosen rollouts, newest first.
+    """Columns of the chosen rollouts, newest first: ``COLUMNS``, ``prompt``, ``place`` in its history, ``output``.
 
     Args:
         rollouts: As arranged.
@@ -213,11 +213,13 @@ def described(rollouts: Rollouts, chosen: Codes, responses: Mapping[tuple[str, i
         responses: uid and session -> the outputs that were dumped.
     """
     chosen = chosen[np.argsort(-steps_of(rollouts.table["step"])[chosen], kind="stable")]
-    place_N = np.empty(len(rollouts.order_N), dtype=np.int64)
-    place_N[rollouts.order_N] = rollouts.prompt_N
+    rank_N = np.empty(len(rollouts.order_N), dtype=np.int64)
+    rank_N[rollouts.order_N] = np.arange(len(rollouts.order_N))
+    prompt = rollouts.prompt_N[rank_N[chosen]]
     part = rollouts.table.take(chosen)
     found: dict[str, Any] = {name: part[name].to_pylist() for name in COLUMNS if name not in ("key", "data_source")}
-    found["prompt"] = place_N[chosen].tolist()
+    found["prompt"] = prompt.tolist()
+    found["place"] = (rank_N[chosen] - rollouts.start_P[prompt]).tolist()
     sessions = zip(found["uid"], found["session"], strict=True)
     outputs = [responses.get((uid, -1 if session is None else session)) for uid, session in sessions]
     found["output"] = [None if one is None else shortened("\n\n".join(one), RESPONSE_CHARACTERS) for one in outputs]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -151,3 +152,9 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(verb, runs, t
 
 def test_a_limit_below_a_megabyte_is_refused(runs, tmp_path):
     assert run("report", runs / "sync", "--limit", "0.5", "--output", tmp_path / "page.html").exit_code == 2
+
+
+def test_a_picture_without_matplotlib_names_the_extra(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = run("plot", runs / "sync", "--output", tmp_path / "curves.png")
+    assert (done.exit_code, done.stderr) == (2, "error: plots need matplotlib: pip install 'spo-verl[plots]'\n")

@@ -133,6 +133,8 @@ def test_samples_have_their_texts_and_numbers(made, page):
         for name in ("reward", "value", "advantage", "tokens"):
             found_number = None if row[name] is None or math.isnan(row[name]) else pytest.approx(row[name], rel=1e-4)
             assert shown[name][place] == found_number
+        in_history = history(found, 0, shown["prompt"][place])[shown["place"][place]]
+        assert (in_history["step"], in_history["tokens"]) == (row["step"], row["tokens"])
         assert shown["output"][place] == dumped.get(f"{session[0]}_{session[1]}_0")
     assert not by_session
     assert sum(one is not None for one in shown["output"]) == len(dumped)
