@@ -222,6 +222,13 @@ def test_the_interval_is_wilsons(size, data):
     assert (low[0], high[0]) == (pytest.approx(wanted.low, abs=1e-9), pytest.approx(wanted.high, abs=1e-9))
 
 
+def test_advantages_at_a_bound_are_near_zero():
+    raw = [0.02, -0.02, 0.0201, 1e-4, -1e-4, 1.1e-4, 0.0, np.nan, 0.5, -1.0]
+    columns = {"raw_advantage": np.array(raw), "value": np.full(len(raw), 0.5)}
+    found = module._near_zero(np.zeros(len(raw), np.int64), columns, 1)
+    near([found["1e-4"][0], found["0.02"][0], found["group"][0]], [3 / 9, 6 / 9, 2 * 0.5**8])
+
+
 def test_many_sources_become_the_largest_and_the_others():
     names = [f"source {number}" for number in range(9) for _ in range(10 - number)] + [None]
     columns = {"reward": np.arange(len(names)) % 2.0}

@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.report_scale import make_run
 from spo_verl.record.reading import Record
-from spo_verl.record.schema import ENDINGS, FOLDER, PROMPTS, VERSION_KEY
+from spo_verl.record.schema import ENDINGS, FOLDER, PROMPTS, ROLLOUTS
 from spo_verl.reporting import samples
+from spo_verl.reporting.aggregates import NO_SOURCE
 from spo_verl.reporting.page import LEAST, make_page
 from spo_verl.reporting.sources import ReportError, Source
 from tests.reporting.blocks import BLOCK, blocks, history, read_json
@@ -190,6 +191,30 @@ def test_prompts_that_matter_come_first(tmp_path):
     assert arranged.prompts["key"][early:] == sorted(arranged.prompts["key"][early:])
 
 
+def test_change_is_since_the_start_of_the_run_or_the_first_rollout():
+    names = {field.name: field.type for field in ROLLOUTS}
+    plain = {"uid": "u", "session": 0, "data_source": "s", "ending": "trained", "version_dispatch": 0, "n_eff": 1.0}
+    keys = ["a" * 32, "b" * 32, "c" * 32]
+    rows = [{**plain, "key": keys[place], "step": step, "value": value, "reward": reward}
+            for place, step, value, reward in ((0, 1, 0.5, 1.0), (1, 2, 0.3, None), (0, 3, 0.6, 0.0), (1, 4, 0.9, None))
+            ]  # fmt: skip
+    table = pa.table({name: pa.array([row.get(name) for row in rows]).cast(names[name]) for name in samples.COLUMNS})
+    of_start = [{"key": keys[0], "row": 7, "value": 0.2, "n_eff": 1.0, "text": "one"},
+                {"key": keys[2], "row": 8, "value": 0.4, "n_eff": 1.0, "text": None}]  # fmt: skip
+    found = samples.arrange(table, pa.Table.from_pylist(of_start, PROMPTS), 10**6).prompts
+    shown = {key: {name: found[name][place] for name in found if name != "text_length"}
+             for place, key in enumerate(found["key"])}  # fmt: skip
+    assert {key: one["drift"] for key, one in shown.items()} == pytest.approx(
+        dict(zip(keys, (0.4, 0.6, 0.0), strict=True))
+    )
+    assert [shown[key]["draws"] for key in keys] == [2, 2, 0]
+    assert [shown[key]["value"] for key in keys] == [0.6, 0.9, 0.4]
+    assert [shown[key]["row"] for key in keys] == [7, None, 8]
+    assert shown[keys[0]]["reward"] == 0.5
+    assert math.isnan(shown[keys[1]]["reward"])
+    assert [shown[key]["source"] for key in keys] == [NO_SOURCE] * 3
+
+
 def test_long_texts_keep_beginning_and_end():
     text = "a" * 600 + "b" * 600
     short = samples.shortened(text, 300)
@@ -210,4 +235,3 @@ def test_runs_next_to_each_other_keep_apart(made, tmp_path):
     assert embedded[1].responses == 0
     assert "dumped no responses" in read_json(found, "book")["runs"][1]["notes"]["samples"]
     assert read_json(found, "run-1")["curves"]["rollouts"] == len(other.rows)
-    assert VERSION_KEY not in text.encode()

@@ -11,7 +11,7 @@ from benchmarks.report_screenshots import browser, installed, open_page
 from spo_verl.record.reading import Record
 from spo_verl.reporting.page import make_page
 from spo_verl.reporting.sources import Source
-from tests.reporting.blocks import blocks, read_json
+from tests.reporting.blocks import blocks, history, read_json
 from tests.support.records import made_run
 
 pytest.importorskip("selenium", reason="the package selenium is not installed")
@@ -26,7 +26,7 @@ ATTACK = "</script><img src=x onerror=\"document.title='attacked'\">"
 def pages(tmp_path_factory):
     """Pages of one run and of two, with what they hold."""
     folder = tmp_path_factory.mktemp("pages")
-    sync = made_run(folder / "sync", prompts=120, steps=6, batch=30)
+    sync = made_run(folder / "sync", prompts=300, steps=6, batch=150)
     other = made_run(folder / "async", prompts=150, steps=8, batch=30, mode="separate_async", sessions=2, seed=1)
     for dump in (sync.folder / "rollouts").iterdir():
         rows = [json.loads(line) for line in dump.read_text().splitlines()]
@@ -74,7 +74,7 @@ def write(driver, field, value):
 
 
 def count(driver, table):
-    return driver.find_element("id", f"{table}-count").text.split(",")[0]
+    return driver.find_element("id", f"{table}-count").text.split(", page ")[0]
 
 
 def wait(driver, script):
@@ -154,7 +154,10 @@ def test_samples_are_filtered_searched_and_sorted(driver, opened):
 def test_a_click_shows_the_history_of_a_prompt(driver, opened):
     found = opened("one")
     prompts = read_json(found, "run-0")["prompts"]
-    place = max(range(len(prompts["key"])), key=lambda number: prompts["draws"][number])
+    second_piece = range(read_json(found, "book")["piece"], len(prompts["key"]))
+    place = max(second_piece, key=lambda number: prompts["draws"][number])
+    wanted = history(found, 0, place)
+    assert len(wanted) > 1
     write(driver, "prompts-search", prompts["key"][place])
     assert count(driver, "prompts") == f"1 of {len(prompts['key'])}"
     driver.find_element("css selector", "#prompts tbody tr").click()
@@ -163,10 +166,10 @@ def test_a_click_shows_the_history_of_a_prompt(driver, opened):
     assert prompts["text"][place] in text
     assert prompts["key"][place] in text
     rows = driver.find_elements("css selector", "#history table.draws tbody tr")
-    assert len(rows) == prompts["draws"][place]
+    assert [row.text.split()[0] for row in rows] == [str(int(one["step"])) for one in wanted]
+    assert [row.text.split()[8] for row in rows] == [f"{one['tokens']:.0f}" for one in wanted]
     assert driver.execute_script("return document.querySelectorAll('#history svg[role]').length") == 1
-    summary = driver.find_element("css selector", "#history table.draws summary")
-    summary.click()
+    driver.find_element("css selector", "#history table.draws summary").click()
     assert ATTACK in driver.find_element("css selector", "#history table.draws pre").text
     driver.find_element("css selector", "#history .close").click()
     wait(driver, "!document.getElementById('history').open")
@@ -198,7 +201,7 @@ def test_two_runs_share_charts_and_can_be_told_apart(driver, opened):
     counts = [len(read_json(found, f"samples-{number}")["step"]) for number in range(2)]
     assert count(driver, "samples") == f"{sum(counts):,} of {sum(counts):,}"
     write(driver, "samples-run", "1")
-    assert count(driver, "samples") == f"{counts[1]} of {sum(counts):,}"
+    assert count(driver, "samples") == f"{counts[1]:,} of {sum(counts):,}"
     keys = [set(read_json(found, f"run-{number}")["prompts"]["key"]) for number in range(2)]
     both = sorted(keys[0] & keys[1])[0]
     write(driver, "prompts-search", both)
