@@ -239,9 +239,16 @@ def aggregates(rollouts: Any, steps: Any, prompts: Any) -> dict[str, Any]:
             "rollouts": _rate(metrics.get("timing_s/step"), window_N[trained_N], windows),
             "seconds": metrics.get("timing_s/step"),
         },
-        "validation": {name: curve_W for name, curve_W in metrics.by_name.items() if name.startswith("val-")},
+        "validation": {
+            name: metrics.by_name[name] for name in sorted(metrics.by_name, key=_core_first) if name.startswith("val-")
+        },
         "metrics": metrics.by_name,
     }
+
+
+def _core_first(name: str) -> tuple[bool, str]:
+    """Sorts what verl counts as the core of a validation first."""
+    return not name.startswith("val-core/"), name
 
 
 def _first_of(step_N: Codes, key_N: Codes, there_N: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -47,7 +47,7 @@ function sections() {
     ["Learning", [
       ["Reward", "Mean reward in [0, 1] of the rollouts that ended; band: ± standard error. The sampler moves it: compare runs on validation.",
         overlaid((run) => [{ name: "", ...around(run.reward.mean, run.reward.error) }], { label: "reward" })],
-      ["Validation", "verl's own numbers on held-out data.",
+      ["Validation", "verl's own numbers on held-out data, six at most; the others are under All numbers.",
         overlaid((run) => Object.entries(run.validation).slice(0, 6).map(([name, y]) => ({ name, y })), { label: "validation", empty: "No validation ran (trainer.test_freq)." })],
       ["Endings", "Why rollouts ended. Only trained ones are in the loss; outcomes of the others are evidence all the same.",
         shares((run) => run.endings, { label: "share of rollouts by ending" })],

@@ -171,10 +171,13 @@ def test_values_of_all_prompts_come_from_the_metrics_where_there_are_any(run):
     record = Record.open(made.folder)
     steps = record.steps()
     bins = [{"step": 1, "name": f"spo/value/bin_{number}", "value": number / 45} for number in range(10)]
+    bins += [{"step": 4, "name": name, "value": 0.5} for name in ("val-aux/a", "val-core/b", "val-core/a")]
     more = pa.concat_tables([steps, pa.Table.from_pylist(bins, schema=steps.schema)])
     again = aggregates(record.rollouts(module.COLUMNS), more, record.prompts())
     assert again["values"]["of"] == "all prompts"
     near(again["values"]["share"][:, 0], [number / 45 for number in range(10)])
+    assert list(again["validation"]) == ["val-core/a", "val-core/b", "val-aux/a"]
+    near(again["validation"]["val-aux/a"][2:4], [math.nan, 0.5])
 
 
 groups = st.lists(
