@@ -19,9 +19,7 @@ def print_summary(console: Console, answer: Mapping[str, Any]) -> None:
     """Print what ``spo-verl tracker show`` found."""
     of = f"checkpoint of step {answer['step']}"
     if answer["source"] == "record":
-        of = (
-            f"record up to step {answer['step']}; no checkpoint yet, so values are those of each prompt's last dispatch"
-        )
+        of = f"record up to step {answer['step']}; there is no checkpoint yet"
     open_ = "" if answer["open"] is None else f", {answer['open']} open rollouts"
     histogram = answer["value_histogram"]
     paragraph(console, f"{answer['path']}: {of}")
@@ -101,7 +99,7 @@ def print_history(console: Console, history: Mapping[str, Any]) -> None:
             f"standard deviation {number(history['uncertainty'])}"
             + ("" if history["has_evidence"] else "; no evidence yet"),
             **({} if initial is None else {"at the start": f"value {number(initial)}"}),
-            "drawn": f"{history['draws']:,} times, {history['visits']:,} outcomes",
+            "drawn": f"{_times(history['draws'], 'time')}, {_times(history['visits'], 'outcome')}",
             **({"values": sparkline(console, values)} if len(values) > 1 else {}),
             **({"rewards": sparkline(console, [one["reward"] for one in rollouts])} if rollouts else {}),
         },
@@ -113,6 +111,9 @@ def print_history(console: Console, history: Mapping[str, Any]) -> None:
             style="dim",
         )
         return
+    if history["dropped_through_step"]:
+        note = f"The record has dropped the rollouts up to step {history['dropped_through_step']} (spo.record)."
+        paragraph(console, note, style="dim")
     if not rollouts:
         paragraph(console, "No rollout of it has ended in the steps of the record.")
         return
@@ -151,3 +152,7 @@ def labelled(console: Console, entries: Mapping[str, str]) -> None:
 
 def _class(one: Mapping[str, int]) -> str:
     return f"{one['from']:,}" if one["from"] == one["to"] else f"{one['from']:,} to {one['to']:,}"
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

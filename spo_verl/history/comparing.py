@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spo_verl.history.places import Place
+from spo_verl.history.places import Place, configuration
 from spo_verl.history.states import PromptStates, hex_of
 from spo_verl.history.steps import per_step
 from spo_verl.tracker.table import match_keys
@@ -77,8 +77,7 @@ def _values(value_a_P: NDArray[np.float64], value_b_P: NDArray[np.float64]) -> d
 
 def settings_of(place: Place, states: PromptStates) -> dict[str, Any]:
     """Settings by dotted name: the configuration in the record, otherwise those of the tracker (``tracker.``)."""
-    recorded = {} if place.record is None else flattened(place.record.run.get("config", {}))
-    return recorded or flattened({"tracker": states.settings})
+    return flattened(configuration(place.record)) or flattened({"tracker": states.settings})
 
 
 def flattened(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:

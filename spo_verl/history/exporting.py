@@ -29,8 +29,7 @@ def chosen_table(place: Place, what: What, columns: Sequence[str]) -> pa.Table:
         HistoryError: there is no record, or no column of this name.
     """
     record = place.require_record()
-    read = {"rollouts": record.rollouts, "steps": record.steps, "prompts": record.prompts}[what]
-    table = read()
+    table = record.rollouts() if what == "rollouts" else record.steps() if what == "steps" else record.prompts()
     unknown = [name for name in columns if name not in table.column_names]
     if unknown:
         raise HistoryError(f"{what} have no column {', '.join(unknown)}: choose among {', '.join(table.column_names)}.")
@@ -41,10 +40,34 @@ def chosen_table(place: Place, what: What, columns: Sequence[str]) -> pa.Table:
     return table.cast(pa.schema([_plain(field) for field in table.schema]))
 
 
-def check_target(path: Path) -> None:
-    """Refuse a file that cannot be written, or whose ending names no format; raises :class:`HistoryError`."""
-    if path.suffix not in SUFFIXES:
-        raise HistoryError(f"{path}: the ending names the format; give one of {', '.join(SUFFIXES)}.")
+def write_values(place: Place, path: Path) -> dict[str, Any]:
+    """Write the values of the place's checkpoint as offline values; returns their description.
+
+    Raises:
+        HistoryError: there is no checkpoint, or the file's name does not end in .parquet.
+        SpoValuesError, SpoCheckpointError: the checkpoint cannot be read, or the file not be written.
+    """
+    folder = place.require_checkpoint()
+    check_target(path, place, SUFFIXES[:1])
+    from spo_verl.data.values import from_tracker
+
+    values, _ = from_tracker(folder)
+    values.write(path)
+    described: dict[str, Any] = values.describe()
+    return described | {"checkpoint": str(folder)}
+
+
+def check_target(path: Path, place: Place, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Refuse a file that cannot be written, is part of what is read, or whose ending names no format.
+
+    Raises:
+        HistoryError: says which.
+    """
+    if path.suffix not in suffixes:
+        raise HistoryError(f"{path}: the ending names the format; let it be {', '.join(suffixes)}.")
+    for folder in (place.checkpoint, place.record.path if place.record is not None else None):
+        if folder is not None and folder.resolve() in path.resolve().parents:
+            raise HistoryError(f"{path} is in {folder}, which is read: name a file elsewhere.")
     check_output(path, HistoryError)
 
 
@@ -52,9 +75,8 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table in the format that the file's ending names, at once or not at all.
 
     Raises:
-        HistoryError: the ending names no format, or the file cannot be written.
+        HistoryError: the file cannot be written.
     """
-    check_target(path)
     with replacing(path, HistoryError) as stage:
         staged = stage()
         if path.suffix == ".parquet":

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spo_verl.errors import SpoError
 from spo_verl.record.reading import Record
@@ -88,6 +89,12 @@ def find(path: str | Path) -> Place:
         f"{named} is neither a run's folder nor a checkpoint: there is no global_step_N/{TRACKER}/{MANIFEST} and no "
         f"{RECORD}/ in it. Name trainer.default_local_dir of a run trained with algorithm.adv_estimator=spo."
     )
+
+
+def configuration(record: Record | None) -> dict[str, Any]:
+    """The run's configuration as its record has it, some of verl's by dotted name; empty where it has none."""
+    config = None if record is None else record.run.get("config")
+    return config if isinstance(config, dict) else {}
 
 
 def newest_checkpoint(root: Path) -> Path | None:

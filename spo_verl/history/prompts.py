@@ -71,7 +71,8 @@ def prompt_history(
     Returns:
         ``key``, ``row``, ``data_source``, ``text``; ``step`` and, as of it, ``value``, ``n_eff``, ``uncertainty``,
         ``draws``, ``visits``; ``rollouts``: one dictionary for each that ended, in order, with ``COLUMNS`` and
-        ``response`` (a list of outputs; None where none was dumped). Without a record ``rollouts`` is None.
+        ``response`` (a list of outputs; None where none was dumped); ``dropped_through_step``: the record holds later
+        steps only, None for all. Without a record ``rollouts`` is None.
 
     Raises:
         SpoValuesError: dumped responses cannot be read.
@@ -105,6 +106,7 @@ def prompt_history(
     if folder is not None:
         wanted = [(one["step"], one["uid"], one["session"]) for one in rollouts if one["session"] is not None]
         found = dumped_responses(folder, wanted)
+    answer["dropped_through_step"] = place.record.run.get("dropped_through_step")
     answer["rollouts"] = [one | {"response": found.get((one["uid"], one["session"]))} for one in rollouts]
     return answer
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spo_verl.errors import SpoValuesError
 from spo_verl.files import parse_json, text_lines
+from spo_verl.history.places import configuration
 from spo_verl.record.reading import Record
 
 
@@ -51,7 +52,7 @@ def dump_folder(record: Record) -> Path | None:
 
     None where it dumped none, or they are not on this machine.
     """
-    named = (record.run.get("config") or {}).get("trainer.rollout_data_dir")
+    named = configuration(record).get("trainer.rollout_data_dir")
     if not isinstance(named, str) or not named:
         return None
     found = (Path(named), record.path.parent / Path(named).name)

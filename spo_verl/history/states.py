@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from spo_verl import core
 from spo_verl.core.evidence import UNTRIED_EVIDENCE
-from spo_verl.history.places import HistoryError, Place
+from spo_verl.history.places import HistoryError, Place, configuration
 from spo_verl.record.reading import Record
+from spo_verl.record.schema import PROMPTS_FILE
 from spo_verl.tracker import checkpoint
 from spo_verl.tracker.checkpoint.folder import Manifest
 from spo_verl.tracker.forgetting_rules import forgetting
@@ -30,7 +35,7 @@ class PromptStates:
 
     Attributes:
         step: training step.
-        source: ``checkpoint``, or ``record``: then values are those frozen at each prompt's last dispatch.
+        source: ``checkpoint``, or ``record`` (:func:`from_record`).
         key_P: V16.
         value_P: in [0, 1], as read at this step.
         n_eff_P: effective sample size.
@@ -119,45 +124,67 @@ def from_checkpoint(manifest: Manifest, table: PromptTable, record: Record | Non
 
 
 def from_record(record: Record) -> PromptStates:
-    """The states that a record alone tells; see ``PromptStates.source``."""
-    prompts = record.prompts()
+    """The states that a record alone tells.
+
+    The evidence of a prompt is what was frozen at its last dispatch with an outcome, discounted as the record says,
+    with the outcomes of that dispatch added. That is exact unless several rollouts of one prompt were in flight
+    (``spo.sampling.max_in_flight`` above 1).
+
+    Raises:
+        HistoryError: it holds no prompts yet.
+    """
+    prompts = prompts_of(record)
+    prompts = prompts.filter(pc.is_valid(prompts["slot"]))
     if not prompts.num_rows:
         raise HistoryError(
             f"{record.path} holds no prompts yet, and the run has no checkpoint: wait for its first step to end."
         )
     key_P = keys_of(prompts["key"])
     size = len(key_P)
-    value_P, n_eff_P = (floats(prompts[name]).copy() for name in ("value", "n_eff"))
-    initial_P = value_P.copy()
-    known_P = ~((value_P == 0.5) & (n_eff_P == 2 * UNTRIED_EVIDENCE))
-    rollouts = record.rollouts(["key", "step", "value", "n_eff", "reward", "uid"])
+    initial_P, initial_n_eff_P = floats(prompts["value"]), floats(prompts["n_eff"])
+    rollouts = record.rollouts(["key", "uid", "step", "value", "n_eff", "reward", "rho"])
     at_N, step_N = match_rows(key_P, rollouts["key"]), integers(rollouts["step"])
-    order_N = np.argsort(step_N, kind="stable")
-    order_N = order_N[at_N[order_N] >= 0]
-    # Of several assignments to one place the last one stays.
-    value_P[at_N[order_N]] = floats(rollouts["value"])[order_N]
-    n_eff_P[at_N[order_N]] = floats(rollouts["n_eff"])[order_N]
-    visited_N = np.isfinite(floats(rollouts["reward"])) & (at_N >= 0)
-    visits_P = np.bincount(at_N[visited_N], minlength=size).astype(np.int64)
-    uid_N = rollouts["uid"].combine_chunks().dictionary_encode().indices.to_numpy()
+    uid_N = rollouts["uid"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    reward_N = floats(rollouts["reward"])
+    alpha_P, beta_P = initial_P * initial_n_eff_P, (1 - initial_P) * initial_n_eff_P
+    seen_N = np.flatnonzero(np.isfinite(reward_N) & (at_N >= 0))
+    # Of several assignments to one place the last one stays: the last row with an outcome of each prompt.
+    last_P = np.full(size, -1, dtype=np.int64)
+    last_P[at_N[seen_N]] = seen_N
+    slot_B = np.flatnonzero(last_P >= 0)
+    row_B = last_P[slot_B]
+    count_N = np.bincount(uid_N[seen_N], minlength=int(uid_N.max(initial=-1)) + 1)
+    total_N = np.bincount(uid_N[seen_N], weights=reward_N[seen_N], minlength=len(count_N))
+    kept_B = np.nan_to_num(floats(rollouts["rho"])[row_B], nan=1.0)
+    if _event_time(record):  # what was frozen had decayed to the version of the outcome already
+        kept_B = np.ones(len(row_B))
+    value_B, mass_B = floats(rollouts["value"])[row_B], floats(rollouts["n_eff"])[row_B] * kept_B
+    alpha_P[slot_B] = value_B * mass_B + total_N[uid_N[row_B]]
+    beta_P[slot_B] = (1 - value_B) * mass_B + count_N[uid_N[row_B]] - total_N[uid_N[row_B]]
     _, first_N = np.unique(uid_N, return_index=True)
-    first_N = first_N[at_N[first_N] >= 0]
+    visits_P = np.bincount(at_N[seen_N], minlength=size)
     step = int(step_N.max(initial=0))
     return PromptStates(
         step=step,
         source="record",
         key_P=key_P,
-        value_P=value_P,
-        n_eff_P=n_eff_P,
-        draws_P=np.bincount(at_N[first_N], minlength=size).astype(np.int64),
+        value_P=core.value(alpha_P, beta_P),
+        n_eff_P=core.effective_sample_size(alpha_P, beta_P),
+        draws_P=np.bincount(at_N[first_N[at_N[first_N] >= 0]], minlength=size),
         visits_P=visits_P,
-        known_P=known_P | (visits_P > 0),
+        known_P=(visits_P > 0) | (alpha_P != UNTRIED_EVIDENCE) | (beta_P != UNTRIED_EVIDENCE),
         drift_P=last_divergence(record, key_P, step),
         drift="divergence",
         row_P=integers(prompts["row"]),
-        source_P=np.array(prompts["data_source"].to_pylist(), dtype=object),
+        source_P=names_in(prompts["data_source"]),
         initial_P=initial_P,
     )
+
+
+def _event_time(record: Record) -> bool:
+    spo = configuration(record).get("spo")
+    forgetting_section = spo.get("forgetting") if isinstance(spo, dict) else None
+    return isinstance(forgetting_section, dict) and forgetting_section.get("mode") == "version"
 
 
 def last_divergence(record: Record, key_P: NDArray[np.void], step: int) -> Column:
@@ -174,30 +201,59 @@ def last_divergence(record: Record, key_P: NDArray[np.void], step: int) -> Colum
 
 def _of_prompts(record: Record, key_P: NDArray[np.void]) -> dict[str, Any]:
     """Row, data source and initial value of each prompt, as the record of the run's start has them."""
-    prompts = record.prompts()
+    prompts = prompts_of(record)
     if not prompts.num_rows:
         return {}
     at_P = match_keys(keys_of(prompts["key"]), key_P)
     there_P = at_P >= 0
-    names = np.array([*prompts["data_source"].to_pylist(), None], dtype=object)
-    row_P = np.where(there_P, integers(prompts["row"])[at_P], -1)
+    source_P = names_in(prompts["data_source"])[at_P]
+    source_P[~there_P] = None
     return {
-        "row_P": row_P,
-        "source_P": names[at_P],
+        "row_P": np.where(there_P, integers(prompts["row"])[at_P], -1),
+        "source_P": source_P,
         "initial_P": np.where(there_P, floats(prompts["value"])[at_P], np.nan),
     }
+
+
+def prompts_of(record: Record) -> Any:
+    """``record.prompts()``, read once as long as the file stays what it is."""
+    path = record.path / PROMPTS_FILE
+    return _prompts_of(record, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=2)
+def _prompts_of(record: Record, changed: int) -> Any:
+    return record.prompts()
 
 
 # -- columns of Arrow tables as arrays
 
 
 def keys_of(column: Any) -> NDArray[np.void]:
-    """V16 keys of a column of texts of 32 hexadecimal digits."""
-    texts = column.to_pylist()
+    """V16 keys of a column of texts of 32 hexadecimal digits.
+
+    Raises:
+        HistoryError: a text is something else.
+    """
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    texts = whole.cast(pa.string())
     try:
-        return np.frombuffer(bytes.fromhex("".join(texts)), dtype=f"V{KEY_BYTES}")
-    except (ValueError, TypeError) as error:
+        if texts.null_count or set(pc.unique(pc.binary_length(texts)).to_pylist()) - {2 * KEY_BYTES}:
+            raise ValueError("another length")
+        first = int(np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset]) if len(texts) else 0
+        size = 2 * KEY_BYTES * len(texts)
+        digits = texts.buffers()[2][first : first + size].to_pybytes() if size else b""
+        return np.frombuffer(bytes.fromhex(digits.decode("ascii")), dtype=f"V{KEY_BYTES}")
+    except ValueError as error:
         raise HistoryError(f"the record holds prompt keys that are not 32 hexadecimal digits ({error}).") from error
+
+
+def names_in(column: Any) -> NDArray[np.object_]:
+    """A column of names as texts; None for null."""
+    encoded = column.combine_chunks()
+    encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
+    names = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+    return names[np.asarray(encoded.indices.fill_null(len(names) - 1), dtype=np.int64)]
 
 
 def hex_of(key_P: NDArray[np.void]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spo_verl.history.states import Column, floats, integers
+from spo_verl.history.states import Column, floats, integers, names_in
 from spo_verl.record.reading import Record
 from spo_verl.record.schema import ENDINGS
 
@@ -40,20 +40,21 @@ def per_step(record: Record, upto: int | None = None) -> dict[str, NDArray[Any]]
         there_N = np.isfinite(number_N)
         count_B = np.bincount(at_N[there_N], minlength=size)
         total_B = np.bincount(at_N[there_N], weights=number_N[there_N], minlength=size)
-        return np.divide(total_B, count_B, out=np.full(size, np.nan), where=count_B > 0)
+        return np.asarray(np.divide(total_B, count_B, out=np.full(size, np.nan), where=count_B > 0))
 
     columns = {name: floats(rollouts[name]) for name in _MEANS}
-    ending = np.array(rollouts["ending"].to_pylist(), dtype=object)
+    ending_N = names_in(rollouts["ending"])
     advantage_N = columns["raw_advantage"]
     near_N = np.where(np.isfinite(advantage_N), (np.abs(advantage_N) <= NEAR_ZERO).astype(np.float64), np.nan)
     key_N = rollouts["key"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    pairs = np.unique(at_N * (int(key_N.max(initial=0)) + 1) + key_N)
+    different = int(key_N.max(initial=0)) + 1
+    pair_N = np.unique(at_N * different + key_N)
     return {
         "step": step_B,
         "rollouts": np.bincount(at_N, minlength=size),
         "outcomes": np.bincount(at_N[np.isfinite(columns["reward"])], minlength=size),
-        **{kind: np.bincount(at_N[ending == kind], minlength=size) for kind in ENDINGS},
-        "prompts": np.bincount(pairs // (int(key_N.max(initial=0)) + 1), minlength=size),
+        **{kind: np.bincount(at_N[ending_N == kind], minlength=size) for kind in ENDINGS},
+        "prompts": np.bincount(pair_N // different, minlength=size),
         **{name: mean(number_N) for name, number_N in columns.items()},
         "error": mean(columns["reward"] - columns["value"]),
         "near_zero": mean(near_N),

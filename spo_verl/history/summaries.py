@@ -62,7 +62,7 @@ def doubling(number_P: NDArray[Any]) -> list[dict[str, int]]:
     """A histogram of whole numbers >= 0 in the classes 0, 1, 2-3, 4-7, ...: ``from``, ``to``, ``prompts``."""
     most = int(number_P.max(initial=0))
     edges = [0, *(2**power for power in range(most.bit_length() + 1))]
-    counts = np.histogram(number_P, bins=edges)[0] if len(edges) > 1 else []
+    counts: NDArray[Any] = np.histogram(number_P, bins=edges)[0]
     # The last interval of numpy holds its upper edge, which no number reaches here.
     return [
         {"from": low, "to": high - 1, "prompts": int(count)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spo_verl.history.states import hex_of
+from spo_verl.history.places import configuration
+from spo_verl.history.states import hex_of, prompts_of
 from spo_verl.record.reading import Record
 
 
@@ -65,9 +67,9 @@ class Texts:
         """
         squeezed, found, recorded = _squeezed(words), [], self._recorded
         if recorded is not None:
-            lines = pc.replace_substring_regex(pc.utf8_lower(recorded["text"]), pattern=r"\s+", replacement=" ")
-            chosen = recorded.filter(pc.fill_null(pc.match_substring(lines, squeezed), fill_value=False))
-            found = chosen["key"].to_pylist()
+            pattern = r"\s+".join(re.escape(word) for word in squeezed.split())
+            matches = pc.match_substring_regex(recorded["text"], pattern, ignore_case=True)
+            found = recorded["key"].filter(pc.fill_null(matches, fill_value=False)).to_pylist()
         if self.files and (recorded is None or recorded["text"].null_count):
             without = (
                 set() if recorded is None else set(recorded.filter(pc.is_valid(recorded["text"]))["key"].to_pylist())
@@ -94,14 +96,14 @@ class Texts:
         """The training files that texts can be read from."""
         if self._files or self._record is None:
             return self._files
-        named = self._record.run.get("config", {}).get("data.train_files") or []
-        listed = [named] if isinstance(named, str) else list(named)
+        named = configuration(self._record).get("data.train_files")
+        listed = [one for one in ([named] if isinstance(named, str) else named or []) if isinstance(one, str)]
         return [Path(file) for file in listed] if all(os.path.isfile(file) for file in listed) else []
 
     @cached_property
     def _recorded(self) -> pa.Table | None:
         """The record's prompts; None where it has none."""
-        table = None if self._record is None else self._record.prompts()
+        table = None if self._record is None else prompts_of(self._record)
         return table if table is not None and table.num_rows else None
 
     @cached_property
@@ -121,8 +123,7 @@ class Texts:
         from spo_verl.data.identity import dataset_keys
         from spo_verl.data.values.prompt_texts import first_rows, last_user_message
 
-        run = {} if self._record is None else self._record.run.get("config", {})
-        column = self._prompt_key or run.get("data.prompt_key") or "prompt"
+        column = self._prompt_key or str(configuration(self._record).get("data.prompt_key") or "prompt")
         dataset = DataFiles(self.files, Columns(prompt=column))
         keys = dataset_keys(dataset)
         names = hex_of(keys.key_P)

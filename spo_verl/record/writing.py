@@ -51,6 +51,8 @@ FLUSH_SECONDS = 120.0
 """A checkpoint waits for the record no longer than this."""
 
 _TEMPORARY = ".*.writing-*"
+_REASONS: tuple[type[Exception], ...] = (*parquet_reasons(), ArithmeticError, AttributeError)
+"""What ends the record and not the run: whatever is wrong with rows or files."""
 
 
 class RecordWriter:
@@ -105,8 +107,16 @@ class RecordWriter:
         Raises:
             SpoStateError: a step before the last one that had rows, or one that was cut.
         """
+        self.append_later(step, len(rows["uid"]), lambda: rows)
+
+    def append_later(self, step: int, count: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Like :meth:`append`, with about ``count`` rows that ``make`` returns in the writer's thread."""
         self._note("rollouts", step)
-        self._do_append("rollouts", step, {**rows, "step": np.full(len(rows["uid"]), step)})
+        self._do_append("rollouts", step, count, make)
+
+    def call(self, job: Callable[[], None]) -> None:
+        """Run something in the writer's thread, after all that was passed before."""
+        self._do(job)
 
     def append_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add the numbers of a step; what is not a number is left out.
@@ -116,8 +126,8 @@ class RecordWriter:
         """
         self._note("steps", step)
         numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
-        columns = {"step": np.full(len(numbers), step), "name": list(numbers), "value": list(numbers.values())}
-        self._do_append("steps", step, columns)
+        columns = {"name": list(numbers), "value": list(numbers.values())}
+        self._do_append("steps", step, len(numbers), lambda: columns)
 
     def cut(self, step: int) -> None:
         """Merge what was appended since the last cut: a checkpoint of this step is being saved; then :meth:`flush`."""
@@ -175,12 +185,12 @@ class RecordWriter:
         if not self._stopped:
             self._jobs.put((job, arguments))
 
-    def _do_append(self, kind: Kind, step: int, columns: Mapping[str, Any]) -> None:
-        self._passed_rows += len(columns["step"])
+    def _do_append(self, kind: Kind, step: int, count: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._passed_rows += count
         queued = self._passed_rows - self._taken_rows
         if queued > self._waiting_rows and not self._stopped:  # the thread hangs in the disk
             self._stop(f"{queued} rows wait for the disk, more than are kept in memory")
-        self._do(self._append, kind, step, columns)
+        self._do(self._append, kind, step, count, make)
 
     # ------------------------------------------------------------------ by the thread
 
@@ -191,14 +201,16 @@ class RecordWriter:
                 job(*arguments)
         except _Ended:
             pass
-        except parquet_reasons() as reason:
+        except _REASONS as reason:
             self._stop(f"{type(reason).__name__}: {reason}", exc_info=not isinstance(reason, OSError))
         finally:
             self._stopped = True
+            self._waiting.clear()
 
     def _stop(self, reason: str, *, exc_info: bool = False) -> None:
+        if self._stopped:
+            return
         self._stopped = True
-        self._waiting.clear()
         logger.error(
             "spo: recording ends (%s). Training continues without a record of what follows; %s is complete up to what "
             "was written. The next start of the run records again.",
@@ -207,10 +219,12 @@ class RecordWriter:
             exc_info=exc_info,
         )
 
-    def _append(self, kind: Kind, step: int, columns: Mapping[str, Any]) -> None:
-        table = as_table(columns, SCHEMAS[kind])
+    def _append(self, kind: Kind, step: int, count: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._taken_rows += count
+        columns = make()
+        size = len(next(iter(columns.values())))
+        table = as_table({**columns, "step": np.full(size, step)}, SCHEMAS[kind])
         part = Part(step, step, kind)
-        self._taken_rows += len(table)
         latest = self._disk.latest(kind)
         if latest is not None and latest[0] == part:
             table = pa.concat_tables([latest[1], table])
@@ -492,7 +506,7 @@ def _as_array(given: Any, kind: pa.DataType) -> pa.Array:
         return given.cast(kind)
     mask = None
     if isinstance(given, np.ma.MaskedArray):
-        given, mask = given.data, np.ma.getmaskarray(given)
+        given, mask = given.data, np.broadcast_to(given.mask, given.shape)
     if pa.types.is_dictionary(kind):
         return pa.array(given, kind.value_type, mask=mask).dictionary_encode().cast(kind)
     return pa.array(given, kind, mask=mask, from_pandas=True)

@@ -18,6 +18,7 @@ from importlib.resources import files
 from typing import Any
 
 from spo_verl.drawing import COLOURS, MARKERS
+from spo_verl.history.places import configuration
 from spo_verl.history.responses import dumped_responses
 from spo_verl.record.schema import ENDINGS
 from spo_verl.reporting import aggregates, samples
@@ -187,9 +188,12 @@ def _about_samples(found: Embedded, source: Source) -> str:
 
 def _facts(source: Source, curves: dict[str, Any]) -> dict[str, str]:
     run = source.record.run
-    config = run.get("config") or {}
+    config = configuration(source.record)
     starts = run.get("starts") or []
     every = f", a point for {curves['width']}" if curves["width"] > 1 else ""
+    dropped = run.get("dropped_through_step")
+    if dropped is not None:
+        every += f"; up to step {dropped} rows were dropped (spo.record)"
     return {
         "folder": str(source.path),
         "steps": f"{curves['steps']:,}{every}",

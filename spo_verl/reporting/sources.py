@@ -10,7 +10,7 @@ from typing import Any
 
 from spo_verl.errors import SpoError
 from spo_verl.files import content_faults
-from spo_verl.history.places import find
+from spo_verl.history.places import configuration, find
 from spo_verl.history.responses import dump_folder
 from spo_verl.record.reading import Record
 
@@ -68,7 +68,7 @@ def open_runs(paths: Sequence[tuple[str | None, Path]]) -> list[Source]:
         if any(one.record.path == record.path for one in found):
             raise ReportError(f"{path} is given twice: name each run once.")
         with _faults(record):
-            recorded = (record.run.get("config") or {}).get("trainer.experiment_name")
+            recorded = configuration(record).get("trainer.experiment_name")
             found.append(Source(name or str(recorded or record.path.parent.name), path, record, dump_folder(record)))
     names = [one.name for one in found]
     for name in names:

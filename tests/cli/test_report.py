@@ -97,8 +97,6 @@ def damaged(record, name):
     elif name == "no rollouts":
         for part in record.glob("rollouts-*"):
             part.unlink()
-    elif name == "config of another kind":
-        (record / "run.json").write_text(json.dumps({**described, "config": [1]}))
     elif name == "newer":
         (record / "run.json").write_text(json.dumps({**described, "schema_version": 99}))
     elif name == "unknown ending":
@@ -116,7 +114,6 @@ def damaged(record, name):
     [
         ("no record", "record"),
         ("no rollouts", "wait for its first step to end"),
-        ("config of another kind", "is not as it was written"),
         ("newer", "update spo_verl"),
         ("unknown ending", "is not as it was written"),
     ],
@@ -130,6 +127,19 @@ def test_what_is_wrong_with_a_record_is_one_message(verb, name, said, copied, tm
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out").exists()
     assert said in json.loads(run(verb, folder, "--output", tmp_path / "out", "--json").stdout)["error"]["message"]
+
+
+def test_what_the_run_says_of_itself_may_be_missing_or_of_another_kind(copied, tmp_path):
+    folder, record = copied
+    described = json.loads((record / "run.json").read_text())
+    (record / "run.json").write_text(json.dumps({**described, "config": 1, "dropped_through_step": 3}))
+    run_json("report", folder, "--output", tmp_path / "page.html")
+    [shown] = read_json(blocks((tmp_path / "page.html").read_text()), "book")["runs"]
+    assert shown["name"] == "run"  # the folder's
+    assert shown["facts"]["steps"] == "5; up to step 3 rows were dropped (spo.record)"
+    (record / "run.json").write_text(json.dumps({**described, "starts": 1}))
+    done = run("report", folder, "--output", tmp_path / "page.html")
+    assert (done.exit_code, "is not as it was written" in done.stderr) == (2, True)
 
 
 @VERBS

@@ -139,7 +139,7 @@ def description(folder: Path, *, mode: str, forgetting: str, prompts: int, dumps
             "trainer.validation_data_dir": None,
             "trainer.v1.trainer_mode": mode,
             "algorithm.adv_estimator": "spo",
-            "spo": {"forgetting": {"mode": forgetting}, "record": 1.0},
+            "spo": {"forgetting": {"mode": forgetting}, "reward": {"low": 0.0, "high": 1.0}, "record": 1.0},
         },
         "prompts": prompts,
         "verl": "0.9.1",
