@@ -4,11 +4,13 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from spo_verl.core import fold_events, update_evidence
 from spo_verl.record import Record
-from spo_verl.record.schema import ENDINGS, ROLLOUTS
+from spo_verl.record.schema import ENDINGS, ROLLOUTS, VERSION_KEY
+from tests.support.record_check import differences
 from tests.support.records import made_run
 
 
@@ -41,42 +43,34 @@ def test_what_was_written_is_read(tmp_path, mode, sessions):
     assert len(record.prompts()) == 300
 
 
-@pytest.mark.parametrize("forgetting", ["kl", "constant"])
-def test_evidence_follows_from_the_rows(tmp_path, forgetting):
-    made = made_run(tmp_path / "run", mode="separate_async", sessions=2, forgetting=forgetting, prompts=90)
-    record = Record.open(made.folder)
-    evidence = {
-        row["key"]: (row["value"] * row["n_eff"], (1 - row["value"]) * row["n_eff"], -1)
-        for row in record.prompts().to_pylist()
-    }
-    slot = {row["key"]: row["slot"] for row in record.prompts().to_pylist()}
-    for row in record.rollouts().to_pylist():
-        if row["reward"] is not None:
-            alpha, beta, version = evidence[row["key"]]
-            rho = row["rho"] if row["version_dispatch"] > version else 1.0
-            alpha, beta = update_evidence(alpha, beta, row["reward"], rho)
-            evidence[row["key"]] = alpha, beta, max(version, row["version_dispatch"])
-    alpha_P, beta_P = made.tracker.evidence()
-    assert np.allclose([evidence[key][0] for key in slot], alpha_P[list(slot.values())], rtol=1e-12)
-    assert np.allclose([evidence[key][1] for key in slot], beta_P[list(slot.values())], rtol=1e-12)
+@pytest.mark.parametrize("forgetting", ["kl", "constant", "version"])
+def test_it_agrees_with_its_checkpoint_and_its_dumps(tmp_path, forgetting):
+    run = made_run(
+        tmp_path / "run", mode="separate_async", sessions=2, forgetting=forgetting, prompts=90, steps=8
+    ).folder
+    assert differences(run, run / "rollouts") == []
 
 
-def test_evidence_in_event_time_follows_from_the_rows(tmp_path):
-    made = made_run(tmp_path / "run", mode="separate_async", forgetting="version", prompts=90)
-    record = Record.open(made.folder)
-    prompts, rows = record.prompts().to_pydict(), record.rollouts().to_pydict()
-    seen = [number for number, reward in enumerate(rows["reward"]) if reward is not None]
-    n_eff_P, value_P = np.array(prompts["n_eff"]), np.array(prompts["value"])
-    alpha_P, beta_P, _ = fold_events(
-        value_P * n_eff_P,
-        (1 - value_P) * n_eff_P,
-        np.zeros(90, dtype=np.int64),
-        np.array(rows["slot"])[seen],
-        np.array(rows["version_dispatch"])[seen],
-        np.array(rows["reward"], dtype=float)[seen],
-        rho=made.tracker.settings.rho,
-    )
-    assert np.allclose(made.tracker.evidence(), (alpha_P, beta_P), rtol=1e-9)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[1:], "outcomes, the tracker observed"),
+        (lambda rows: [*rows, rows[-1]], "is there 2 times"),
+        (lambda rows: [{**rows[0], "reward": 1 - rows[0]["reward"]}, *rows[1:]], "the tracker has"),
+        (lambda rows: [{**rows[0], "ending": "stale"}, *rows[1:]], "rollouts are trained, the tracker counted"),
+        (lambda rows: [{**row, "rho": 0.5 if row["rho"] else None} for row in rows], "the tracker has"),
+        (lambda rows: [{**row, "key": rows[0]["key"]} for row in rows], "the tracker drew it"),
+    ],
+)
+def test_a_mistake_in_the_record_is_found(tmp_path, change, said):
+    """A check that agrees with everything would be none."""
+    run = made_run(tmp_path / "run", prompts=40, steps=2, batch=10, checkpoint_every=2).folder
+    part = run / "record" / "rollouts-00000001-00000002.parquet"
+    table = pq.read_table(part, schema=ROLLOUTS)
+    rows = sorted(table.to_pylist(), key=lambda row: row["reward"] is None)
+    changed = pa.Table.from_pylist(change(rows), schema=ROLLOUTS)
+    pq.write_table(changed.replace_schema_metadata({VERSION_KEY: "1"}), part)
+    assert any(said in one for one in differences(run, run / "rollouts"))
 
 
 def test_dumps_are_of_the_trained_rows(tmp_path):
