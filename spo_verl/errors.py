@@ -21,6 +21,10 @@ class SpoVersionError(SpoError, ImportError):
     """The installed verl does not have the names that the plugin builds on."""
 
 
+class SpoPlottingError(SpoError, ImportError):
+    """A picture was asked for, and matplotlib is not installed."""
+
+
 class SpoRewardError(SpoError, ValueError):
     """A reward is missing, not a number, or outside the declared range."""
 

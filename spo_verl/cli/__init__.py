@@ -16,6 +16,7 @@
 | ``tracker`` with ``tracker_text``, ``prompt_lists`` | prompts of a run, by :mod:`spo_verl.history` |
 | ``watch`` with ``watch_text`` | a run while it trains |
 | ``diff``, ``export`` | two runs compared; a record as one file |
+| ``report`` | runs as an HTML page, and their curves as a picture, by :mod:`spo_verl.reporting` |
 | ``evaluate`` | metrics of generations, by :mod:`spo_verl.evaluation` |
 | ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
 

@@ -21,6 +21,7 @@ from spo_verl.cli import (
     quickstart,
     recipes,
     rehearse,
+    report,
     settings,
     tracker,
     values,
@@ -72,6 +73,8 @@ app.add_typer(tracker.app, name="tracker", help=tracker.HELP, short_help=tracker
 app.command("watch", help=watch.HELP, short_help=watch.SHORT_HELP)(watch.watch)
 app.command("diff", help=diff.HELP, short_help=diff.SHORT_HELP)(diff.diff)
 app.command("export", help=export.HELP, short_help=export.SHORT_HELP)(export.export)
+app.command("report", help=report.HELP, short_help=report.SHORT_HELP)(report.report)
+app.command("plot", help=report.PLOT_HELP, short_help=report.PLOT_SHORT_HELP)(report.plot)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
 app.command(
