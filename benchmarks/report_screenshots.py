@@ -35,7 +35,7 @@ def browser(profile: Path, *, dark: bool = False) -> Iterator[Any]:
         dark: whether pages see a reader who prefers dark ones.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: no browser is installed.
     """
     from selenium import webdriver
 

@@ -27,7 +27,7 @@ class Source:
         name: what it is called.
         path: as the user named it.
         record: of the run.
-        responses: folder of dumped responses (``trainer.rollout_data_dir``); None where there is none.
+        responses: folder of dumped responses (``trainer.rollout_data_dir``); None without dumps.
     """
 
     name: str
