@@ -116,7 +116,7 @@ def test_one_odd_batch_is_no_reason(key):
         (
             {"advantage__raw_mean": 0.3},
             RunFacts(BATCH, values_learn=False),
-        ),  # the initial value is left behind on purpose
+        ),  # the policy leaves the initial value on purpose
     ],
 )
 def test_what_is_meant_is_no_warning(bad, run):
