@@ -28,6 +28,7 @@ from spo_verl.config import SpoConfig
 from spo_verl.data.columns import column_batches, table_of
 from spo_verl.data.identity import DatasetKeys, RowFields
 from spo_verl.data.prompt_sources import COLUMN as SOURCE_COLUMN
+from spo_verl.data.values.prompt_texts import last_user_message
 from spo_verl.record.schema import FOLDER, PROMPTS, ROLLOUTS, TEXT_LENGTH
 from spo_verl.record.writing import RecordWriter, as_table
 from spo_verl.tracker.reports import Frozen, Late, ObserveReport
@@ -141,7 +142,7 @@ class Prompts:
             size = len(next(iter(batch.values()), ()))
             for slot in range(*np.searchsorted(rows, (start, start + size)).tolist()):
                 row = int(rows[slot]) - start
-                texts[slot] = last_user_text(batch[column][row]) if column in batch else None
+                texts[slot] = last_user_message(batch[column][row])[:TEXT_LENGTH] or None if column in batch else None
                 source = batch[SOURCE_COLUMN][row] if SOURCE_COLUMN in batch else None
                 sources[slot] = source if source is None else str(source)
         return texts, sources
@@ -364,26 +365,6 @@ def _hex(key_B: np.ndarray) -> list[str]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def last_user_text(messages: Any) -> str | None:
-    """The last user message, ``TEXT_LENGTH`` characters at most; None where there is none.
-
-    Args:
-        messages: as a dataset stores them: a text, or a list of messages with ``role`` and ``content``.
-    """
-    if isinstance(messages, str):
-        return messages[:TEXT_LENGTH]
-    if not isinstance(messages, (list, tuple)):
-        return None
-    asked = [one for one in messages if isinstance(one, Mapping) and one.get("role", "user") == "user"]
-    if not asked:
-        return None
-    content = asked[-1].get("content")
-    if isinstance(content, (list, tuple)):
-        texts = (part.get("text") if isinstance(part, Mapping) else str(part) for part in content)
-        content = "".join("<image>" if text is None else str(text) for text in texts)
-    return None if content is None else str(content)[:TEXT_LENGTH]
 
 
 def description(config: Any, spo: SpoConfig, service: Mapping[str, str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from spo_verl.record import Record, RecordWriter
 from spo_verl.tracker import Frozen, StoredResponses, Tracker, TrackerSettings
 from spo_verl.tracker.reports import Late
 from spo_verl.training.in_flight import Evictions, Generated
-from spo_verl.training.recording import Prompts, Recorder, description, last_user_text
+from spo_verl.training.recording import Prompts, Recorder, description
 from spo_verl.training.sessions import read_sessions, version_spans
 from spo_verl.training.step import Recalled, Rewarded
 from spo_verl.training.stored_divergence import Divergence
@@ -338,24 +338,6 @@ def test_a_prompt_that_the_dataset_lost_keeps_its_key():
     assert columns["key"] == [bytes(keys(6)[1]).hex(), bytes(keys(6)[4]).hex()]
     assert columns["row"].to_pylist() == [1, None]
     assert columns["data_source"].to_pylist() == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("messages", "text"),
-    [
-        ("plain", "plain"),
-        (
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}],
-            "<image>what is it?",
-        ),
-        ([{"role": "assistant", "content": "a"}], None),
-        ([{"content": "no role"}], "no role"),
-        (None, None),
-        ([], None),
-    ],
-)
-def test_the_text_of_a_prompt(messages, text):
-    assert last_user_text(messages) == text
 
 
 def test_the_description_is_json():
