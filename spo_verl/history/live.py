@@ -35,6 +35,7 @@ class Watched:
     def __init__(self, running: Running, *, service: bool = True) -> None:
         self.running = running
         self._observer: Observer | None = None
+        self._waited = False
         self._why_not = "not asked for" if not service else ""
         self._seen: tuple[Any, dict[str, Any]] | None = None
         if service and self._is_over():
@@ -56,6 +57,7 @@ class Watched:
         """Until the service has answered, or cannot be asked."""
         if self._observer is not None:
             self._observer.wait(FIRST_ANSWER_SECONDS)
+            self._waited = True
 
     def frame(self) -> dict[str, Any]:
         """The run as it is now, as plain data.
@@ -78,7 +80,8 @@ class Watched:
         latest, error = (
             (None, self._why_not) if self._observer is None else (self._observer.latest, self._observer.error)
         )
-        frame = {"run": self.running.label, **recorded, "source": "record", "service_error": error or None}
+        silent = f"no answer within {FIRST_ANSWER_SECONDS:.0f} s" if self._waited and latest is None else None
+        frame = {"run": self.running.label, **recorded, "source": "record", "service_error": error or silent}
         if latest is not None and error is None:
             frame["source"] = "service"
             frame["prompts"] = {name: latest["metrics"].get(name) for name in NUMBERS}

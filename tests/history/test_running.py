@@ -128,6 +128,30 @@ def test_a_frame_follows_the_record(run):
         assert watched.frame()["timing"]["step"] == 7
 
 
+def test_a_service_that_does_not_answer_in_time_is_said(run, monkeypatch):
+    class Silent:
+        latest, error = None, None
+
+        def __init__(self, *_):
+            pass
+
+        def wait(self, seconds):
+            assert seconds == 20
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("spo_verl.history.live.Observer", Silent)
+    here = {"pid": os.getpid(), "host": socket.gethostname(), "starts": [{"time": NOW}], "ended": None}
+    rewritten(run, ray_address="127.0.0.1:1", tracker={"name": "spo_tracker", "namespace": "spo-1"}, **here)
+    with Watched(running_at(run)) as watched:
+        assert watched.frame()["service_error"] is None
+        watched.wait_for_service()
+        frame = watched.frame()
+        assert (frame["source"], frame["service_error"]) == ("record", "no answer within 20 s")
+        assert frame["state"] == "running"
+
+
 def test_a_run_without_a_record_is_what_its_service_says(monkeypatch):
     class Said:
         latest, error = {"metrics": {"prompts": 5.0, "coverage": 1.0}, "value_histogram": [5] + [0] * 19}, None
