@@ -8,7 +8,7 @@ from typing import Any
 from spo_verl.errors import SpoError
 from spo_verl.history.observing import Observer
 from spo_verl.history.places import configuration
-from spo_verl.history.running import Running, state_of
+from spo_verl.history.running import Running, ray_token, state_of
 from spo_verl.history.states import from_record
 from spo_verl.history.steps import latest_metrics, per_step
 from spo_verl.history.summaries import value_histogram
@@ -44,7 +44,7 @@ class Watched:
             self._why_not = "the record does not name its Ray cluster"
         elif service:
             assert running.address is not None
-            self._observer = Observer(running.address, running.name, running.namespace)
+            self._observer = Observer(running.address, running.name, running.namespace, ray_token(running))
 
     def __enter__(self) -> Watched:
         return self

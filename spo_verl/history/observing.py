@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 LIST_SECONDS = 30.0
@@ -15,15 +17,20 @@ LIST_SECONDS = 30.0
 class Observer:
     """Follows one tracker service; a context manager that ends its process.
 
+    Args:
+        address: of the Ray cluster.
+        name, namespace: of the service.
+        environ: variables for joining the cluster, such as its token, on top of those of this process.
+
     Attributes:
         latest: what the service last said (``TrackerHost.overview``); None before the first answer.
         error: why there is no more to come; None while it answers.
     """
 
-    def __init__(self, address: str, name: str, namespace: str) -> None:
+    def __init__(self, address: str, name: str, namespace: str, environ: Mapping[str, str] | None = None) -> None:
         self.latest: dict[str, Any] | None = None
         self.error: str | None = None
-        self._process = _started(address, name, namespace)
+        self._process = _started(address, name, namespace, environ=environ)
         self._heard = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="spo-observer", daemon=True)
         self._thread.start()
@@ -71,9 +78,10 @@ def services_at(address: str) -> list[dict[str, str]]:
     return [{"name": str(one["name"]), "namespace": str(one["namespace"])} for one in found]
 
 
-def _started(*arguments: str) -> subprocess.Popen[str]:
+def _started(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "spo_verl.tracker.observer", *arguments],
+        env={**os.environ, **(environ or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -53,6 +53,19 @@ class Running:
         return str(self.root) if self.root is not None else f"{self.namespace} at {self.address}"
 
 
+def ray_token(running: Running) -> dict[str, str]:
+    """Ray's authentication of the run's cluster, from the environment of its driver; {} where it cannot be read.
+
+    A run may have a token of its own, which Ray keeps nowhere else. The system lets only the run's own user read it.
+    """
+    pid = None if running.record is None else running.record.run.get("pid")
+    try:
+        entries = (PROC / str(int(pid or 0)) / "environ").read_bytes().decode("utf-8", "replace").split("\0")
+    except (OSError, ValueError):
+        return {}
+    return dict(entry.split("=", 1) for entry in entries if entry.startswith("RAY_AUTH_") and "=" in entry)
+
+
 def running_at(path: Path) -> Running:
     """The run in a folder, whether it is under way or not.
 

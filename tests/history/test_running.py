@@ -11,7 +11,7 @@ import pytest
 
 from spo_verl.history import running
 from spo_verl.history.live import Watched
-from spo_verl.history.running import Running, running_at, running_here, state_of
+from spo_verl.history.running import Running, ray_token, running_at, running_here, state_of
 from tests.support.records import made_run
 
 NOW = datetime.now(UTC).isoformat()
@@ -126,6 +126,19 @@ def test_a_frame_follows_the_record(run):
         writer.append_step(4, {"timing_s/step": 7.0})
         writer.close()
         assert watched.frame()["timing"]["step"] == 7
+
+
+def test_the_token_of_a_cluster_is_that_of_the_runs_driver(run):
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a=b"}
+    code = "print(1, flush=True); import time; time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env={**os.environ, **own, "OTHER": "x"}, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout.readline() == b"1\n"
+        rewritten(run, pid=driver.pid)
+        assert ray_token(running_at(run)) == own
+        driver.kill()
+    assert ray_token(running_at(run)) == {}  # it has gone
+    assert ray_token(Running(None, None, "127.0.0.1:1", "spo_tracker", "spo-1")) == {}
 
 
 def test_a_service_that_does_not_answer_in_time_is_said(run, monkeypatch):
