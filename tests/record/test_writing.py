@@ -241,7 +241,6 @@ def test_a_disk_that_hangs_fills_no_memory(tmp_path, monkeypatch, caplog):
     hanging.set()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX")
 def test_a_folder_that_cannot_be_made_is_said(tmp_path, caplog):
     (tmp_path / "file").write_text("no folder")
     writer = write(tmp_path / "file" / "record", [1, 2], cut_every=2)
