@@ -6,7 +6,7 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | hooked module | what happens there |
 |---|---|
 | ``hydra.core.config_store`` | the config groups ``spo`` (and ``platform`` on a CPU) become selectable |
-| ``verl.trainer.ppo.core_algos`` | the estimator ``spo`` and the policy loss ``spo_movement`` are registered |
+| ``verl.trainer.ppo.core_algos`` | the estimator ``spo`` and policy losses (``spo_...``) are registered |
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
 
@@ -18,6 +18,7 @@ of mini-batches (``+mini_batch_seed=0``, see :mod:`spo_verl.training.order`), an
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -71,6 +72,8 @@ def _register_estimator(module: ModuleType) -> None:
     module.register_adv_est(ESTIMATOR)(spo_advantage)
     # By its own module's name: imported only when the loss is called, which most processes never do.
     module.register_policy_loss("spo_movement")(_measured_loss)
+    for name, wrapped in NEGATIVE_TOKENS.items():
+        module.register_policy_loss(name)(functools.partial(_negative_token_loss, wrapped))
 
 
 def _measured_loss(*args: Any, **kwargs: Any) -> Any:
@@ -78,6 +81,21 @@ def _measured_loss(*args: Any, **kwargs: Any) -> Any:
     from spo_verl.training.movement import measured_loss
 
     return measured_loss(*args, **kwargs)
+
+
+NEGATIVE_TOKENS = {
+    "spo_negative_tokens": "vanilla",
+    **{f"spo_negative_tokens_{name}": name for name in ("gspo", "cispo", "sapo", "gpg", "dppo_tv", "dppo_kl")},
+}
+"""Policy losses with negative-token filtering, and the loss of verl that each calls: those whose tokens with advantage
+0 have no gradient, and in which no token's advantage changes another's loss."""
+
+
+def _negative_token_loss(wrapped: str, *args: Any, **kwargs: Any) -> Any:
+    """See :mod:`spo_verl.training.negative_tokens`."""
+    from spo_verl.training.negative_tokens import negative_token_loss
+
+    return negative_token_loss(wrapped, *args, **kwargs)
 
 
 def _extend_v1_trainer(module: ModuleType) -> None:
