@@ -34,13 +34,14 @@ def negative_token_loss(
         advantages, response_mask: (R, T).
         others: ``loss_agg_mode``, ``config`` and ``rollout_is_weights``, passed on as they are.
     """
-    return get_policy_loss_fn(wrapped)(
+    loss: tuple[torch.Tensor, dict[str, Any]] = get_policy_loss_fn(wrapped)(
         old_log_prob=old_log_prob,
         log_prob=log_prob,
         advantages=filtered_advantages(advantages, old_log_prob, response_mask),
         response_mask=response_mask,
         **others,
     )
+    return loss
 
 
 def filtered_advantages(
