@@ -9,6 +9,7 @@ for nothing. verl swallows what a plugin raises, therefore whatever fails here i
 | ``verl.trainer.ppo.core_algos`` | the estimator ``spo`` and policy losses (``spo_...``) are registered |
 | ``verl.trainer.ppo.v1.trainer_base`` | a trainer built for ``adv_estimator=spo`` becomes an SPO trainer |
 | ``verl.trainer.ppo.ray_trainer`` | the legacy trainer refuses ``adv_estimator=spo`` |
+| ``verl.experimental.reward_loop.reward_loop`` | an SPO run scores the whole last output of a session with several |
 
 With any other estimator nothing that verl builds differs from a verl without the plugin, with three exceptions: a run
 with a preset of SPO is refused (:func:`spo_verl.training.checks.refuse_other_estimator`), a run can ask for SPO's order
@@ -146,11 +147,27 @@ def _refuse_legacy_trainer(module: ModuleType) -> None:
     _set_new(legacy, __new__)
 
 
+def _align_outputs(module: ModuleType) -> None:
+    worker = module.RewardLoopWorker
+    stock = worker.compute_score
+
+    # A plain function: Ray sends the worker's class with its methods, and loses a wrapper's.
+    async def compute_score(self: Any, data: Any) -> Any:
+        if len(data) > 1 and _uses_spo(self.config):
+            from spo_verl.agent.aligned_outputs import aligned
+
+            data = aligned(data)
+        return await stock(self, data)
+
+    worker.compute_score = compute_score
+
+
 HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "hydra.core.config_store": _register_config_groups,
     "verl.trainer.ppo.core_algos": _register_estimator,
     "verl.trainer.ppo.v1.trainer_base": _extend_v1_trainer,
     "verl.trainer.ppo.ray_trainer": _refuse_legacy_trainer,
+    "verl.experimental.reward_loop.reward_loop": _align_outputs,
 }
 
 

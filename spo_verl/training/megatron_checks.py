@@ -50,6 +50,7 @@ def contradictions(config: DictConfig) -> Iterator[str]:
             f"{ENGINE}.use_distributed_optimizer=False: verl 0.9.1 stops when it first moves the weights (param_data "
             f"is None); set {ENGINE}.use_distributed_optimizer=True, and leave it out of override_ddp_config."
         )
+    yield from _adapters(config)
     if (file := _config_file(str(_select(config, "actor_rollout_ref.model.path")))) is not None:
         yield from model_problems(config, file)
 
@@ -77,6 +78,18 @@ def model_problems(config: DictConfig, file: Path) -> Iterator[str]:
             f"{ENGINE}.virtual_pipeline_model_parallel_size={parts}: {file.parent} uses one matrix for input and "
             f"output embeddings, and megatron-bridge {bridge} looks for it in the wrong part of the last stage "
             f'("Output layer not found"); set {ENGINE}.virtual_pipeline_model_parallel_size=null.'
+        )
+
+
+def _adapters(config: DictConfig) -> Iterator[str]:
+    rank = _select(config, "actor_rollout_ref.model.lora.rank") or 0
+    found = _installed("megatron-bridge")
+    trains_here = chosen_platform() == "cpu" or _installed("transformer-engine") is not None
+    if rank > 0 and trains_here and found is not None and Version(found) <= READ_BRIDGE:
+        yield (
+            f"actor_rollout_ref.model.lora.rank={rank}: verl 0.9.1 takes LoRA from "
+            f"megatron.bridge.peft.utils.create_peft, which megatron-bridge {found} does not have; install a later one, "
+            "or train the adapter with FSDP (leave out model_engine=megatron; actor_rollout_ref.model.lora_rank)."
         )
 
 

@@ -126,6 +126,8 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam("verl.utils.tracking", "_TensorboardAdapter", "read", "(project_name, experiment_name)"),
     Seam("verl.utils.tracking", "_TrackioLoggingAdapter", "read", "(trackio)"),
+    # rewards of sessions with several outputs
+    Seam("verl.experimental.reward_loop.reward_loop", "RewardLoopWorker.compute_score", "wrap", "(self, data)"),
     # estimator
     Seam("verl.trainer.ppo.core_algos", "register_adv_est", "read", "(name_or_enum)"),
     Seam("verl.trainer.ppo.core_algos", "get_adv_estimator_fn", "read", "(name_or_enum)"),

@@ -74,18 +74,6 @@ FAMILIES = {
         models.save_dense,
         (*LORA, "actor_rollout_ref.rollout.load_format=safetensors"),
     ),
-    "lora_megatron": Family(
-        "dense",
-        "lora, merged",
-        models.save_dense,
-        (
-            "model_engine=megatron",
-            "+spo=paper",
-            "actor_rollout_ref.model.lora.rank=8",
-            "actor_rollout_ref.model.lora.alpha=16",
-            "actor_rollout_ref.model.lora.merge=True",
-        ),
-    ),
     "experts": Family("moe", "", models.save_experts),
     "turns": Family(
         "dense",

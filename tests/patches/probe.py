@@ -39,6 +39,7 @@ def main() -> None:
             "process group": worker_probes.process_group(folder),
             "parameters": worker_probes.parameters(),
             "rotary base": worker_probes.rotary_base(),
+            "scored texts": worker_probes.scored_texts(),
             "log lines": worker_probes.log_lines(),
             "sockets": worker_probes.sockets(),
         }

@@ -282,6 +282,12 @@ def test_the_bridge_gets_the_rotary_base(reports: Reports) -> None:
     assert list(patched.values()) == [{}] * 4
 
 
+def test_the_last_output_is_scored_whole(reports: Reports) -> None:
+    stock, patched = (report["scored texts"] for report in reports)
+    assert stock == {"last is shorter": [""], "last is longest": ["hia"], "one output": ["de"]}
+    assert patched == {"last is shorter": ["ij"], "last is longest": ["hi"], "one output": ["de"]}
+
+
 def test_loggers_are_called_as_loggers(reports: Reports) -> None:
     stock, patched = (report["log lines"] for report in reports)
     assert sorted(stock["calls"]) == sorted(touched("logger-flush.patch")[0])

@@ -209,6 +209,18 @@ def sockets() -> dict[str, Any]:
     return {"clusters": clusters}
 
 
+def scored_texts() -> dict[str, Any]:
+    """What the reward function gets of sessions with two outputs; the plugin is not loaded here."""
+    from tests.support.scored_outputs import output, scored
+
+    sessions = {
+        "last is shorter": [output([1, 2, 3], [4, 5, 6]), output([7], [8, 9])],
+        "last is longest": [output([1, 2], [3, 4, 5]), output([6] * 4, [7, 8])],
+        "one output": [output([1, 2], [3, 4])],
+    }
+    return {name: scored(outputs)[0] for name, outputs in sessions.items()}
+
+
 def log_lines() -> dict[str, Any]:
     """Calls of a logger with an argument of ``print`` in the whole package, and the one of the trainer carried out."""
     calls = []

@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from packaging.version import Version
 from transformers import AutoConfig
 
 from spo_verl.errors import SpoConfigError
@@ -106,6 +107,38 @@ class TestDistributedOptimizer:
             assert list(contradictions(config)) == []
         else:
             assert problems(*overrides, self.MUON[1]) == []
+
+
+class TestLora:
+    RANK = "actor_rollout_ref.model.lora.rank=8"
+
+    def test_a_bridge_without_it_is_named(self, installed):
+        [found] = problems(self.RANK)
+        assert "create_peft, which megatron-bridge 0.3.1 does not have" in found
+        assert problems("actor_rollout_ref.model.lora.rank=0") == []
+
+    @pytest.mark.parametrize(
+        ("change", "platform", "accepted"),
+        [
+            ({"megatron-bridge": "0.4.0"}, "", True),
+            ({"megatron-bridge": None}, "", True),
+            ({"transformer-engine": None}, "", True),
+            ({"transformer-engine": None}, "cpu", False),
+        ],
+    )
+    def test_only_where_it_would_be_used(self, installed, monkeypatch, change, platform, accepted):
+        installed.update(change)
+        monkeypatch.setenv("VERL_PLATFORM", platform)
+        assert (problems(self.RANK) == []) == accepted
+
+    def test_the_installed_bridge_is_judged_rightly(self):
+        """Read from its source, which needs no accelerator."""
+        from importlib.metadata import distribution
+
+        bridge = distribution("megatron-bridge")
+        source = bridge.locate_file("megatron/bridge/peft/utils.py").read_text()
+        has = "def create_peft(" in source
+        assert has == (Version(bridge.version) > megatron_checks.READ_BRIDGE)
 
 
 class TestRotaryBase:
