@@ -88,7 +88,7 @@ def _adapters(config: DictConfig) -> Iterator[str]:
     if rank > 0 and trains_here and found is not None and Version(found) <= READ_BRIDGE:
         yield (
             f"actor_rollout_ref.model.lora.rank={rank}: verl 0.9.1 takes LoRA from "
-            f"megatron.bridge.peft.utils.create_peft, which megatron-bridge {found} does not have; install a later one, "
+            f"megatron.bridge.peft.utils.create_peft, which megatron-bridge {found} lacks; install a later one, "
             "or train the adapter with FSDP (leave out model_engine=megatron; actor_rollout_ref.model.lora_rank)."
         )
 

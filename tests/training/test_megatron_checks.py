@@ -114,7 +114,7 @@ class TestLora:
 
     def test_a_bridge_without_it_is_named(self, installed):
         [found] = problems(self.RANK)
-        assert "create_peft, which megatron-bridge 0.3.1 does not have" in found
+        assert "create_peft, which megatron-bridge 0.3.1 lacks" in found
         assert problems("actor_rollout_ref.model.lora.rank=0") == []
 
     @pytest.mark.parametrize(
