@@ -107,11 +107,13 @@ def read_visits(folder: Path) -> Visits:
     import numpy as np
 
     from spo_verl.launching.launch import read_metrics
+    from spo_verl.training.movement import METRIC, TOKENS
 
+    steps = {record["step"]: record["data"] for record in read_metrics(folder / "metrics.jsonl")}
     move = {
-        record["step"]: record["data"]["actor/spo_movement"] * 2 * MINI_BATCHES / (MINI_BATCHES - 1)
-        for record in read_metrics(folder / "metrics.jsonl")
-        if "actor/spo_movement" in record["data"]
+        step: data[METRIC] / data[TOKENS] * 2 * MINI_BATCHES / (MINI_BATCHES - 1)
+        for step, data in steps.items()
+        if METRIC in data
     }
     last: dict[int, int] = {}
     rows = []

@@ -1,6 +1,6 @@
 """The settings under ``spo.*``: a frozen tree, checked once, all problems in one message.
 
-Every key, its type, default, range and meaning stand here and nowhere else; ``conf/spo/paper.yaml`` repeats the
+Every key, its type, default, range and meaning are here and nowhere else; ``conf/spo/paper.yaml`` repeats the
 defaults for readers and a test compares the two.
 """
 
@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
@@ -39,11 +40,11 @@ class RewardConfig:
     """Which number is the reward, and the range that it is declared to lie in."""
 
     key: str | None = None
-    """``None``: the trajectory's score; otherwise a key of the reward's extra info (e.g. ``acc``)."""
+    """Key of the reward's extra info (e.g. ``acc``); ``None``: the trajectory's score."""
     low: float = 0.0
-    """Lower end of the declared range; rewards are mapped from it to [0, 1]."""
+    """Lower end of the range of rewards, which is mapped to [0, 1]."""
     high: float = 1.0
-    """Upper end of the declared range; a reward outside stops the run."""
+    """Upper end of the range; a reward outside stops the run."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -69,11 +70,10 @@ class SamplingConfig:
     epsilon: Bonus = 0.05
     """Exploration bonus."""
     quota: dict[str, Positive] | None = None
-    """Part of every batch that each data source (``data_source``) gets; all of them, only the proportions count.
-    ``None``: sources play no part. In braces: ``spo.sampling.quota='{openai/gsm8k: 3, code: 1}'``."""
+    """Part of every batch for each data source, in braces: ``'{openai/gsm8k: 3, code: 1}'``; only proportions count.
+    ``None``: sources play no part."""
     max_in_flight: Count | None = 1
-    """A prompt with so many rollouts under way is not drawn; ``None``: no limit. In the synchronous trainer all
-    rollouts are over before the next draw."""
+    """A prompt with so many rollouts under way is not drawn; ``None``: no limit."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -81,8 +81,8 @@ class ForgettingConfig:
     """How fast evidence is discounted as the policy drifts."""
 
     mode: ForgettingMode = "kl"
-    """Retention from each prompt's divergence; ``rho`` at every visit; ``rho`` per policy version since the outcome was
-    generated (event time, SPO++); or from the policy's movement since the prompt's last visit, without a forward."""
+    """Retention: ``kl``, by each prompt's divergence; ``constant``, ``rho`` at every visit; ``version``, ``rho`` per
+    policy version since the outcome was generated (SPO++); ``drift``, by the policy's movement, without a forward."""
     reference: Literal["acting", "updated"] = "acting"
     """Which policies the divergence compares (see docs/algorithm.md)."""
     half_life: Positive = 0.06
@@ -94,11 +94,10 @@ class ForgettingConfig:
     rho: Retention = 0.875
     """Retention of ``mode=constant``, and retention per policy version of ``mode=version``."""
     floor: Annotated[float, Field(ge=0)] = 0.0
-    """With ``mode=version``: mass of a prior that does not decay, half a success and half a failure for 1.0, so that a
-    prompt that was not visited for hundreds of versions returns to 1/2. 0 is equation (3) of SPO++ as printed."""
+    """With ``mode=version``: mass of a prior that does not decay, so that a prompt that is not visited returns to 1/2;
+    0 is equation (3) of SPO++."""
     drift_scale: Positive = 1.0
-    """With ``mode=drift``: factor on the summed movement, which then stands for the divergence beside ``half_life``.
-    At 1 the movement of a step is the mean divergence of prompts visited one step before (docs/performance.md)."""
+    """With ``mode=drift``: factor on the summed movement, which is then used as the divergence."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -106,15 +105,14 @@ class DriftConfig:
     """Measuring the divergence on stored responses."""
 
     tokens: Literal["generated", "all"] = "generated"
-    """Tokens of a stored response that the divergence is the mean over: those that the policy generated, or all of
-    them, what tools returned included, as in the published recipe."""
+    """Tokens that the divergence is the mean over: those that the policy generated, or also what tools returned, as in
+    the published recipe."""
     max_tokens: Count | None = None
     """Stored tokens per response; ``None`` stores all of them."""
     measure_both: bool = False
     """Also measure the divergence of the other reference, for comparison."""
     max_prompts: Count | None = None
-    """Stored responses that are scored per step at most; ``None``: all. Of prompts beyond the budget the divergence
-    stays unknown, and their evidence is discounted with the step's mean retention."""
+    """Stored responses scored per step at most; ``None``: all. Prompts beyond it get the step's mean retention."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -122,8 +120,8 @@ class AdvantageConfig:
     """From rewards to advantages, equations (8) and (9)."""
 
     baseline: Literal["value", "initial", "none"] = "value"
-    """What is subtracted from the reward: the tracker's value; or, as ablations, the prompt's value before training
-    (``spo.initial``), which is never updated; or nothing."""
+    """Subtracted from the reward: the tracker's value; as ablations ``initial``, the value before training
+    (``spo.initial``), or nothing."""
     measure: Literal["trajectory", "token"] = "trajectory"
     """What a rollout weighs in the normalisation: itself, or its generated tokens (SPO++)."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
@@ -135,23 +133,24 @@ class LateConfig:
     """Rollouts that a batch did not wait for; only in the asynchronous trainer modes."""
 
     policy: Literal["carry", "abort", "drop"] = "carry"
-    """What becomes of them: they may join a later batch; they are stopped at the end of their policy version; or they
-    finish, and their outcomes become evidence without training."""
+    """Rollouts that a batch did not wait for: ``carry``, they may join a later one; ``abort``, they are stopped at the
+    end of their policy version; ``drop``, they finish, and become evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
-    """At least this share of each batch is taken in the order of dispatch instead of that of finishing, which favours
-    short responses; ``None``: none of it."""
+    """At least this share of each batch is taken in the order of dispatch: the order of finishing favours short
+    responses."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
 class EstimateConfig:
-    """Estimating offline values instead of training."""
+    """Estimating offline values instead of training, or before it."""
 
     output: str | None = None
-    """Parquet file to write; when set, the run only estimates and does not train."""
+    """Parquet file to write; when set, the run estimates and does not train. If ``spo.initial.values`` is the same
+    file, it estimates what is missing and then trains."""
     trials: Count = 8
     """Responses per prompt, n0."""
     chunk: Count = 256
-    """Prompts per finished part: what an interrupted estimation loses at most."""
+    """Prompts per part: what an interrupted estimation loses at most."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -165,11 +164,11 @@ class SpoConfig:
     bspo: bool = False
     """Several independent rollouts per prompt (``rollout.n`` > 1) are intended."""
     rollout_n: str | None = None
-    """``module:function`` that chooses the rollouts of each prompt when it is dispatched, from its value and effective
-    sample size; ``None``: ``rollout.n`` for all. Needs ``spo.bspo``."""
+    """``module:function`` that chooses the number of rollouts of each prompt from its value and effective sample size;
+    ``None``: ``rollout.n`` for all. Needs ``spo.bspo``."""
     oversample: Annotated[float, Field(ge=0)] | None = None
-    """Prompts kept in flight beyond a batch, as a share of it (0.5: half a batch more), so that a batch is made of the
-    first to finish; ``None``: as verl's ``num_warmup_batches`` says. Only in the asynchronous trainer modes."""
+    """Prompts in flight beyond a batch, as a share of it (0.5: half a batch more); ``None``: as verl's
+    ``num_warmup_batches`` says. Only in the asynchronous trainer modes."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -192,6 +191,22 @@ class SpoConfig:
         first = self.forgetting.reference
         other = "updated" if first == "acting" else "acting"
         return (first, other) if self.drift.measure_both else (first,)
+
+
+def estimates_first(output: object, values: object) -> bool:
+    """Whether a run samples the offline values that it then trains from.
+
+    Args:
+        output: ``spo.estimate.output``.
+        values: ``spo.initial.values``.
+    """
+    named = isinstance(output, str) and isinstance(values, str)
+    return named and os.path.abspath(str(output)) == os.path.abspath(str(values))
+
+
+def still_to_estimate(output: object, values: object) -> bool:
+    """Whether such a run has not sampled them yet; arguments as for :func:`estimates_first`."""
+    return estimates_first(output, values) and not os.path.exists(str(output))
 
 
 def known_keys(cls: type = SpoConfig, prefix: str = "spo") -> Iterator[str]:

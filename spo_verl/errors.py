@@ -1,6 +1,6 @@
 """The exceptions of spo_verl: one tree, every class also a standard type, all picklable across Ray.
 
-A message says what was wrong, where, and how to mend it. Constructors take that one message, which keeps
+A message says what was wrong, where, and how to fix it. Constructors take that one message, which keeps
 ``pickle.loads(pickle.dumps(error))`` exact when Ray carries an error from an actor to the driver.
 """
 

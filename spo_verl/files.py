@@ -55,7 +55,7 @@ def require_file(path: Path, error: Raises) -> None:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         if path.is_symlink():
-            raise error(f"{path} is a link to something that is not there: mend the link, or name the file") from None
+            raise error(f"{path} is a link to something that is not there: correct it, or name the file") from None
         raise error(f"there is no file {path.absolute()}: check the path") from None
     except (OSError, ValueError) as reason:
         raise error(f"{path} cannot be read ({_told(reason)}): check the path and who may read it") from reason
@@ -192,13 +192,13 @@ def read_yaml(path: Path, error: Raises) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
     except RecursionError as reason:
-        raise error(f"{path}: not readable YAML (nested too deep): mend it") from reason
+        raise error(f"{path}: not readable YAML (nested too deep): correct it") from reason
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError, OSError) as reason:
-        raise error(f"{path}: not readable YAML ({_told(reason)}): mend it") from reason
+        raise error(f"{path}: not readable YAML ({_told(reason)}): correct it") from reason
 
 
 def parse_json(text: str, where: str, error: Raises) -> Any:
-    """Parse JSON. NaN and Infinity, which Python writes, are read; a name that stands twice in an object is refused.
+    """Parse JSON. NaN and Infinity, which Python writes, are read; a name that is in an object twice is refused.
 
     Raises:
         error: begins with ``where``.
@@ -211,7 +211,7 @@ def parse_json(text: str, where: str, error: Raises) -> Any:
             why = "a whole number of more than 4300 digits"
         raise error(f"{where}: not readable JSON ({why}); was its writer stopped, or is it another format?") from reason
     if text.count("[") + text.count("{") > MOST_LEVELS and _levels(found) > MOST_LEVELS:
-        raise error(f"{where}: not readable JSON (nested more than {MOST_LEVELS} levels deep); mend this row")
+        raise error(f"{where}: not readable JSON (nested more than {MOST_LEVELS} levels deep); correct this row")
     return found
 
 
@@ -224,7 +224,7 @@ def parquet_rows(path: Path, columns: Sequence[str] | None, error: Raises) -> It
         error: What is raised.
 
     Raises:
-        error: the file is no Parquet file or damaged, or a column stands twice; names the row that was reached.
+        error: the file is no Parquet file or damaged, or a column is there twice; names the row that was reached.
     """
     with parquet_file(path, error) as file:
         number = 0
@@ -241,7 +241,7 @@ def parquet_file(path: Path, error: Raises) -> Iterator[pq.ParquetFile]:
     """A Parquet file, opened; also turns what its reading raises later into one message.
 
     Raises:
-        error: it is no Parquet file, or damaged, or a column stands twice.
+        error: it is no Parquet file, or damaged, or a column is there twice.
     """
     import pyarrow.parquet as pq
 
@@ -292,7 +292,7 @@ def check_output(path: Path, error: Raises, *, inputs: Iterable[Path] = (), make
         if _same(path, source):
             raise error(f"{path} is read too and would be replaced: name another file to write")
     if os.path.islink(path) and not os.path.exists(path):
-        raise error(f"{path} is a link to something that is not there: mend the link, or name another file")
+        raise error(f"{path} is a link to something that is not there: correct the link, or name another file")
     if os.path.isdir(path):
         raise error(f"{path} is a folder: name a file, e.g. {path}/{_example(path)}")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -332,7 +332,7 @@ def writing(path: Path, error: Raises) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, error: Raises) -> Iterator[Callable[[], Path]]:
-    """Yield a function that names a new temporary file beside the target; the last one named becomes the target.
+    """Yield a function that names a new temporary file next to the target; the last one named becomes the target.
 
     All of it, or nothing: on an error every temporary file is removed and the target is what it was. Folders on the
     way are made.
@@ -396,7 +396,7 @@ def _decoded(raw: bytes, where: str, error: Raises) -> str:
                 f"{where}: the file ends inside a character: was its writer stopped? Remove the line, or write it again"
             ) from reason
         raise error(
-            f"{where}: byte 0x{raw[reason.start]:02x} behind {reason.start} others is no UTF-8: convert the file, e.g. "
+            f"{where}: byte 0x{raw[reason.start]:02x} after {reason.start} others is no UTF-8: convert the file, e.g. "
             "with `iconv -f LATIN1 -t UTF-8`"
         ) from reason
 
@@ -406,7 +406,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice[:80]!r} stands in one object twice")
+        raise ValueError(f"the name {twice[:80]!r} is in one object twice")
     return found
 
 

@@ -37,7 +37,7 @@ def _uses_spo(config: Any) -> bool:
 
 UNUSED_SETTINGS = (
     "spo_verl: WARNING: this run has settings under `spo`, and algorithm.adv_estimator={}: it does NOT train with SPO. "
-    "Set algorithm.adv_estimator=spo, or remove it from the command line behind +spo=<preset>, which sets it."
+    "Set algorithm.adv_estimator=spo, or remove it from the command line after +spo=<preset>, which sets it."
 )
 
 

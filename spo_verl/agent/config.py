@@ -34,25 +34,25 @@ class EmbeddedConfig:
     backend: Literal["embedded"] = "embedded"
     """Selects this backend."""
     packages: tuple[str, ...] = ("numpy", "sympy")
-    """Imported once and shared by all programs, so that none waits for them; others import as in any program."""
+    """Imported once and shared by all programs, which may import others too."""
     cpu_seconds: Annotated[int, Field(ge=1)] = 10
     """CPU time of one program."""
     wall_seconds: Seconds = 20.0
     """Time from start to end of one program."""
     memory_mb: Count = 1024
-    """Address space of one program beyond that of the interpreter with its packages, MiB."""
+    """Address space of one program, without the interpreter and its packages, MiB."""
     disk_mb: Annotated[int, Field(ge=0)] = 64
-    """Size of a program's private folder, which lives in memory, MiB; 0: a program cannot write files."""
+    """Size of a program's folder, in memory, MiB; 0: it cannot write files."""
     output_bytes: Annotated[int, Field(ge=256)] = 1 << 20
-    """A program that writes more than this to stdout and stderr together is stopped."""
+    """Bytes of stdout and stderr after which a program is stopped."""
     max_running: Count = 4
-    """Programs that run at the same time, per agent loop worker."""
+    """Programs that run at a time, per agent loop worker."""
     max_wait_seconds: Seconds = 600.0
-    """Longest wait for a free place; beyond it the rollout fails."""
+    """Longest wait for a free place; then the rollout fails."""
     attempts: Count = 3
-    """How often a program is started when the backend itself fails (never when the program does)."""
+    """How often a program is started when the backend itself fails."""
     allow_unenforced: tuple[Limit, ...] = ()
-    """Limits that may be missing on this machine. Every other limit that does not hold refuses the backend."""
+    """Limits that may be missing on this machine; any other missing limit refuses the backend."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -60,27 +60,27 @@ class SandboxFusionConfig:
     """Programs run in SandboxFusion, a server reached over HTTP."""
 
     url: str
-    """Address of the server, ``http://host:port``; a path other than ``/run_code`` may be given."""
+    """Address of the server, ``http://host:port``, with a path if it is not ``/run_code``."""
     backend: Literal["sandbox_fusion"] = "sandbox_fusion"
     """Selects this backend."""
     run_seconds: Seconds = 10.0
-    """Time limit of one program, kept by the server (``run_timeout``)."""
+    """Time limit of one program (``run_timeout`` of the request)."""
     compile_seconds: Seconds = 10.0
     """``compile_timeout`` of the request."""
     memory_mb: Annotated[int, Field(ge=-1)] = 1024
     """``memory_limit_MB`` of the request; -1: none."""
     request_seconds: Seconds = 60.0
-    """Longest wait for an answer of the server to one request, queueing there included."""
+    """Longest wait for the answer to one request, the server's queue included."""
     max_running: Count = 32
-    """Requests in flight at the same time, per agent loop worker."""
+    """Requests in flight, per agent loop worker."""
     max_wait_seconds: Seconds = 600.0
-    """Longest wait for a free place; beyond it the rollout fails."""
+    """Longest wait for a free place; then the rollout fails."""
     attempts: Count = 5
-    """Requests per program when the server does not answer, or answers 429, 5xx or nonsense."""
+    """Requests per program where the answer is missing, 429, 5xx, nonsense or ``SandboxError``."""
     backoff_seconds: Seconds = 0.5
-    """Wait before the second attempt; it doubles with each further one, less a random part of up to half."""
+    """Wait before the second attempt; it doubles with each further one, less a random part."""
     max_backoff_seconds: Seconds = 30.0
-    """Longest wait between two attempts; a server's ``Retry-After`` is kept up to this."""
+    """Longest wait between two attempts, also where ``Retry-After`` asks for more."""
 
 
 InterpreterConfig = Annotated[EmbeddedConfig | SandboxFusionConfig, Field(discriminator="backend")]
@@ -91,19 +91,17 @@ class LoopConfig:
     """All settings of the loop."""
 
     style: Literal["tool", "code"] = "tool"
-    """``tool``: native tool calls, ``<tool_call>{json}</tool_call>``, answered by a message of role ``tool``; ``code``:
-    ``<code>...</code>`` in running text, answered by ``<interpreter>...</interpreter>`` in the same message."""
+    """``tool``: native tool calls, answered by a message; ``code``: ``<code>...</code>`` in running text."""
     max_turns: Count = 8
-    """Interpreter turns; a further call ends the rollout. Answers to malformed calls count."""
+    """Outputs (also to malformed calls) after which a further call ends the rollout."""
     max_output_tokens: Annotated[int, Field(ge=32)] = 1024
-    """Tokens of one program's output, marker included; more is cut."""
+    """Tokens of one program's output; more is cut."""
     keep: Literal["head", "tail", "both"] = "both"
-    """Which part of an output that is too long stays; ``both``: half of it from each end."""
+    """Which part of a too long output stays; ``both``: half from each end."""
     reserve_tokens: Count = 64
-    """Tokens that must be left to the model after an output: outputs are cut to leave them, and where that leaves
-    less than 32 tokens of the output, the rollout ends at the call."""
+    """Tokens left to the model after an output, which is cut for them."""
     tool_name: Annotated[str, Field(min_length=1)] = "code_interpreter"
-    """Name of the tool in ``style=tool``; its one parameter is ``code``."""
+    """Name of the tool in ``style=tool``; its parameter is ``code``."""
     interpreter: InterpreterConfig = field(default_factory=EmbeddedConfig)
     """Where programs run."""
 

@@ -96,7 +96,7 @@ class CodeInterpreterLoop(AgentLoopBase):
     """verl's agent loop with a Python interpreter; settings: :class:`~spo_verl.agent.config.LoopConfig`.
 
     Args:
-        kwargs: verl's own arguments, and the keys of the YAML entry beside ``_target_``.
+        kwargs: verl's own arguments, and the other keys of the YAML entry, next to ``_target_``.
 
     Raises:
         SpoConfigError: settings are wrong (all problems at once), or verl has tools of its own configured.
@@ -339,8 +339,8 @@ def tool_schema(name: str) -> dict[str, Any]:
         "function": {
             "name": name,
             "description": (
-                "Runs a complete Python program and returns what it prints. Every call starts anew: imports, variables "
-                "and files of earlier calls are gone."
+                "Runs a complete Python program and returns what it prints. Every call starts fresh: imports, "
+                "variables and files of earlier calls are gone."
             ),
             "parameters": {
                 "type": "object",

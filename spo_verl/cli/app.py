@@ -45,7 +45,7 @@ app = typer.Typer(
     help="Single-stream Policy Optimization for verl.",
 )
 app.command("doctor", help=doctor.HELP, short_help=doctor.SHORT_HELP)(doctor.doctor)
-app.command("config", help=config.HELP, short_help=config.SHORT_HELP)(config.config)
+app.command("config", cls=config.WholeLine, help=config.HELP, short_help=config.SHORT_HELP)(config.config)
 app.command("convert", help=convert.HELP, short_help=convert.SHORT_HELP, context_settings=RUNS)(convert.convert)
 app.command("plan", help=plan.HELP, short_help=plan.SHORT_HELP, context_settings=RUNS)(plan.plan)
 app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(settings.settings)

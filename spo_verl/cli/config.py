@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from spo_verl.cli.layout import paragraph, table
 from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.errors import SpoConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +23,49 @@ SHORT_HELP = "Check the configuration of a run before it is started."
 HELP = """Compose verl's configuration as `python -m verl.trainer.main_ppo OVERRIDES` would, and check it.
 
 Shows all problems at once, then warnings, then each setting of SPO with its origin and verl's keys that differ from the
-paper. Files that the configuration names are looked for on this machine. OVERRIDES may hold hydra's --config-path,
---config-name and --config-dir. Exit status 1 if there are problems."""
+paper. Files that the configuration names are looked for on this machine.
+
+OVERRIDES is what follows main_ppo, hydra's --config-path, --config-name and --config-dir included, or the whole command
+line with `python -m verl.trainer.main_ppo`; variables before it (NAME=VALUE) are set for the check. Exit status 1 if
+there are problems."""
+
+_VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_WITH_VALUE = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
+
+
+class WholeLine(TyperCommand):
+    """Takes the command line of a run as its user has it, up to ``main_ppo`` with all that starts Python."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from spo_verl.launching.recipes import split_at_main
+
+        try:
+            words, main = split_at_main(args)
+        except SpoConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+        if main is None:
+            return super().parse_args(ctx, args)
+        begin = 0
+        while words[begin].startswith("-"):  # options of this verb
+            begin += 2 if words[begin] in _WITH_VALUE else 1
+        variables = takewhile(bool, (_VARIABLE.fullmatch(word) for word in words[begin:main] if word != "env"))
+        ctx.call_on_close(_set_for_now({found[1]: found[2] for found in variables if found}))
+        return super().parse_args(ctx, [*words[:begin], *words[main + 1 :]])
+
+
+def _set_for_now(variables: Mapping[str, str]) -> Callable[[], None]:
+    """Set variables of the environment; returns what undoes it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+
+    def undo() -> None:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    return undo
 
 
 def _only_hydras(name: str, why: str) -> Callable[[Any], Any]:
@@ -35,9 +81,12 @@ def _only_hydras(name: str, why: str) -> Callable[[Any], Any]:
 
 def _hydras(*names: str, why: str) -> Any:
     callback = _only_hydras(names[0], f"is an option of main_ppo that {why}")
-    return typer.Option(*names, hidden=True, is_eager=True, callback=callback, help="Of main_ppo; refused here.")
+    return typer.Option(
+        *names, hidden=True, is_eager=True, callback=callback, help="An option of main_ppo that is refused here."
+    )
 
 
+_SEVERAL = "starts several runs; check the command line of each without it"
 _PRINTS = "prints something and trains nothing; leave it out"
 
 
@@ -45,7 +94,9 @@ _PRINTS = "prints something and trains nothing; leave it out"
 def config(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OVERRIDES", help="What follows main_ppo on the command line of the run."),
+        typer.Argument(
+            metavar="OVERRIDES", help="What follows main_ppo on the command line of the run, or all of that line."
+        ),
     ] = None,
     config_name: Annotated[
         str, typer.Option("--config-name", "-cn", help="Name of the configuration file, as hydra's --config-name.")
@@ -72,11 +123,9 @@ def config(
     ] = True,
     show_all: Annotated[bool, typer.Option("--all", help="Show the settings also where there are problems.")] = False,
     run: Annotated[
-        bool, typer.Option("--run", "-r", hidden=True, help="Of main_ppo; it is what it does anyway.")
+        bool, typer.Option("--run", "-r", hidden=True, help="An option of main_ppo that changes nothing.")
     ] = False,
-    multirun: Annotated[
-        bool, _hydras("--multirun", "-m", why="starts several runs; check the command line of each without it")
-    ] = False,
+    multirun: Annotated[bool, _hydras("--multirun", "-m", why=_SEVERAL)] = False,
     cfg: Annotated[str | None, _hydras("--cfg", "-c", why=_PRINTS)] = None,
     package: Annotated[str | None, _hydras("--package", "-p", why=_PRINTS)] = None,
     info: Annotated[bool, _hydras("--info", "-i", why=_PRINTS)] = False,
@@ -116,7 +165,7 @@ def config(
         "settings": {key: {"value": value, "source": composed.source(key)} for key, value in values.items()},
         "differs_from_paper": [
             {"key": key, "value": _plain(actual), "paper": paper, "source": composed.source(key)}
-            for key, actual, paper in differences_to_paper(composed.config)
+            for key, actual, paper in differences_to_paper(composed.readable)
         ],
     }
     return Outcome(data, lambda console: _show(console, data, show_all=show_all), status=1 if problems else 0)

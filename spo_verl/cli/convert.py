@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spo_verl.cli.output import Debug, Json, Outcome, verb
+from spo_verl.cli.layout import paragraph, table
+from spo_verl.cli.output import Debug, Json, Outcome, console_on, verb
 from spo_verl.conf import PRESETS
 from spo_verl.errors import SpoConfigError
 from spo_verl.visible import visible
@@ -24,8 +25,10 @@ SHORT_HELP = "Turn a GRPO (or PPO, RLOO...) command or script into one of SPO."
 HELP = """Turn a command or script of `python -m verl.trainer.main_ppo` with another method into one of SPO.
 
 WORDS: a shell script with the arguments that it is called with, `-` for a script on stdin, or the command itself
-(the words after main_ppo are enough). The script is read, not run. The converted one goes to stdout, or to --output;
-what changes, and why, to stderr, or to stdout with --output."""
+(the words after main_ppo are enough). The script is read, not run.
+
+The converted script goes to stdout, and to stderr what changes and why. With --output the script goes to that file, and
+the rest to stdout."""
 
 _HYDRAS = re.compile(r"-c[pnd]\b|--config-(path|name|dir)\b")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -49,7 +52,12 @@ def convert(
         str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")
     ] = "paper",
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the training data; counted where its Parquet files are here.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows of the training data, without those that data.filter_overlong_prompts drops; counted, with "
+            "them, where its Parquet files are here.",
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -58,6 +66,10 @@ def convert(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the converted script there; nothing is overwritten.")
     ] = None,
+    anyway: Annotated[
+        bool,
+        typer.Option("--anyway", help="With --output and --check: write the script also where problems are found."),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compose the result with verl and check it, as `spo-verl config --verl`.")
     ] = False,
@@ -91,10 +103,12 @@ def convert(
     )
     checks = [_checked(one, files) for one in converted.commands] if check else None
     data = _data(converted, checks)
-    if output is not None:
-        _write(output, converted.script, source)
-        data["output"] = str(output)
     failed = any(one["problems"] for one in checks or ())
+    if output is not None:
+        written = anyway or not failed
+        if written:
+            _write(output, converted.script, source)
+        data["output"] = str(output) if written else None
     return Outcome(data, lambda console: _show(console, data, output), status=1 if failed else 0)
 
 
@@ -225,46 +239,33 @@ def _show(console: Console, data: dict[str, Any], output: Path | None) -> None:
     if output is None:
         sys.stdout.write(visible(data["script"]))
         sys.stdout.flush()
-        console = _stderr_console()
+        console = console_on(sys.stderr)
     for command in data["commands"]:
         _show_command(console, command, several=len(data["commands"]) > 1)
     for note in data["notes"]:
-        _line(console, f"note: {note}.", "yellow")
-    if output is not None:
-        _line(console, f"written: {output}")
-
-
-def _stderr_console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+        paragraph(console, f"{note}.", first="note: ", style="yellow")
+    if output is not None and data["output"] is None:
+        paragraph(console, f"not written: {output}. Correct the problems above, or add --anyway.", style="yellow")
+    elif output is not None:
+        paragraph(console, f"written: {output}")
 
 
 def _show_command(console: Console, command: dict[str, Any], *, several: bool) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     if several:
-        _line(console, f"the command in line {command['line']}:", "bold")
+        paragraph(console, f"the command in line {command['line']}:", style="bold")
     if command["already_spo"]:
-        _line(console, "it trains with SPO already: nothing to change")
+        paragraph(console, "it trains with SPO already: nothing to change")
     for title, actions in _TITLES.items():
-        rows = [change for change in command["changes"] if change["action"] in actions]
-        if not rows:
-            continue
-        table = Table(title, "before", "SPO", "why", box=box.SIMPLE, pad_edge=False)
-        for column in table.columns:
-            column.overflow = "fold"
-        for change in rows:
-            after = "-" if change["after"] is None else change["after"]
-            cells = (change["key"], change["before"] or "-", after, change["reason"])
-            table.add_row(*(Text(visible(cell)) for cell in cells))
-        console.print(table)
+        changes = [change for change in command["changes"] if change["action"] in actions]
+        rows = [(one["key"], one["before"] or "-", one["after"] or "-", one["reason"]) for one in changes]
+        if rows:
+            paragraph(console, f"{title}:", style="bold")
+            table(console, ("key", "before", "SPO", "why"), rows)
+            console.print()
     if command["needs"]:
-        _line(console, "what the run needs:")
+        paragraph(console, "what the run needs:")
         for need in command["needs"]:
-            _line(console, f"  - {need}")
+            paragraph(console, need, first="  - ")
     if "check" in command:
         _show_check(console, command["check"])
 
@@ -272,18 +273,13 @@ def _show_command(console: Console, command: dict[str, Any], *, several: bool) -
 def _show_check(console: Console, check: dict[str, Any]) -> None:
     problems = check["problems"]
     if not problems:
-        _line(console, "checked: no problems", "green")
+        paragraph(console, "checked: no problems", style="green")
     else:
-        _line(console, f"checked: {len(problems)} {'problem' if len(problems) == 1 else 'problems'}:", "bold red")
+        count = f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'}"
+        paragraph(console, f"checked: {count}:", style="bold red")
     for number, problem in enumerate(problems, 1):
-        _line(console, f"  {number}. {problem}")
+        paragraph(console, problem, first=f"  {number}. ")
     for warning in check["warnings"]:
-        _line(console, f"warning: {warning}", "yellow")
+        paragraph(console, warning, first="warning: ", style="yellow")
     if check["not_checked"]:
-        _line(console, f"not checked, as only known when the script runs: {', '.join(check['not_checked'])}")
-
-
-def _line(console: Console, text: str, style: str = "") -> None:
-    from rich.text import Text
-
-    console.print(Text(visible(text), style), soft_wrap=True)
+        paragraph(console, f"not checked, as only known when the script runs: {', '.join(check['not_checked'])}")

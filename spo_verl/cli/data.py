@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from spo_verl.cli.layout import paragraph, table
 from spo_verl.cli.output import Debug, Json, Outcome, verb
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ AnswerForm = Annotated[
     Form, typer.Option(help="Your own data: take the whole answer, what follows its last ####, or its last box.")
 ]
 Ability = Annotated[
-    str, typer.Option(help="Your own data: verl's column; only of math answers are checked for the grader.")
+    str, typer.Option(help="Your own data: verl's column `ability`; the answers are checked only with math.")
 ]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Folder or hub id of the tokenizer that counts --max-prompt-length.")
@@ -86,20 +87,17 @@ def list_sources(json_output: Json = False, debug: Debug = False) -> Outcome:
     }
 
     def show(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for heading in ("name", "use", "release", "hub id (configuration, split)", "rows", "licence"):
-            table.add_column(heading, justify="right" if heading == "rows" else "left", overflow="fold")
+        rows = []
         for source in answer["sources"]:
-            for number, release in enumerate(source["releases"]):
+            for release in source["releases"]:
                 where = ", ".join(f"({config or 'default'}, {split})" for config, split in release["parts"])
-                first = (source["name"], source["use"]) if number == 0 else ("", "")
-                rows = "?" if release["documented_rows"] is None else f"{release['documented_rows']:,}"
-                table.add_row(*first, release["name"], f"{release['hub_id']} {where}", rows, release["licence"])
-        console.print(table)
-        console.print(
-            "The first release of a source is the default. Rows and licences: as their pages say, docs/data.md."
+                count = "?" if release["documented_rows"] is None else f"{release['documented_rows']:,}"
+                origin = f"{release['hub_id']} {where}"
+                rows.append((source["name"], source["use"], release["name"], count, release["licence"], origin))
+        table(console, ("name", "use", "release", "rows", "licence", "hub id (configuration, split)"), rows)
+        paragraph(
+            console,
+            "The first release of a source is the default. Rows and licences: as their pages say, docs/data.md.",
         )
 
     return Outcome(answer, show)
@@ -231,12 +229,14 @@ def _show_check(console: Console, report: CheckReport) -> None:
     from spo_verl.data.prepare.prepare_report import counted
 
     def line(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        paragraph(console, text, rest="    ")
 
     sources = ", ".join(f"{name} {count}" for name, count in sorted(report.data_sources.items()))
     line(f"{report.file}: {counted(report.rows, 'row')}" + (f" ({sources})" if sources else ""))
-    if report.duplicates:
+    if report.duplicates and report.kind == "verl":
         line(f"{report.duplicates} rows repeat prompt and ground truth of an earlier one: SPO sees them as one prompt")
+    elif report.duplicates:
+        line(f"{report.duplicates} rows repeat problem and answer of an earlier one: `prepare` drops them")
     if report.only_text:
         line(f"{counted(report.only_text, 'answer')} right only if written alike, for the mathematical reward")
     if report.prepared is not None:
@@ -253,7 +253,7 @@ def _show_overlap(console: Console, report: OverlapReport) -> None:
     from spo_verl.data.prepare.prepare_report import counted
 
     def line(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        paragraph(console, text, rest="    ")
 
     line(f"{report.train}: {counted(report.train_rows, 'row')}")
     for one in report.files:

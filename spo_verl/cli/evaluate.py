@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from spo_verl.cli.layout import paragraph, table
 from spo_verl.cli.output import Debug, Json, Outcome, verb
 
 if TYPE_CHECKING:
@@ -123,9 +124,19 @@ def evaluate(
         written[form] = str(folder)
 
     def show(console: Console) -> None:
-        result_tables.show(found, console)
+        for one in result_tables.tables(found):
+            paragraph(console, one.heading, style="bold")
+            table(console, one.columns, one.rows, numbers=True)
+            console.print()
+        for sentence in result_tables.sentences(found):
+            paragraph(console, sentence)
+        if found.problems:
+            console.print()
+            paragraph(console, f"incomplete ({len(found.problems)}):")
+        for problem in found.problems:
+            paragraph(console, problem, first="  ")
         for kind, path in written.items():
-            console.print(f"{kind}: {path}", markup=False, soft_wrap=True)
+            paragraph(console, path, first=f"{kind}: ")
 
     return Outcome({**found.as_json(), "written": written}, show, status=1 if found.problems else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = "  "
+_INDENT = "    "
 _NARROWEST = 24
 """Characters that the last column of a table needs; with less, rows become lists."""
 
@@ -21,8 +23,8 @@ def paragraph(console: Console, text: str, *, first: str = "", rest: str | None 
     """Print a text that continues under its beginning, on one line where stdout is no terminal of a known width.
 
     Args:
-        first: what stands before the first line.
-        rest: what stands before the others; by default as many blanks.
+        first: what is printed before the first line.
+        rest: what is printed before the others; by default as many blanks.
     """
     rest = " " * len(first) if rest is None else rest
     whole = visible(text)
@@ -31,31 +33,64 @@ def paragraph(console: Console, text: str, *, first: str = "", rest: str | None 
         _print(console, line, style)
 
 
+def command(console: Console, words: Sequence[str], *, first: str = "") -> None:
+    """Print a command line so that it can be pasted: where it needs several lines, all but the last end in a backslash.
+
+    Args:
+        words: of the command, as a program gets them.
+        first: printed before it.
+    """
+    lines, begun = [first], False
+    for word in (visible(shlex.quote(word)) for word in words):
+        longer = f"{lines[-1]}{' ' if begun else ''}{word}"
+        if begun and _has_width(console) and _cells(longer) + 2 > console.width:
+            lines[-1] += " \\"
+            lines.append(f"{_INDENT}{word}")
+        else:
+            lines[-1] = longer
+        begun = True
+    for line in lines:
+        _print(console, line, "")
+
+
 def table(
-    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str] = ()
+    console: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    styles: Sequence[str] = (),
+    numbers: bool = False,
 ) -> None:
-    """Print rows under headings; where the width does not do, each row as a list.
+    """Print rows under headings; where the width is too small, each row as a list.
 
     Args:
         rows: texts, as many as headings.
         styles: one for each row.
+        numbers: every column but the first ends at the right, and none wraps.
     """
     cells = [[visible(text) for text in row] for row in rows]
     widths = [max(map(_cells, column)) for column in zip(headings, *cells, strict=True)]
     before = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1)
     last = console.width - before
-    words = max((_cells(word) for row in cells for word in row[-1].split()), default=0)
+    longest = max((_cells(word) for row in cells for word in row[-1].split()), default=0)
     styles = styles or [""] * len(rows)
-    if last < min(widths[-1], max(_NARROWEST, words)):
+    if last < (widths[-1] if numbers else min(widths[-1], max(_NARROWEST, longest))):
         for row, style in zip(cells, styles, strict=True):
             _as_list(console, headings, row, style)
         return
+    if numbers:
+        headings, *cells = (_to_the_right(row, widths) for row in (headings, *cells))
     _print(console, _line(headings, widths), "bold")
     for row, style in zip(cells, styles, strict=True):
         start = _line([*row[:-1], ""], widths)
-        first, *more = _wrapped(row[-1], last, "", "") or [""]
+        first, *more = [row[-1]] if numbers else _wrapped(row[-1], last, "", "") or [""]
         for line in (f"{start}{first}", *(" " * before + other for other in more)):
             _print(console, line.rstrip(), style)
+
+
+def _to_the_right(texts: Sequence[str], widths: Sequence[int]) -> list[str]:
+    padded = [" " * (width - _cells(text)) + text for text, width in zip(texts, widths, strict=True)]
+    return [texts[0], *padded[1:]]
 
 
 def _as_list(console: Console, headings: Sequence[str], row: Sequence[str], style: str) -> None:

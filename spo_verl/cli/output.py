@@ -81,7 +81,7 @@ def verb(function: Callable[P, Outcome]) -> Callable[P, None]:
         if as_json:
             print_json(outcome.data)
         else:
-            outcome.show(stdout_console())
+            outcome.show(console_on(sys.stdout))
         raise typer.Exit(outcome.status)
 
     return run
@@ -95,8 +95,8 @@ def prepare_streams() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def stdout_console() -> Console:
-    """A rich console on stdout; plain text where stdout is no terminal. Control characters in texts become visible.
+def console_on(stream: IO[str]) -> Console:
+    """A rich console; plain text where the stream is no terminal. Control characters in texts become visible.
 
     The width is the terminal's, or ``COLUMNS``; 120 characters where neither says any.
     """
@@ -108,8 +108,8 @@ def stdout_console() -> Console:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else visible(text), style, control)
 
-    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Careful(highlight=False, width=None if known else 120)
+    known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Careful(file=stream, highlight=False, width=None if known else 120)
 
 
 def print_json(data: Any) -> None:
@@ -166,7 +166,7 @@ def contained(command: Callable[[], None]) -> None:
 
 
 def _let_go(stream: IO[str]) -> None:
-    """Nothing more goes to a stream; Python would complain at its end about what it could not write."""
+    """Let nothing more go to a stream: Python would complain at its end about what it could not write."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):  # a stream without a descriptor of its own

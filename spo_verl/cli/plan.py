@@ -54,10 +54,10 @@ def plan(
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
+    from spo_verl.cli.plan_text import show
     from spo_verl.launching.recipes import accepted, find_run
     from spo_verl.planning.inputs import Assumptions, run_of
     from spo_verl.planning.plan import make_plan
-    from spo_verl.planning.report import show
     from spo_verl.planning.shapes import model_shape
 
     counts = {"trainer.n_gpus_per_node": gpus, "trainer.nnodes": nodes}

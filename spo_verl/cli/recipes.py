@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spo_verl.cli.layout import command, paragraph, table
 from spo_verl.cli.output import Debug, Json, Outcome, verb
 from spo_verl.errors import SpoConfigError
 
@@ -59,15 +60,13 @@ def list_recipes(json_output: Json = False, debug: Debug = False) -> Outcome:
     found = [{"name": name, "folder": str(root), "what": described(root, name)} for name, root in known.items()]
 
     def show(console: Console) -> None:
-        from rich.table import Column, Table
-        from rich.text import Text
-
-        table = Table.grid(Column(overflow="fold"), Column(overflow="fold"), padding=(0, 2))
-        for entry in found:
-            table.add_row(Text(entry["name"]), Text(entry["what"]))
-        console.print(table)
         for root in dict.fromkeys(entry["folder"] for entry in found):
-            console.print(Text(f"in {root}"), soft_wrap=True)
+            paragraph(console, f"in {root}:")
+            table(
+                console,
+                ("recipe", "what it is for"),
+                [(entry["name"], entry["what"]) for entry in found if entry["folder"] == root],
+            )
 
     return Outcome({"recipes": found}, show)
 
@@ -85,7 +84,6 @@ def show_recipe(
 ) -> Outcome:
     from spo_verl.launching.recipe_files import described, files_of
     from spo_verl.launching.recipes import accepted, find_recipe
-    from spo_verl.visible import visible
 
     found = find_recipe(recipe)
     config = accepted(found, overrides or []).config
@@ -101,22 +99,17 @@ def show_recipe(
     }  # fmt: skip
 
     def show(console: Console) -> None:
-        import shlex
-
-        from rich.table import Column, Table
-        from rich.text import Text
-
-        console.print(Text(f"{data['name']}: {data['what']}"), soft_wrap=True)
-        table = Table.grid(Column(overflow="fold"), Column(overflow="fold"), padding=(0, 2))
-        for label, value in data["trains"].items():
-            if value is not None:
-                text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-                table.add_row(Text(f"  {label}"), Text(visible(text)))
-        console.print(table)
-        console.print(Text("start:  " + shlex.join(data["start"])), soft_wrap=True)
-        console.print("files:")
+        paragraph(console, f"{data['name']}: {data['what']}")
+        rows = [
+            (label, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            for label, value in data["trains"].items()
+            if value is not None
+        ]
+        table(console, ("it trains", "value"), rows)
+        command(console, data["start"], first="start:  ")
+        paragraph(console, "files:")
         for file in data["files"]:
-            console.print(Text(f"  {file}"), soft_wrap=True)
+            paragraph(console, file, first="  ")
 
     return Outcome(data, show)
 
@@ -137,13 +130,11 @@ def copy(
     data = {"folder": str(copied.target), "written": list(copied.written), "kept": list(copied.kept)}
 
     def show(console: Console) -> None:
-        from rich.text import Text
-
         for file in copied.written:
-            console.print(Text(f"{copied.target}/{file}"), soft_wrap=True)
+            paragraph(console, f"{copied.target}/{file}")
         for kept in copied.kept:
-            console.print(Text(f"kept as it is: {copied.target}/{kept}"), soft_wrap=True)
-        console.print(Text(f"start one with: {copied.target}/run.sh <experiment>/<name> OVERRIDES"), soft_wrap=True)
+            paragraph(console, f"kept as it is: {copied.target}/{kept}")
+        paragraph(console, f"start one with: {copied.target}/run.sh <experiment>/<name> OVERRIDES")
 
     return Outcome(data, show)
 

@@ -35,15 +35,30 @@ def rehearse(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="New folder; default runs/rehearsals/...")
     ] = None,
     device: Annotated[
-        Literal["cpu", "gpu"], typer.Option("--device", help="Device to run on; gpu was never tried.")
-    ] = "cpu",
-    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds that verl may take.")] = 400.0,
-    memory_limit: Annotated[float, typer.Option("--memory-limit", min=1, help="GiB that verl may take.")] = 12.0,
+        Literal["auto", "cpu", "gpu"],
+        typer.Option("--device", help="Device to run on; auto: accelerators where there are some (never tried)."),
+    ] = "auto",
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Training processes in all.")] = 1,
+    tp: Annotated[
+        int, typer.Option("--tp", min=1, help="Processes that share each layer, tensor-parallel (Megatron).")
+    ] = 1,
+    pp: Annotated[
+        int, typer.Option("--pp", min=1, help="Processes that share the layers, pipeline-parallel (Megatron).")
+    ] = 1,
+    sp: Annotated[int, typer.Option("--sp", min=1, help="Processes that share a sequence (FSDP, not on a CPU).")] = 1,
+    time_limit: Annotated[
+        float | None,
+        typer.Option("--time-limit", min=1, help="Seconds that verl may take; default 400, 200 per rank more."),
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option("--memory-limit", min=1, help="GiB that verl may take; default 12, 4 per rank more.")
+    ] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
     from spo_verl.launching.recipes import find_run
     from spo_verl.rehearsal import rehearse as rehearsing
+    from spo_verl.rehearsal.split import Split
 
     source, overrides = find_run(run)
     folder = output or _new_folder(source.name.replace(" ", "_"))
@@ -52,8 +67,13 @@ def rehearse(
         overrides,
         data=data or [],
         folder=folder,
-        device=device,
-        limits=replace(rehearsing.LIMITS, seconds=time_limit, memory_gib=memory_limit),
+        device=("gpu" if rehearsing.accelerators() else "cpu") if device == "auto" else device,
+        split=Split(ranks, tp, pp, sp),
+        limits=replace(
+            rehearsing.LIMITS,
+            seconds=time_limit or 400.0 + 200.0 * (ranks - 1),
+            memory_gib=memory_limit or 12.0 + 4.0 * (ranks - 1),
+        ),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return Outcome(found.as_json(), lambda console: _show(console, found), status=0 if found.passed else 1)
@@ -86,7 +106,10 @@ def _show(console: Console, found: Rehearsal) -> None:
 
 def verdict(found: Rehearsal) -> str:
     """The last sentence."""
-    what = f"{found.recipe} ({found.engine}, {found.mode}, {found.kind})"
+    from spo_verl.rehearsal.split import Split
+
+    split = Split(found.ranks, found.tp, found.pp, found.sp).text()
+    what = f"{found.recipe} ({', '.join(filter(None, (found.engine, found.mode, split, found.kind)))})"
     if found.stopped is not None:
         reached = ", ".join(stage.name for stage in found.stages)
         return f"NOT REHEARSED: {what} got as far as: {reached}. Why it stops: {found.stopped}"

@@ -24,11 +24,10 @@ COLUMNS = ("setting", "type", "default", "values", "meaning")
 
 _PAGE = """# Settings
 
-Every key under `spo`. With a preset (`+spo=paper`) the section exists and a key is set as
-`spo.forgetting.half_life=0.1`; without one hydra needs the plus sign: `+spo.forgetting.half_life=0.1`.
-`spo-verl config <overrides>` shows what a run would use and where each value comes from ([cli.md](cli.md)).
+With a preset (`+spo=paper`) a key is set as `spo.forgetting.half_life=0.1`, without one hydra needs the plus sign:
+`+spo.forgetting.half_life=0.1`. `spo-verl config <overrides>` shows what a run would use.
 
-Written by `spo-verl settings --markdown`; the source is `spo_verl/config.py`.
+Written by `spo-verl settings --markdown` from `spo_verl/config.py`.
 
 {table}
 """

@@ -134,7 +134,7 @@ def _values(hint: Any, limits: list[Any]) -> str:
 
 
 def _bound(number: Any) -> str:
-    """A bound as it is read best: 9223372036854775808 is 2^63."""
+    """A bound in its most readable form: 9223372036854775808 is 2^63."""
     large_power = isinstance(number, int) and number >= 2**53 and number.bit_count() == 1
     return f"2^{number.bit_length() - 1}" if large_power else str(number)
 

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from spo_verl.converting.overrides import Arguments
-from spo_verl.converting.rules import Run
+from spo_verl.converting.command_arguments import Arguments
+from spo_verl.converting.rules import RunValues
 from spo_verl.errors import SpoConfigError, SpoValuesError
 from spo_verl.files import parquet_file
 from spo_verl.launching.composition import Composed, compose, leaves
@@ -53,7 +53,7 @@ def composed(arguments: Arguments) -> tuple[Composed, list[str]]:
     return compose([*known, *arguments.deletions], config_name=name, config_dir=folder), left_out
 
 
-def training_rows(run: Run) -> int | None:
+def training_rows(run: RunValues) -> int | None:
     """The rows of the training data, where all its files are Parquet and are here."""
     text = run.given.get("data.train_files", run.base.get("data.train_files"))
     if text is None or "data.train_files" in run.unknown:

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spo_verl.converting.command_arguments import Arguments, read_arguments
 from spo_verl.converting.edits import Editor
-from spo_verl.converting.interpreter import MODULE, Interpreter, Launch
-from spo_verl.converting.overrides import Arguments, read_arguments
 from spo_verl.converting.reader import line_of
-from spo_verl.converting.rules import REPEATS, VERL_DEFAULTS, Change, Plan, Run, decide
+from spo_verl.converting.rules import REPEATS, VERL_DEFAULTS, Decisions, KeyChange, RunValues, decide
+from spo_verl.converting.tracing import MODULE, Launch, ScriptTracer
 from spo_verl.errors import SpoConfigError
 
 LONGEST = 200_000
@@ -19,7 +19,7 @@ _PARAMETER = re.compile(r"\$\{?[#!]?[@*#1-9]|\b(?:getopts|shift)\b|\bfor\s+\w+\s
 """A use of the arguments that a script is called with."""
 Base = Callable[[Arguments], Mapping[str, str]]
 """What a configuration of one's own sets differently from verl's."""
-Rows = Callable[[Run], int | None]
+Rows = Callable[[RunValues], int | None]
 """The rows of the training data, where they can be counted."""
 
 
@@ -34,7 +34,7 @@ class Converted:
     """
 
     line: int
-    plan: Plan
+    plan: Decisions
     arguments: Arguments
 
 
@@ -44,7 +44,7 @@ class Conversion:
 
     Attributes:
         script: its text.
-        commands: what became of each command of ``main_ppo``.
+        commands: each command of ``main_ppo``, converted.
         notes: what a reader should know about how it was read.
     """
 
@@ -101,10 +101,10 @@ def convert_script(
     if "\0" in script:
         raise SpoConfigError("a script holds no NUL characters: is this a text file?")
 
-    def read(text: str) -> Interpreter:
-        interpreter = Interpreter(text, outside or {}, arguments, folder)
-        interpreter.read()
-        return interpreter
+    def read(text: str) -> ScriptTracer:
+        tracer = ScriptTracer(text, outside or {}, arguments, folder)
+        tracer.read()
+        return tracer
 
     before = read(script)
     if not before.launches:
@@ -115,7 +115,7 @@ def convert_script(
             "it out, or correct a misspelt option"
         )
     editor = Editor(script, before.looping)
-    plans: list[tuple[Launch, Plan]] = []
+    plans: list[tuple[Launch, Decisions]] = []
     for launch in before.launches:
         with _at(script, launch, several=len(before.launches) > 1):
             found = read_arguments(launch)
@@ -172,16 +172,16 @@ def _require_single(arguments: Arguments, looping: Collection[str]) -> None:
             )
 
 
-def _run(arguments: Arguments, base: Mapping[str, str]) -> Run:
+def _run(arguments: Arguments, base: Mapping[str, str]) -> RunValues:
     effective = arguments.effective()
-    return Run(
+    return RunValues(
         {key: one.text for key, one in effective.items()},
         base,
         {key: one.text for key, one in effective.items() if not one.known},
     )
 
 
-def _require(now: Arguments | None, plan: Plan, script: str, launch: Launch) -> None:
+def _require(now: Arguments | None, plan: Decisions, script: str, launch: Launch) -> None:
     """The converted script, read again, has to say what was decided."""
     values = {} if now is None else {key: one.text.strip("'\"") for key, one in now.effective().items()}
     wrong = [change for change in plan.changes if not _holds(change, values)]
@@ -193,7 +193,7 @@ def _require(now: Arguments | None, plan: Plan, script: str, launch: Launch) -> 
         )
 
 
-def _holds(change: Change, values: Mapping[str, str]) -> bool:
+def _holds(change: KeyChange, values: Mapping[str, str]) -> bool:
     if change.action == "drop":
         return change.key not in values
     if change.action in ("set", "scale", "add"):
@@ -201,7 +201,7 @@ def _holds(change: Change, values: Mapping[str, str]) -> bool:
     return True
 
 
-def _no_launch(read: Interpreter) -> SpoConfigError:
+def _no_launch(read: ScriptTracer) -> SpoConfigError:
     if read.others:
         name, line = read.others[0]
         return SpoConfigError(

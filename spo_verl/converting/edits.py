@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from spo_verl.converting.overrides import Arguments, Override
+from spo_verl.converting.command_arguments import Arguments, Override
 from spo_verl.converting.reader import line_of
-from spo_verl.converting.rules import ESTIMATOR_KEY, Change
+from spo_verl.converting.rules import ESTIMATOR_KEY, KeyChange
 from spo_verl.converting.values import COMPUTED, Field, Value, Via, cut
 from spo_verl.errors import SpoConfigError
 
@@ -51,7 +51,7 @@ class Editor:
         self._removed: set[tuple[int, int]] = set()
         self._through: list[_ThroughVariable] = []
 
-    def write(self, arguments: Arguments, changes: Sequence[Change], repeats: int) -> None:
+    def write(self, arguments: Arguments, changes: Sequence[KeyChange], repeats: int) -> None:
         """Take over the decisions about one command.
 
         Raises:
@@ -100,7 +100,7 @@ class Editor:
 
     # ---------------------------------------------------------------- one value
 
-    def _set(self, override: Override, change: Change, repeats: int) -> None:
+    def _set(self, override: Override, change: KeyChange, repeats: int) -> None:
         assert change.after is not None
         value = override.value
         if re.fullmatch(r"(['\"]).*\1", override.text, re.DOTALL):  # hydra's own quotes stay
@@ -123,8 +123,8 @@ class Editor:
             raise self._by_hand(begin, f"set {change.key}={change.after} there by hand, then convert again")
         self._edits.add(Edit(begin, end, change.after))
 
-    def _multiplied(self, reference: Via, change: Change, repeats: int) -> str:
-        """The text for a reference in the place of which a number is needed; a product keeps the variable in force."""
+    def _multiplied(self, reference: Via, change: KeyChange, repeats: int) -> str:
+        """The text that replaces a reference where a number is needed; a product keeps the variable in use."""
         written = self.script[reference.start : reference.end]
         if change.action != "scale":
             return str(change.after)

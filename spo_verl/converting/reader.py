@@ -298,7 +298,7 @@ class Reader:
                         raise self._error(f"{self.script[self.at : self.at + 1]!r} is unexpected in '[['")
 
     def _pattern(self) -> Word:
-        """A regular expression behind ``=~``: parentheses and bars belong to it. It is not evaluated."""
+        """A regular expression after ``=~``: parentheses and bars belong to it. It is not evaluated."""
         found = re.compile(r"\S+").match(self.script, self.at, self.end)
         assert found is not None
         self.at = found.end()
@@ -346,7 +346,7 @@ class Reader:
             value = tuple(words)
         else:
             value = self._word()
-        return Assignment(found[1], value, bool(found[3]), found[2] is not None)
+        return Assignment(found[1], value, bool(found[3]), found[2] and found[2][1:-1])
 
     def _redirections(self, command: Simple) -> bool:
         """Skip redirections; note here-documents, whose text begins on the next line."""
@@ -369,7 +369,7 @@ class Reader:
                 self._documents.append((text, operator == "<<-", command))
 
     def _documents_here(self) -> None:
-        """At the beginning of a line: the text of the here-documents that were announced on the line before."""
+        """At the beginning of a line: read the text of the here-documents that the line before announced."""
         for mark, tabs, command in self._documents:
             begin = self.at
             while True:
@@ -551,7 +551,7 @@ class Reader:
         return Reference(name, index, operator, tuple(operand), start, self.at, quoted)
 
     def _operand(self, quoted: bool) -> list[Part]:
-        """What stands behind an operator, up to the closing brace; quotes count also inside double quotes."""
+        """What follows an operator, up to the closing brace; quotes count also inside double quotes."""
         parts: list[Part] = []
         while True:
             parts += self._parts('}"' if quoted else "}", quoted=quoted)

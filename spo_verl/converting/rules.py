@@ -1,4 +1,4 @@
-"""What becomes of each key of a verl run that is to train with SPO, and why: one table, no text of scripts."""
+"""What happens to each key of a verl run that is to train with SPO, and why: one table, without scripts."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ Action = Literal["set", "scale", "drop", "add", "keep", "preset"]
 
 
 @dataclass(frozen=True)
-class Change:
+class KeyChange:
     """What becomes of one key.
 
     Attributes:
         key: verl's or SPO's.
         action: ``set`` to another value, ``scale`` by the old ``rollout.n``, ``drop``, ``add``, ``keep`` on purpose, or
             left to the ``preset``.
-        before: its value, or verl's default in brackets; None where there is none.
+        before: its value, or verl's default in brackets; None without either.
         after: its value in the SPO run; None where it is dropped.
         reason: one sentence.
     """
@@ -90,7 +90,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunValues:
     """The values of a run.
 
     Attributes:
@@ -139,7 +139,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Decisions:
     """All decisions about one run.
 
     Attributes:
@@ -148,31 +148,31 @@ class Plan:
         already: it trains with SPO as it is.
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[KeyChange, ...]
     needs: tuple[str, ...]
     already: bool = False
 
 
 @dataclass(frozen=True)
 class _Unwanted:
-    """A key that SPO refuses or ignores: dropped from a command with what hangs on it, else set to ``neutral``."""
+    """A key that SPO refuses or ignores: dropped with the keys that depend on it, else set to ``neutral``."""
 
     key: str
-    bad: Callable[[Run], bool]
+    bad: Callable[[RunValues], bool]
     neutral: str | None
     reason: str
     with_it: tuple[str, ...] = ()
 
 
-def _is_on(key: str) -> Callable[[Run], bool]:
+def _is_on(key: str) -> Callable[[RunValues], bool]:
     return lambda run: run.on(key)
 
 
-def _estimated_by(*names: str) -> Callable[[Run], bool]:
+def _estimated_by(*names: str) -> Callable[[RunValues], bool]:
     return lambda run: run.text(ESTIMATOR_KEY) in names
 
 
-def _is_set(key: str) -> Callable[[Run], bool]:
+def _is_set(key: str) -> Callable[[RunValues], bool]:
     return lambda run: (run.text(key) or "null").lower() not in ("null", "none")
 
 
@@ -270,7 +270,7 @@ _DAPO = ("reward_model.reward_manager", "reward.reward_manager.name")
 _OVERLONG = tuple(f"{section}.reward_kwargs.overlong_buffer_cfg" for section in ("reward_model", "reward"))
 
 
-def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
+def decide(run: RunValues, *, preset: str = "paper", rows: int | None = None) -> Decisions:
     """What becomes of a run.
 
     Args:
@@ -289,7 +289,7 @@ def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
         )
     composed = run.text("spo")
     if estimator == "spo" or (ESTIMATOR_KEY not in run.given and ESTIMATOR_KEY not in run.base and composed):
-        return Plan((), (), already=True)
+        return Decisions((), (), already=True)
     if estimator in REFUSED:
         raise SpoConfigError(f"{ESTIMATOR_KEY}={estimator} is not converted: {REFUSED[estimator]}.")
     if estimator not in CONVERTED:
@@ -298,11 +298,11 @@ def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
             f"convert a run with one of {', '.join(sorted(CONVERTED))}."
         )
     preset = composed or preset
-    changes = [Change(ESTIMATOR_KEY, "set", run.shown(ESTIMATOR_KEY), "spo", CONVERTED[estimator])]
+    changes = [KeyChange(ESTIMATOR_KEY, "set", run.shown(ESTIMATOR_KEY), "spo", CONVERTED[estimator])]
     if composed is None:
-        changes.append(Change("spo", "add", None, preset, "the tracker's settings, and verl's keys as in the paper"))
+        changes.append(KeyChange("spo", "add", None, preset, "the tracker's settings, and verl's keys as in the paper"))
     elif REPEATS not in run.given and REPEATS not in run.base:
-        run = Run({**run.given, REPEATS: "4" if preset == "bspo" else "1"}, run.base, run.unknown)
+        run = RunValues({**run.given, REPEATS: "4" if preset == "bspo" else "1"}, run.base, run.unknown)
     needs: list[str] = []
     changes += _sizes(run, preset, rows, needs)
     changes += _unwanted(run, estimator)
@@ -317,10 +317,10 @@ def decide(run: Run, *, preset: str = "paper", rows: int | None = None) -> Plan:
         "give the run a trainer.experiment_name and trainer.default_local_dir of its own: with "
         "trainer.resume_mode=auto it would continue from the old run's checkpoints.",
     ]
-    return Plan(tuple(changes), tuple(needs))
+    return Decisions(tuple(changes), tuple(needs))
 
 
-def _estimated(run: Run) -> str:
+def _estimated(run: RunValues) -> str:
     """Model and training data as ``spo-verl values estimate`` takes them: a list of files has commas alone."""
     words = []
     for key, otherwise in (("actor_rollout_ref.model.path", "MODEL"), ("data.train_files", "DATA")):
@@ -330,14 +330,14 @@ def _estimated(run: Run) -> str:
     return " ".join(words)
 
 
-def _bound(run: Run, changes: Iterable[Change], end: str) -> str:
+def _bound(run: RunValues, changes: Iterable[KeyChange], end: str) -> str:
     """One end of the range of rewards that the converted run declares."""
     key = f"spo.reward.{end}"
     added = next((one.after for one in changes if one.key == key), None)
     return added or run.text(key) or {"low": "0", "high": "1"}[end]
 
 
-def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterable[Change]:
+def _sizes(run: RunValues, preset: str, rows: int | None, needs: list[str]) -> Iterable[KeyChange]:
     repeats, batch, mini = run.number(REPEATS), run.number(BATCH), run.number(MINI_BATCH)
     trajectories = batch * repeats
     limit = run.text("data.train_max_samples") or "-1"
@@ -360,22 +360,22 @@ def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterabl
         + ": a prompt is drawn at most once per step."
     )
     if preset == "bspo":
-        yield Change(
+        yield KeyChange(
             REPEATS,
             "keep" if REPEATS in run.given else "add",
             run.shown(REPEATS),
             str(repeats),
             "bspo: several independent responses per prompt share one value",
         )
-        yield Change(
+        yield KeyChange(
             BATCH, "keep", run.shown(BATCH), str(batch), f"prompts per step: {trajectories} trajectories, as before"
         )
         return
     if repeats == 1:
-        yield Change(BATCH, "keep", run.shown(BATCH), str(batch), f"{batch} trajectories per step, as before")
-        yield Change(MINI_BATCH, "keep", run.shown(MINI_BATCH), str(mini), "the number of updates per step stays")
+        yield KeyChange(BATCH, "keep", run.shown(BATCH), str(batch), f"{batch} trajectories per step, as before")
+        yield KeyChange(MINI_BATCH, "keep", run.shown(MINI_BATCH), str(mini), "the number of updates per step stays")
         return
-    yield Change(REPEATS, "set", run.shown(REPEATS), "1", "one response per prompt")
+    yield KeyChange(REPEATS, "set", run.shown(REPEATS), "1", "one response per prompt")
     yield _scaled(
         run, BATCH, batch, repeats, f"prompts per step: {batch} x {repeats} = {trajectories} trajectories, as before"
     )
@@ -392,14 +392,19 @@ def _sizes(run: Run, preset: str, rows: int | None, needs: list[str]) -> Iterabl
     yield from _steps(run, batch, repeats, rows, needs)
 
 
-def _steps(run: Run, batch: int, repeats: int, rows: int | None, needs: list[str]) -> Iterable[Change]:
+def _steps(run: RunValues, batch: int, repeats: int, rows: int | None, needs: list[str]) -> Iterable[KeyChange]:
     if (run.text(STEPS) or "null").lower() not in ("null", "none"):
-        yield Change(STEPS, "keep", run.shown(STEPS), run.text(STEPS), "the same number of steps; SPO has no epochs")
+        yield KeyChange(STEPS, "keep", run.shown(STEPS), run.text(STEPS), "the same number of steps; SPO has no epochs")
         return
     epochs = run.number(EPOCHS)
     if rows is not None:
         steps = rows // batch * epochs
-        yield Change(
+        if run.on("data.filter_overlong_prompts"):
+            needs.append(
+                f"data.filter_overlong_prompts drops prompts that are too long: {STEPS}={steps} is right if {rows} "
+                "rows are left, as verl prints at its start; --rows N takes another number."
+            )
+        yield KeyChange(
             STEPS,
             "set" if STEPS in run.given else "add",
             run.shown(STEPS),
@@ -422,16 +427,16 @@ def _steps(run: Run, batch: int, repeats: int, rows: int | None, needs: list[str
     )
 
 
-def _scaled(run: Run, key: str, number: int, repeats: int, reason: str) -> Change:
+def _scaled(run: RunValues, key: str, number: int, repeats: int, reason: str) -> KeyChange:
     """A number that the old ``rollout.n`` multiplies; what refers to another such key follows by itself."""
     if key not in run.given:
-        return Change(key, "add", run.shown(key), str(number * repeats), reason)
+        return KeyChange(key, "add", run.shown(key), str(number * repeats), reason)
     if run.refers(key):
-        return Change(key, "keep", run.given[key], run.given[key], f"{reason}; it follows by itself")
-    return Change(key, "scale", run.given[key], str(number * repeats), reason)
+        return KeyChange(key, "keep", run.given[key], run.given[key], f"{reason}; it follows by itself")
+    return KeyChange(key, "scale", run.given[key], str(number * repeats), reason)
 
 
-def _unwanted(run: Run, estimator: str) -> Iterable[Change]:
+def _unwanted(run: RunValues, estimator: str) -> Iterable[KeyChange]:
     dropped: set[str] = set()
     for one in UNWANTED:
         if not one.bad(run):
@@ -440,45 +445,45 @@ def _unwanted(run: Run, estimator: str) -> Iterable[Change]:
         names = [key for key in run.given if key == one.key or key.startswith(one.with_it or ("\n",))]
         if in_file:
             before = run.shown(one.key)
-            yield Change(one.key, "set" if one.key in run.given else "add", before, one.neutral, one.reason)
+            yield KeyChange(one.key, "set" if one.key in run.given else "add", before, one.neutral, one.reason)
             names = [key for key in names if key != one.key]
-        yield from (Change(key, "drop", run.given[key], None, one.reason) for key in names if key not in dropped)
+        yield from (KeyChange(key, "drop", run.given[key], None, one.reason) for key in names if key not in dropped)
         dropped.update(names)
     if estimator == "gae" or run.on("critic.enable"):
         names = [key for key in run.given if key.startswith("critic.") and key not in dropped]
-        yield from (Change(key, "drop", run.given[key], None, "there is no critic") for key in names)
+        yield from (KeyChange(key, "drop", run.given[key], None, "there is no critic") for key in names)
 
 
-def _kept(run: Run) -> Iterable[Change]:
+def _kept(run: RunValues) -> Iterable[KeyChange]:
     for key, reason in KEPT.items():
         value = run.text(key)
         if key in run.given and not _same(value, PAPER[key]) and not (key.endswith("loss_mode") and value == "gpg"):
-            yield Change(key, "keep", run.given[key], value, reason)
+            yield KeyChange(key, "keep", run.given[key], value, reason)
         elif key in run.base and not _same(value, PAPER[key]) and key in PAPER and not key.endswith("loss_mode"):
-            yield Change(key, "add", run.base[key], run.base[key], f"{reason}; a preset would win over your file")
+            yield KeyChange(key, "add", run.base[key], run.base[key], f"{reason}; a preset would win over your file")
         elif key in PRESET_CLIPS and key not in run.given and not _same(value, PAPER[key]):
-            yield Change(
+            yield KeyChange(
                 key, "preset", run.shown(key), PAPER[key], "as in the paper; on the command line your own value wins"
             )
     for key in ("data.shuffle", "data.seed"):
         if key in run.given:
-            yield Change(
+            yield KeyChange(
                 key, "keep", run.given[key], run.given[key], "of no effect on the order of prompts: the tracker draws"
             )
 
 
-def _added(run: Run, preset: str) -> Iterable[Change]:
+def _added(run: RunValues, preset: str) -> Iterable[KeyChange]:
     """Settings of SPO that the run's other keys ask for."""
     replay = next(
         (key for key in _ROUTER_REPLAY if (run.text(key) or "disabled").lower() not in ("disabled", "null")), None
     )
     if preset != "plus_plus":
         if replay is not None:
-            yield Change(
+            yield KeyChange(
                 "spo.forgetting.mode", "add", None, "constant", f"{replay}: stored responses have no routes to replay"
             )
         elif run.on("algorithm.rollout_correction.bypass_mode") and preset != "recipe":
-            yield Change(
+            yield KeyChange(
                 "spo.forgetting.reference",
                 "add",
                 None,
@@ -491,7 +496,7 @@ def _added(run: Run, preset: str) -> Iterable[Change]:
         if section is not None:
             factor = run.text(f"{section}.penalty_factor") or "1"
             low -= float(factor) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", factor) else 1.0
-        yield Change(
+        yield KeyChange(
             "spo.reward.low",
             "add",
             None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Literal:
-    """Text that stands in the script as it is: ``script[start : start + len(text)] == text``."""
+    """Text that is in the script as it is: ``script[start : start + len(text)] == text``."""
 
     text: str
     start: int
@@ -20,11 +20,11 @@ class Reference:
 
     Attributes:
         name: of the variable, or of a parameter such as ``1`` or ``@``.
-        index: what stands in brackets after it; None without brackets.
+        index: what is in brackets after it; None without brackets.
         operator: what follows, such as ``:-``; empty where nothing does. ``len`` is ``${#NAME}``.
-        operand: parts of the text behind the operator.
+        operand: parts of the text after the operator.
         start: offset of the dollar sign.
-        end: offset behind the reference.
+        end: offset after the reference.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Assignment:
-    """``NAME=value``, ``NAME+=value`` or ``NAME=(...)``; an index in brackets makes the value unknown."""
+    """``NAME=value``, ``NAME+=value`` or ``NAME=(...)``; ``index`` is what is in brackets after the name."""
 
     name: str
     value: Word | tuple[Word, ...]
     appends: bool
-    indexed: bool
+    index: str | None
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ Command = Simple | Test | If | Case | Loop | Function | Group
 
 @dataclass(frozen=True)
 class Step:
-    """A command with what stands before it: nothing, ``&&``, ``||`` or ``|``; ``negated`` by ``!``."""
+    """A command with what precedes it: nothing, ``&&``, ``||`` or ``|``; ``negated`` by ``!``."""
 
     connector: str
     negated: bool

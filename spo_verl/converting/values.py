@@ -1,4 +1,4 @@
-"""Text with its origin: which characters of the script a word of a command was made of, and through which variables."""
+"""Text with its origin: the characters of the script that a word of a command comes from, and the variables between."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COMPUTED = ""
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A text of one origin.
 
     Attributes:
         text: what it is; where that is not known, how it is written in the script.
-        start: its offset in the script, or -1 where it does not stand there.
+        start: its offset in the script, or -1 where it is not in the script.
         via: the variables that it came through, the innermost first.
         known: whether the text is what a shell would make of it.
         unset: it is a variable that has no value in the script.
@@ -36,17 +36,17 @@ class Piece:
     known: bool = True
     unset: bool = False
 
-    def through(self, via: Via) -> Piece:
+    def through(self, via: Via) -> TextPiece:
         return replace(self, via=(*self.via, via))
 
-    def cut(self, begin: int, end: int) -> Piece:
+    def cut(self, begin: int, end: int) -> TextPiece:
         """The characters from ``begin`` to ``end``."""
         if (begin, end) == (0, len(self.text)):
             return self
         return replace(self, text=self.text[begin:end], start=self.start + begin if self.start >= 0 else -1)
 
 
-Value = tuple[Piece, ...]
+Value = tuple[TextPiece, ...]
 
 
 def text_of(value: Value) -> str:

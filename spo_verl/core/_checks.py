@@ -17,7 +17,7 @@ ArrayOrTensor = TypeVar("ArrayOrTensor")
 
 
 def is_tensor(array: Any) -> bool:
-    """Whether ``array`` is a torch tensor; imports nothing, as before torch's import nobody has a tensor."""
+    """Whether ``array`` is a torch tensor; torch is not imported, as without it there is no tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
@@ -50,7 +50,7 @@ def require(
     rule: str,
     error: type[SpoError] = SpoArgumentError,
 ) -> None:
-    """Raise ``error`` with the first element of ``array`` for which ``holds`` is False, as it is for NaN."""
+    """Raise ``error`` with the first element of ``array`` that is NaN or for which ``holds`` is False."""
     if np.all(holds):
         return
     bad = np.argwhere(~np.broadcast_to(holds, array.shape))

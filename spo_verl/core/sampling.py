@@ -190,7 +190,7 @@ class WeightIndex:
         self._cumulative = None
 
     def draw(self, size: int, rng: np.random.Generator, taken: npt.ArrayLike = ()) -> tuple[IntArray, FloatArray]:
-        """``draw(self.weight_P, size, rng, taken=taken)`` in distribution, meaning and refusals; other random numbers.
+        """As ``draw(self.weight_P, size, rng, taken=taken)`` in distribution and errors, with other random numbers.
 
         Drawing with replacement and discarding repeats is successive sampling, and what is taken is a repeat from
         the start: its weight stays where it is. Where repeats become many, the race takes over for what is missing;
@@ -229,7 +229,7 @@ class WeightIndex:
         return self._cumulative
 
     def _total_without(self, taken_X: IntArray) -> float:
-        """Sum of the weights that are not taken; summed and not subtracted, as the taken may hold nearly all."""
+        """Sum of the weights that are not taken. Subtracting would lose digits where the taken hold nearly all."""
         if not taken_X.size:
             return self.total
         block = self._blocks.shape[1]
@@ -316,7 +316,7 @@ def _exact_counts(share_Q: npt.ArrayLike, size: int) -> list[Fraction]:
 
 
 def _race(weight_P: FloatArray, size: int, rng: np.random.Generator, taken: IntArray | None = None) -> IntArray:
-    """The first ``size`` slots to ring when slot i's clock is exponential with rate w_i, without ``taken``.
+    """The ``size`` slots, none of ``taken``, whose exponential clocks of rate w_i ring first.
 
     The minimum of independent exponentials falls on i with probability w_i / sum(w), and by memorylessness
     the rest races on in the same way: successive sampling (Efraimidis and Spirakis 2006). Times are

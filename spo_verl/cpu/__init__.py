@@ -31,6 +31,10 @@ _MODULES = (
     "settings",
     "process_env",
     "environment",
+    "megatron.source",
+    "megatron.packages",
+    "megatron.optimizer",
+    "megatron.engine",
 )
 _active = False
 
@@ -57,10 +61,13 @@ def activate() -> None:
     try:
         workarounds()
         from spo_verl.cpu.checkpoint_engines import leave_out
+        from spo_verl.cpu.megatron import engine, source
         from spo_verl.cpu.process_env import set_defaults
 
         set_defaults()
         leave_out()
+        engine.leave_for_later()
+        source.install()
         install_hooks()
     except BaseException:
         _active = False

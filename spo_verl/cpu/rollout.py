@@ -72,3 +72,18 @@ def name_receiving_socket(module: ModuleType) -> None:
         return unique_socket(wrapped(*args, **kwargs))
 
     wrapt.wrap_function_wrapper(module, "vLLMColocateWorkerExtension._get_zmq_handle", with_own_socket)
+
+
+_EXPERTS = "vllm.model_executor.layers.fused_moe.cpu_fused_moe:CPUFusedMOE"
+
+
+@workaround("expert-weights", target=f"{_EXPERTS}.check_grouped_gemm", parameters=("layer",))
+def keep_expert_weights(module: ModuleType) -> None:
+    """Compute each expert with torch, from the weights as they were loaded; ``none`` is vLLM's name for that."""
+    module.CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")  # type: ignore[attr-defined]
+
+
+@workaround("expert-weights", target=f"{_EXPERTS}._pad_moe_intermediate_for_grouped_gemm", parameters=("layer",))
+def keep_expert_shapes(module: ModuleType) -> None:
+    """Leave the shapes too: a wider layer has no place for the weights of the next update."""
+    module.CPUFusedMOE._pad_moe_intermediate_for_grouped_gemm = lambda self, layer: None  # type: ignore[attr-defined]

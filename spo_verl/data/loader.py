@@ -22,7 +22,7 @@ class DrawnSlots(Protocol):
 
 
 class DrawSource(Protocol):
-    """Anything that draws prompt slots: the tracker, the client of its service, a stand-in of your own."""
+    """Anything that draws prompt slots: the tracker, the client of its service, an object of your own."""
 
     def draw(self, size: int) -> DrawnSlots: ...
 

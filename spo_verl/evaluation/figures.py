@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 COLUMNS = 2
 INCHES = 7.0
-"""Width of a figure: at 700 pixels, as wide as a README shows it, a font of 9 points is 12.5 pixels high."""
+"""Width of a figure in inches: in a README (700 pixels) a font of 9 points is 12.5 pixels high."""
 SAVED: dict[str, Any] = {"dpi": 200, "format": "png", "facecolor": "white"}
 """How figures are saved: sharp at twice that width, readable on dark pages."""
 

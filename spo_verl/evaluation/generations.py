@@ -348,7 +348,7 @@ def _line(
 
 
 def _named(where: str, row: Mapping[str, Any], column: str, *, absent_is_fine: bool) -> str | None:
-    """A name: a text or a whole number. Anything else would put rows together that do not belong together."""
+    """A name: a text or a whole number. Anything else could be equal for rows that differ."""
     value = row.get(column)
     if isinstance(value, float) and value.is_integer():  # pandas makes such of whole numbers next to empty fields
         value = int(value)

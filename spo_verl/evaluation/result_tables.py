@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from spo_verl.core.evaluation import Interval
 from spo_verl.evaluation.benchmarks import AVERAGE, paper_table, title
 from spo_verl.evaluation.scores import METRICS, EvaluatedRun, Evaluation
-from spo_verl.visible import visible
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -46,28 +41,6 @@ def sentences(evaluation: Evaluation) -> list[str]:
             found.append(f"{run.name}: {count} responses graded again, {changed} grades changed, {given_up} given up")
         found += [f"{run.name}: {note}" for note in run.notes]
     return found
-
-
-def show(evaluation: Evaluation, console: Console) -> None:
-    """Print it."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    for table in tables(evaluation):
-        console.print(Text(visible(table.heading), "bold"))
-        printed = RichTable(box=None, padding=(0, 2, 0, 0))
-        for number, name in enumerate(table.columns):
-            printed.add_column(Text(visible(name)), justify="left" if number == 0 else "right", overflow="fold")
-        for row in table.rows:
-            printed.add_row(*(Text(visible(cell)) for cell in row))
-        console.print(printed)
-        console.print()
-    for sentence in sentences(evaluation):
-        console.print(sentence, markup=False, soft_wrap=True)
-    if evaluation.problems:
-        console.print(f"\nincomplete ({len(evaluation.problems)}):", markup=False)
-    for problem in evaluation.problems:
-        console.print(f"  {problem}", markup=False, soft_wrap=True)
 
 
 def markdown(evaluation: Evaluation) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import io
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 
 from spo_verl.conf import PRESETS
 from spo_verl.config import SpoConfig, known_keys, no_such_setting
@@ -24,6 +24,7 @@ from spo_verl.launching.hydra_side import one_line
 
 PRESET_GROUP = "spo"
 ESTIMATOR = "spo"
+STOCK = "ppo_trainer"
 _ABSENT = object()
 
 
@@ -36,8 +37,8 @@ class Composed:
         preset: name of the preset that was chosen, on the command line or in a configuration file.
         overridden: the keys that the command line sets.
         problems: overrides that hydra refused, each as a sentence; they are left out of ``config``.
-        mistyped: keys that hold a number or a truth value in verl's configuration and were set to something else, each
-            with the sentence.
+        mistyped: keys that hold a section, a number or a truth value in verl's configuration and here something else,
+            each with the sentence.
     """
 
     config: DictConfig
@@ -50,11 +51,20 @@ class Composed:
         """Where the value of ``key`` comes from."""
         if any(key == name or key.startswith(f"{name}.") for name in self.overridden):
             return "command line"
-        if OmegaConf.select(self.config, key, default=_ABSENT) is _ABSENT:
+        try:
+            absent = OmegaConf.select(self.config, key, default=_ABSENT) is _ABSENT
+        except ConfigTypeError:  # the section is a plain value, which is reported as a problem
+            absent = True
+        if absent:
             return "default"
         if self.preset is not None and key in preset_keys(self.preset):
             return f"preset {self.preset}"
         return "configuration file" if key.startswith("spo.") else "verl"
+
+    @property
+    def readable(self) -> DictConfig:
+        """``config`` without the keys of a wrong type."""
+        return _without(self.config, self.mistyped)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def compose(
         config_dir: a further folder of configuration files, as hydra's ``--config-dir``.
         config_path: as hydra's ``--config-path``; relative to verl's ``trainer`` folder.
         search: folders that follow on hydra's search path.
-        known_good: overrides that stand before the others and are not reported.
+        known_good: overrides that precede the others and are not reported.
 
     Raises:
         SpoConfigError: there is no such configuration, or it does not compose even without the overrides.
@@ -90,12 +100,16 @@ def compose(
     places = hydra_side.Places(config_path, config_dir, tuple(search))
     taken = hydra_side.take([*known_good, *overrides], config_name=config_name, places=places)
     choice = taken.choices.get(PRESET_GROUP)
+    own = config_name != STOCK or config_dir is not None or config_path is not None
+    plain, *others = (
+        OmegaConf.to_container(one, resolve=False) for one in (taken.config, taken.before, *([_stock()] if own else []))
+    )
     return Composed(
         taken.config,
         None if choice is None else str(choice),
         tuple(taken.keys),
         [_refused(override, error, taken.config) for override, error in taken.refused],
-        dict(_mistyped(taken)),
+        {key: why for other in others for key, why in _mistyped(other, plain)},
     )
 
 
@@ -181,7 +195,7 @@ def uses_spo(config: DictConfig) -> bool:
 
 
 def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
-    """Keys whose value is of a type that differs from the one it replaces, so that verl fails when it comes to it.
+    """Keys whose value has another type than the one that it replaces, on which verl fails later.
 
     What was null may become anything, and anything may become null.
 
@@ -261,11 +275,6 @@ def preset_keys(name: str) -> set[str]:
     return keys.union(*(preset_keys(str(base)) for base in bases))
 
 
-def problems_in(message: str) -> list[str]:
-    """The problems that :func:`spo_verl.config.refuse` put into one message, as they were given to it."""
-    return [part.removesuffix("\n") for part in re.split(r"^  \d+\. ", message, flags=re.MULTILINE)[1:]] or [message]
-
-
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of everything below a section or a dictionary, not resolved; empty sections are values."""
     plain: Any = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
@@ -277,19 +286,25 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _mistyped(taken: hydra_side.Taken) -> Iterator[tuple[str, str]]:
-    """Yield each key outside ``spo`` with a text, a list or a section where verl's configuration has a number."""
-    for key in dict.fromkeys(taken.keys):
-        old, new = (
-            OmegaConf.select(config, key, default=None, throw_on_resolution_failure=False)
-            for config in (taken.before, taken.config)
-        )
-        given = OmegaConf.to_container(new, resolve=False) if OmegaConf.is_config(new) else new
-        if key.startswith(("spo.", "hydra.")) or not isinstance(old, bool | int | float):
+@functools.cache
+def _stock() -> DictConfig:
+    """verl's own configuration."""
+    return hydra_side.take([], config_name=STOCK, places=hydra_side.Places()).config
+
+
+def _mistyped(theirs: Any, given: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each key outside ``spo`` with something else where verl's configuration has a section or a number."""
+    for name, old in theirs.items():
+        key, new = f"{prefix}{name}", given.get(name)
+        if new is None or key in ("spo", "hydra") or (isinstance(new, str) and "${" in new):
             continue
-        if isinstance(given, str | list | dict) and "${" not in str(given):
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _mistyped(old, new, f"{key}.")
+        elif isinstance(old, dict) and old:
+            yield key, f"{key}={new}: it has to be a section, with keys such as {next(iter(old))}."
+        elif isinstance(old, bool | int | float) and isinstance(new, str | list | dict) and "${" not in str(new):
             kind = next(name for type_, name in _KINDS.items() if isinstance(old, type_))
-            yield key, f"{key}={given}: it has to be {kind}, such as {old}."
+            yield key, f"{key}={new}: it has to be {kind}, such as {old}."
 
 
 def _refused(override: str, error: Exception, config: DictConfig) -> str:
@@ -298,6 +313,8 @@ def _refused(override: str, error: Exception, config: DictConfig) -> str:
         return f"{override}: a preset is added, so it needs the plus sign: +{override}."
     if key.startswith("spo.") and key not in set(known_keys()):
         return no_such_setting(override, key, known_keys(), "`spo-verl settings` lists those that exist.")
+    if "=" not in override and not override.startswith("~"):
+        return f"{override}: an override is key=value; give what follows main_ppo on the command line of the run."
     text = one_line(error)
     if text.startswith("Could not override"):
         close = difflib.get_close_matches(key, [name for name, _ in leaves(config)], n=1, cutoff=0.8)

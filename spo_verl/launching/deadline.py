@@ -1,4 +1,4 @@
-"""verl's trainer ends by itself before the time of its launch is over: after a step, with a checkpoint.
+"""Ends verl's trainer before the time of its launch is over: after a step, with a checkpoint.
 
 :func:`spo_verl.launching.launch.run_main_ppo` writes the moment into the environment, and the plugin calls
 :func:`install` in every process that imports verl's V1 trainer. verl's own loop then does the rest: before it looks
@@ -25,7 +25,7 @@ STOPPED = "spo: the time of this launch is nearly over"
 """Begins the line of the log that says which step was the last one."""
 
 SAVE_EVERY_S = 60.0
-"""A checkpoint is due after so many seconds as well, so that a launch that has to be ended has not lost more."""
+"""Longest time between checkpoints, in seconds: a launch that is ended loses no more than that."""
 
 _RECENT = 5
 _MARGIN = 1.25
@@ -83,7 +83,7 @@ class Deadline:
 
 
 def install(module: ModuleType) -> None:
-    """Make the trainers that ``module`` (``verl.trainer.ppo.v1.trainer_base``) is the base of heed the deadline."""
+    """Make the trainers derived from ``module`` (``verl.trainer.ppo.v1.trainer_base``) stop at the deadline."""
     if STOP_AT not in os.environ:
         return
     deadline = Deadline(float(os.environ[STOP_AT]), time.monotonic)

@@ -139,9 +139,9 @@ def _reasons() -> tuple[type[Exception], ...]:
     return (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, RecursionError, AssertionError)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _register_groups(platform: str) -> None:
-    """Make the plugin's presets known to hydra, as the import of verl would."""
+    """Make the plugin's presets known to hydra, as the import of verl would; again when the platform is another."""
     from hydra.core.config_store import ConfigStore
 
     store_groups(ConfigStore.instance(), platform)
@@ -177,7 +177,7 @@ def _search_path(places: Places) -> Any:
 
 
 def _searched(parsed: Sequence[Any], search: Sequence[Path]) -> list[Any]:
-    """The overrides that name hydra's search path: the user's, or one that stands for ``search``."""
+    """The overrides that name hydra's search path: the user's, or one made of ``search``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from spo_verl.launching.launch import hydra_value

@@ -1,7 +1,7 @@
 """Start ``python -m verl.trainer.main_ppo``, by default on a CPU, and report how it went.
 
 :func:`run_main_ppo` is what the quickstart and rehearsals of recipes use: its own Ray cluster in a directory of its
-own, a time limit, a silence limit, verl's metrics as a list, and no process left behind.
+own, a time limit, a silence limit, verl's metrics as a list, and no process left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spo_verl.errors import SpoStateError
 from spo_verl.files import read_json_lines
 from spo_verl.launching.deadline import STOP_AT, STOPPED
 from spo_verl.launching.limits import Limits
-from spo_verl.launching.supervise import Outcome, supervise
+from spo_verl.launching.supervise import CommandEnd, supervise
 
 LOG_NAME, METRICS_NAME, COMMAND_NAME = "train.log", "metrics.jsonl", "command.txt"
 
@@ -59,7 +59,7 @@ _NOT_INHERITED = ("RAY_ADDRESS", "RAY_NAMESPACE", STOP_AT, SILENCE_LIMIT)
 class Run:
     """A finished or ended run. ``metrics`` holds verl's records ``{"step": ..., "data": {...}}`` in order."""
 
-    outcome: Outcome
+    outcome: CommandEnd
     folder: Path
     metrics: tuple[dict[str, Any], ...]
 
@@ -229,7 +229,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_000) -> None:
-    """Copy the ends of Ray's own logs: a worker that died in native code left its last words only there."""
+    """Copy the ends of Ray's own logs: a worker that died in native code reports only there."""
     for log in sorted(ray.glob("session_*/logs/*")):
         if log.is_symlink() or not log.is_file() or log.stat().st_size == 0:
             continue
@@ -240,7 +240,7 @@ def keep_ray_logs(ray: Path, destination: Path, *, at_most_bytes: int = 5_000_00
 
 
 def stated_reason(log: str) -> str | None:
-    """What the last error of spo_verl in a log says, wherever it was raised; None where there is none."""
+    """What the last error of spo_verl in a log says, wherever it was raised; None without an error."""
     found = re.findall(r"^(?:\([^()]*\) )?spo_verl(?:\.\w+)*\.\w+Error: (.+)$", log, flags=re.MULTILINE)
     return str(found[-1]) if found else None
 

@@ -10,7 +10,7 @@ class RunError(Exception):
 
 
 class OutOfTime(RunError):
-    """The time of this call is over. Nothing is wrong: what there is is kept and shown, and the same call continues."""
+    """The time of this call is over. Nothing is wrong: results so far are kept and shown; the same call continues."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from spo_verl.config import still_to_estimate
 
 ROLLOUT, MODEL = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 FUNCTIONS = {
@@ -75,16 +77,20 @@ class Fault:
 
 
 def faults(config: DictConfig) -> Iterator[Fault]:
-    """Yield every file or folder that ``config`` names and that is not there, or not what verl needs there."""
+    """Yield every file or folder in ``config`` that is missing, or is not what verl needs."""
     for key in ("data.train_files", "data.val_files"):
-        for file in _listed(_value(config, key)):
+        value = _value(config, key)
+        files = _listed(value)
+        if value is not None and not files:
+            yield Fault(key, f"{key}={value}: name a file, or a list of files.")
+        for file in files:
             yield from _faults(key, file, _data_fault(config, file))
     for key, (name_key, name) in FUNCTIONS.items():
         path = _value(config, key)
         if key.startswith("reward.reward_manager") and _value(config, "reward.reward_manager.source") != "importlib":
             continue
         if isinstance(path, str) and path:
-            yield from _faults(key, path, _function_fault(path, name_key, _value(config, name_key) or name))
+            yield from _faults(key, path, _function_fault(path, name_key, str(_value(config, name_key) or "") or name))
     for key in CONFIGURATIONS:
         path = _value(config, key)
         if isinstance(path, str) and path:
@@ -115,7 +121,8 @@ def _value(config: DictConfig, key: str) -> Any:
 
 
 def _listed(value: Any) -> list[str]:
-    return [one for one in ([value] if isinstance(value, str) else value or []) if isinstance(one, str)]
+    several = value if isinstance(value, ListConfig) else [value]
+    return [one for one in several if isinstance(one, str)]
 
 
 def _remote(path: str) -> bool:
@@ -129,6 +136,8 @@ def _absent(path: str, what: str = "file") -> str:
     while not os.path.isdir(folder):
         folder = folder.parent
     missing = folder / place.relative_to(folder).parts[0]
+    if missing != place and os.path.lexists(missing):
+        return f"there is no {what} {place} on this machine, as {missing} is no folder; correct the path"
     try:
         close = difflib.get_close_matches(missing.name, sorted(os.listdir(folder)), n=1, cutoff=0.75)
     except OSError:  # a folder that this user may not read
@@ -250,7 +259,8 @@ def _has_reward_model(config: DictConfig) -> bool:
 
 def _teachers(config: DictConfig) -> list[str]:
     teachers = _value(config, "distillation.teacher_models") if _value(config, "distillation.enabled") else None
-    return [f"distillation.teacher_models.{name}.model_path" for name in teachers or {}]
+    names = map(str, teachers) if isinstance(teachers, DictConfig) else ()
+    return [f"distillation.teacher_models.{name}.model_path" for name in names]
 
 
 def _model_fault(path: str, needed: str | None) -> str | None:
@@ -291,7 +301,7 @@ def _not_in_cache(hub_id: str, needed: str | None) -> str | None:
 
 def _initial_faults(config: DictConfig) -> Iterator[Fault]:
     values = _value(config, "spo.initial.values")
-    if isinstance(values, str):
+    if isinstance(values, str) and not still_to_estimate(_value(config, "spo.estimate.output"), values):
         yield from _faults("spo.initial.values", values, _values_fault(values))
     tracker = _value(config, "spo.initial.tracker")
     if isinstance(tracker, str):

@@ -1,4 +1,4 @@
-"""What is shown while verl runs: a line per phase of its start, then one per step, or per part of an estimation."""
+"""What is shown while verl runs: a line per phase of its start, then one per step, and per part of an estimation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ TRAINING = (
     ("Initial validation metrics", "training"),
 )
 """Text in verl's log, and what it means."""
-ESTIMATION = (*_START, (_VLLM, "vLLM ready; sampling"))
-"""The same while offline values are estimated."""
+VALUES_FIRST = (
+    *_START,
+    (_VLLM, "vLLM ready; sampling offline values"),
+    ("spo: wrote", "offline values ready; answering the held-out prompts before training"),
+    TRAINING[-1],
+)
+"""The same where offline values are sampled first."""
 
 SHOWN = (("reward", "critic/score/mean"), ("value", "spo/value/mean"), ("seen", "spo/coverage"))
 """Label and verl metric of what a step line shows, where the run reports it."""
@@ -44,7 +49,7 @@ _ESTIMATED = re.compile(r"Offline values: .*?\| (\d+)/(\d+) ")
 
 
 class Phases:
-    """Callable for ``run_main_ppo(on_text=...)``: says each phase once, when its text has come, maybe in pieces."""
+    """Callable for ``run_main_ppo(on_text=...)``: prints each phase once; its text may come in pieces."""
 
     def __init__(self, phases: Sequence[tuple[str, str]], say: Callable[[str], None]) -> None:
         self._phases, self._say = phases, say
@@ -63,34 +68,29 @@ class Phases:
         self._say(f"  {time.monotonic() - self._started:5.0f} s  {meaning}")
 
 
-class EstimateProgress(Phases):
-    """An estimation of offline values: also a line per part that is finished."""
+class Progress(Phases):
+    """A training: also a line per step, and per part of the offline values where these are sampled first.
 
-    def __init__(self, say: Callable[[str], None] = print) -> None:
-        super().__init__(ESTIMATION, say)
-        self._done = 0
+    Holds only what is needed to print; a restart begins again.
+    """
+
+    def __init__(
+        self, metrics_path: Path, *, steps: int, values_first: bool = False, say: Callable[[str], None] = print
+    ) -> None:
+        super().__init__(VALUES_FIRST if values_first else TRAINING, say)
+        self._path, self._steps, self._shown, self._estimated = metrics_path, steps, 0, 0
 
     def __call__(self, text: str) -> None:
-        super().__call__(text)
+        self._recent = (self._recent + text)[-10_000:]
         for done, total in _ESTIMATED.findall(self._recent):
-            if int(done) > self._done:
-                self._done = int(done)
-                self._part(self._done, int(total))
+            if int(done) > self._estimated:
+                self._estimated = int(done)
+                self._part(self._estimated, int(total))
+        super().__call__("")  # after the parts: the last of them comes together with the phase that follows
+        self.update()
 
     def _part(self, done: int, total: int) -> None:
         self._timed(f"{done} of {total} prompts")
-
-
-class Progress(Phases):
-    """A training: also a line per step. Holds only what is needed to print; a restart begins again."""
-
-    def __init__(self, metrics_path: Path, *, steps: int, say: Callable[[str], None] = print) -> None:
-        super().__init__(TRAINING, say)
-        self._path, self._steps, self._shown = metrics_path, steps, 0
-
-    def __call__(self, text: str) -> None:
-        super().__call__(text)
-        self.update()
 
     def update(self) -> None:
         """Show the metric records that have been written since the last call."""

@@ -25,7 +25,7 @@ class Copied:
 
 
 def described(root: Path, name: str) -> str:
-    """The sentence that a recipe's file says of itself: its first comment, without the lines that launch it."""
+    """The sentence in a recipe's file that describes it: its first comment, without the lines that launch it."""
     lines: list[str] = []
     for line in (root / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines():
         text = line.removeprefix("#").strip()
@@ -95,7 +95,7 @@ def builds_on(root: Path, experiment: str) -> list[str]:
 
 
 def copy_experiment(name: str, target: Path | None = None) -> Copied:
-    """Copy an experiment's folder, those that it builds on and the launcher into ``target`` (``./recipes``).
+    """Copy an experiment's folder, the folders that it builds on and the launcher into ``target`` (``./recipes``).
 
     Raises:
         SpoConfigError: there is no such experiment, or ``target`` has it already; nothing was written.

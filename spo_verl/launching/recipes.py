@@ -1,7 +1,7 @@
 """What a run is made of: a recipe, a YAML file or a command line, found and composed as its launch would.
 
 A recipe is a hydra configuration ``<experiment>/<name>.yaml`` with a defaults list, on top of verl's ``ppo_trainer``.
-Parts that several recipes share lie one folder deeper and are no recipes. The recipes of the paper travel with the
+Parts that several recipes share are one folder deeper and are not recipes. The recipes of the paper travel with the
 package: in a checkout they are the folder ``recipes``, in an installed wheel ``spo_verl/recipes``.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT_VARIABLE = "SPO_RECIPES_DIR"
 ROOT_NAME = "recipes"
 LAUNCHER = "run.sh"
-"""Lies in every folder of recipes."""
+"""Is in every folder of recipes."""
 STOCK = "ppo_trainer"
 COMMAND_LINE = "command line"
 SECTIONS = {"actor_rollout_ref", "algorithm", "critic", "data", "reward", "spo", "trainer"}
@@ -193,6 +193,10 @@ def find_recipe(recipe: str) -> Recipe:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         return _recipe_file(path)
+    if path.suffix == ".sh":
+        raise SpoConfigError(
+            f"{recipe} is a script, which `spo-verl convert` alone reads: give what follows main_ppo, or a recipe."
+        )
     for root in recipe_roots():
         if os.path.isfile(root / f"{recipe}.yaml"):
             return Recipe(root, recipe)
@@ -216,15 +220,9 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
         The source, and the overrides that belong to its launch.
 
     Raises:
-        SpoConfigError: there is no such recipe, or an option is none of hydra's that choose a configuration.
+        SpoConfigError: there is no such recipe, or an option is not one of hydra's that choose a configuration.
     """
-    rest = list(words)
-    if len(rest) == 1 and re.search(r"main_ppo(?:\.py)?\s", rest[0]):  # the whole command as one text
-        try:
-            rest = shlex.split(rest[0].replace("\\\n", " "))
-        except ValueError as reason:
-            raise SpoConfigError(f"the command line is not complete ({reason}): close its quotes.") from reason
-    main = next((number for number, word in enumerate(rest) if _MAIN.fullmatch(word)), None)
+    rest, main = split_at_main(words)
     if main is not None:
         return _command_line(rest[main + 1 :])
     if rest and Path(rest[0]).name == LAUNCHER and len(rest) > 1:
@@ -235,6 +233,27 @@ def find_run(words: Sequence[str]) -> tuple[Source, list[str]]:
     if not rest or rest[0][:1] in ("+", "~", "-") or ("=" in rest[0] and not os.path.isfile(rest[0])):
         return _command_line(rest)
     return find_recipe(rest[0]), _overrides(rest[1:])
+
+
+def split_at_main(words: Sequence[str]) -> tuple[list[str], int | None]:
+    """The words of a command, of which one may be the whole command as a text, and the place of ``main_ppo`` in them.
+
+    Returns:
+        The words, and None where none of them is ``main_ppo``.
+
+    Raises:
+        SpoConfigError: a text with a quote that is not closed.
+    """
+    rest: list[str] = []
+    for word in words:
+        if re.search(r"main_ppo(?:\.py)?\s", word) and not any(map(_MAIN.fullmatch, rest)):
+            try:
+                rest += shlex.split(word.replace("\\\n", " "))
+            except ValueError as reason:
+                raise SpoConfigError(f"the command line is not complete ({reason}): close its quotes.") from reason
+        else:
+            rest.append(word)
+    return rest, next((number for number, word in enumerate(rest) if _MAIN.fullmatch(word)), None)
 
 
 def accepted(source: Source, overrides: Sequence[str]) -> Composed:

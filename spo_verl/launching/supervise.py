@@ -22,11 +22,11 @@ Status = Literal["finished", "failed", "time limit", "silent", "memory limit"]
 _PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = "/dev/shm/"
 CLOCK_TICK_S = 0.01
-"""File times are those of the kernel's last tick, which may lie a little before the clock."""
+"""File times are those of the kernel's last tick, which may be a little before the clock."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandEnd:
     """How a supervised command ended. ``returncode`` is None where it had to be ended.
 
     ``peak_bytes`` is the most memory that was seen in use by the session at once, shared pages counted once; 0 where
@@ -52,7 +52,7 @@ def supervise(
     poll_s: float = 0.5,
     memory_poll_s: float = 15.0,
     grace_s: float = 15.0,
-) -> Outcome:
+) -> CommandEnd:
     """Run ``command`` with its output in ``log_path`` until it ends or a limit is met.
 
     Args:
@@ -62,7 +62,7 @@ def supervise(
         on_text: called from this thread with each piece of new output.
         grace_s: seconds between asking its processes to end and ending them.
 
-    Whatever happens here, an exception or Ctrl-C included, no process of the command is left behind, and no segment of
+    Whatever happens here, an exception or Ctrl-C included, no process of the command is left, and no segment of
     shared memory that one of them was seen to use. If this process itself is killed, the kernel kills the command, and
     Ray's processes follow their driver within a minute.
     """
@@ -104,7 +104,7 @@ def supervise(
         segments.look()
         end_session(child, grace_s=grace_s, before_killing=segments.look)
         segments.remove()
-    return Outcome(status, returncode, time.monotonic() - started, peak)
+    return CommandEnd(status, returncode, time.monotonic() - started, peak)
 
 
 def _status(
@@ -155,7 +155,7 @@ def session_members(session: int) -> list[int]:
 
 
 class Segments:
-    """Segments of shared memory (``/dev/shm``) that members of a session use, so that none is left behind.
+    """Segments of shared memory (``/dev/shm``) that members of a session use, so that all can be removed.
 
     A process that is killed does not remove the segments that it made. ``look`` notes which ones are in use; ``remove``
     takes those away that are still there when the session is over, unless another process has them mapped.
@@ -201,7 +201,7 @@ def mapped_segments(pid: int) -> dict[str, int]:
 
 
 def _made_since(path: str, inode: int, moment: float) -> bool:
-    """Whether this is the segment of that inode and was made after a moment. Linux keeps no better time than ctime."""
+    """Whether this segment has that inode and was made after that moment, by its ctime (Linux has nothing better)."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

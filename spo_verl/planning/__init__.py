@@ -1,5 +1,4 @@
 """What a run will need, from its configuration alone: tokens, memory, floating-point operations.
 
-Formulae stand in :mod:`~spo_verl.planning.formulas` and in
-``docs/planning.md``, which also has what was measured next to them.
+Formulae are in :mod:`~spo_verl.planning.formulas`; ``docs/planning.md`` says what they were compared with.
 """

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from spo_verl.planning.footprint import stored_tokens
 from spo_verl.planning.formulas import Figure, figure
-from spo_verl.planning.inputs import Assumptions, Run
+from spo_verl.planning.inputs import Assumptions, PlannedRun
 from spo_verl.planning.shapes import DecoderShape
 
 
-def step_tokens(run: Run, prompt: float, response: float, label: str) -> Figure:
+def step_tokens(run: PlannedRun, prompt: float, response: float, label: str) -> Figure:
     """Tokens of all trajectories of a step."""
     return figure("step_tokens", label, R=run.trajectories, s_p=prompt, s_r=response)
 
 
-def updates(run: Run) -> Figure:
+def updates(run: PlannedRun) -> Figure:
     """Optimizer steps of one training step."""
     return figure(
         "updates_per_step", "optimizer steps", epochs=run.epochs, R=run.trajectories, m=run.mini_batch * run.rollouts
     )
 
 
-def drift_forwards(run: Run) -> tuple[int, int]:
+def drift_forwards(run: PlannedRun) -> tuple[int, int]:
     """Forwards per step for the divergence: over stored responses, and over the step's own responses."""
     references = () if run.spo is None else run.spo.references
     return len(references), int("updated" in references)
 
 
-def step_compute(run: Run, shape: DecoderShape, prompt: float, response: float) -> dict[str, Figure]:
+def step_compute(run: PlannedRun, shape: DecoderShape, prompt: float, response: float) -> dict[str, Figure]:
     """Operations of a step whose trajectories all have these lengths."""
     length = prompt + response
     sizes = {"R": run.trajectories, "N": shape.matrix_parameters, "L": shape.layers, "q": shape.query, "s": length}
@@ -68,7 +68,7 @@ def step_compute(run: Run, shape: DecoderShape, prompt: float, response: float) 
     return found
 
 
-def step_times(run: Run, compute: dict[str, Figure], response: float, assumed: Assumptions) -> dict[str, Figure]:
+def step_times(run: PlannedRun, compute: dict[str, Figure], response: float, assumed: Assumptions) -> dict[str, Figure]:
     """Times, where the user gave what they follow from."""
     found: dict[str, Figure] = {}
     if assumed.mfu is not None and assumed.gpu_tflops is not None:

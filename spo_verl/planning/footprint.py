@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from spo_verl.planning.formulas import Figure, figure
-from spo_verl.planning.inputs import Assumptions, Run
+from spo_verl.planning.inputs import Assumptions, PlannedRun
 from spo_verl.planning.shapes import DecoderShape
 from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED
 
 
-def trained_parameters(run: Run, shape: DecoderShape) -> int:
+def trained_parameters(run: PlannedRun, shape: DecoderShape) -> int:
     """P_t: all parameters, or those of LoRA adapters on every projection."""
     if run.lora_rank <= 0:
         return shape.parameters
@@ -22,7 +22,7 @@ def trained_parameters(run: Run, shape: DecoderShape) -> int:
     )  # fmt: skip
 
 
-def stage_parameters(run: Run, shape: DecoderShape) -> int:
+def stage_parameters(run: PlannedRun, shape: DecoderShape) -> int:
     """P_s: parameters of the largest pipeline stage."""
     embeddings = shape.embeddings if run.pipeline_parallel == 1 else 1
     return int(
@@ -33,7 +33,7 @@ def stage_parameters(run: Run, shape: DecoderShape) -> int:
     )  # fmt: skip
 
 
-def training_state(run: Run, shape: DecoderShape) -> dict[str, Figure]:
+def training_state(run: PlannedRun, shape: DecoderShape) -> dict[str, Figure]:
     """Per training GPU: ``weights``, ``gradients``, ``optimizer``; FSDP: ``gathered``; KL loss: ``reference``."""
     trained = trained_parameters(run, shape)
     state: dict[str, Figure] = {}
@@ -61,7 +61,7 @@ def training_state(run: Run, shape: DecoderShape) -> dict[str, Figure]:
     return state
 
 
-def layer_activations(run: Run, shape: DecoderShape) -> Figure:
+def layer_activations(run: PlannedRun, shape: DecoderShape) -> Figure:
     """a_l: bytes that one layer saves for its backward, per token."""
     sizes = {"h": shape.hidden, "q": shape.query, "k": shape.key, "f": shape.intermediate, "b_c": run.compute_bytes}
     label = "saved activations of a layer per token"
@@ -72,7 +72,7 @@ def layer_activations(run: Run, shape: DecoderShape) -> Figure:
     )
 
 
-def micro_batch(run: Run, shape: DecoderShape) -> dict[str, Figure]:
+def micro_batch(run: PlannedRun, shape: DecoderShape) -> dict[str, Figure]:
     """One micro-batch on one GPU: what the update and a forward alone need on top of the training state."""
     a_l = layer_activations(run, shape)
     tokens, forward_tokens = run.update_tokens, run.forward_tokens
@@ -108,7 +108,7 @@ def micro_batch(run: Run, shape: DecoderShape) -> dict[str, Figure]:
 
 
 def bytes_while_updating(state: dict[str, Figure], batch: dict[str, Figure]) -> float:
-    """State and saved activations, and the larger of logits and one recomputed layer, which do not stand together."""
+    """State and saved activations, and the larger of logits and one recomputed layer, never both at a time."""
     turns = max((batch[name].value for name in ("logits", "recomputed_layer") if name in batch), default=0.0)
     saved = batch["activations"].value if "activations" in batch else 0.0
     return sum(entry.value for entry in state.values()) + saved + turns
@@ -120,7 +120,7 @@ def bytes_while_scoring(state: dict[str, Figure], batch: dict[str, Figure]) -> f
     return sum(entry.value for name, entry in state.items() if name != "gradients") + turns
 
 
-def bytes_while_generating(run: Run, state: dict[str, Figure]) -> float:
+def bytes_while_generating(run: PlannedRun, state: dict[str, Figure]) -> float:
     """Training state that stays on a GPU that the rollout engine shares: what is not offloaded, without gradients."""
     if run.separate:
         return 0.0
@@ -128,7 +128,7 @@ def bytes_while_generating(run: Run, state: dict[str, Figure]) -> float:
     return sum(entry.value for name, entry in state.items() if kept.get(name, False))
 
 
-def host_offload(run: Run, state: dict[str, Figure]) -> Figure | None:
+def host_offload(run: PlannedRun, state: dict[str, Figure]) -> Figure | None:
     """Host memory of a node that offloaded training state takes; None without offloading."""
     if not (run.param_offload or run.optimizer_offload):
         return None
@@ -139,7 +139,7 @@ def host_offload(run: Run, state: dict[str, Figure]) -> Figure | None:
     )  # fmt: skip
 
 
-def rollout_memory(run: Run, shape: DecoderShape, assumed: Assumptions) -> dict[str, Figure]:
+def rollout_memory(run: PlannedRun, shape: DecoderShape, assumed: Assumptions) -> dict[str, Figure]:
     """Weights and KV cache of the rollout engine, and how many responses of full length it holds."""
     tau, pi = run.rollout_tensor_parallel, run.rollout_pipeline_parallel
     budget = {
@@ -165,20 +165,20 @@ def rollout_memory(run: Run, shape: DecoderShape, assumed: Assumptions) -> dict[
     }
 
 
-def prompt_bytes(run: Run) -> int:
+def prompt_bytes(run: PlannedRun) -> int:
     """k_P: bytes of a prompt's columns in the tracker's table."""
     moved = run.spo is not None and run.spo.forgetting.mode == "drift"
     columns: list[np.dtype] = [*COLUMNS.values(), *(MOVED.values() if moved else ())]
     return KEY_BYTES + sum(dtype.itemsize for dtype in columns)
 
 
-def stored_tokens(run: Run, response: float) -> float:
+def stored_tokens(run: PlannedRun, response: float) -> float:
     """s_m: stored tokens of a response of this length."""
     limit = None if run.spo is None else run.spo.drift.max_tokens
     return response if limit is None else min(response, limit)
 
 
-def plugin_memory(run: Run, assumed: Assumptions, mean_response: float) -> dict[str, Figure]:
+def plugin_memory(run: PlannedRun, assumed: Assumptions, mean_response: float) -> dict[str, Figure]:
     """Host memory of the tracker's actor: table and stored responses."""
     if run.spo is None:
         return {}
@@ -210,7 +210,7 @@ def plugin_memory(run: Run, assumed: Assumptions, mean_response: float) -> dict[
 
 
 def checkpoint_bytes(
-    run: Run, shape: DecoderShape, plugin: dict[str, Figure], assumed: Assumptions
+    run: PlannedRun, shape: DecoderShape, plugin: dict[str, Figure], assumed: Assumptions
 ) -> dict[str, Figure]:
     """One checkpoint on disk: the actor's, and the tracker's folder next to it."""
     common = {"P": shape.parameters, "P_t": trained_parameters(run, shape), "H": int(run.hf_model)}

@@ -49,7 +49,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A run as its configuration describes it; sizes are per GPU where the name says so."""
 
     model_path: str
@@ -145,7 +145,7 @@ class Run:
         return max(longest, min(limit, ceil(trajectories * self.longest / groups)))
 
 
-def run_of(config: DictConfig) -> Run:
+def run_of(config: DictConfig) -> PlannedRun:
     """Read a composed configuration.
 
     Raises:
@@ -164,7 +164,7 @@ def run_of(config: DictConfig) -> Run:
     is_spo = get("algorithm.adv_estimator") == "spo"
     compute = get(f"{engine}.mixed_precision.param_dtype", None) or get(f"{engine}.dtype", "bfloat16")
     entropy = float(get(f"{actor}.entropy_coeff", 0) or 0) != 0 or bool(get(f"{actor}.calculate_entropy", False))
-    return Run(
+    return PlannedRun(
         model_path=str(get(f"{model}.path")),
         megatron=megatron,
         separate=separate,

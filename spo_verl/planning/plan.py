@@ -8,7 +8,7 @@ from typing import Any
 
 from spo_verl.planning import compute, footprint
 from spo_verl.planning.formulas import Figure
-from spo_verl.planning.inputs import GIB, Assumptions, Run
+from spo_verl.planning.inputs import GIB, Assumptions, PlannedRun
 from spo_verl.planning.shapes import DecoderShape
 
 ACTOR = "actor_rollout_ref.actor"
@@ -33,7 +33,7 @@ class Verdict:
 class Plan:
     """What a run needs: figures by section and name, verdicts, and everything that was assumed."""
 
-    run: Run
+    run: PlannedRun
     shape: DecoderShape
     sections: dict[str, dict[str, Figure]]
     verdicts: list[Verdict]
@@ -64,7 +64,7 @@ class Plan:
         }
 
 
-def make_plan(run: Run, shape: DecoderShape, assumed: Assumptions) -> Plan:
+def make_plan(run: PlannedRun, shape: DecoderShape, assumed: Assumptions) -> Plan:
     """The plan of a run.
 
     Raises:
@@ -108,7 +108,7 @@ def make_plan(run: Run, shape: DecoderShape, assumed: Assumptions) -> Plan:
     )  # fmt: skip
 
 
-def _layout(run: Run, shape: DecoderShape) -> Iterator[Verdict]:
+def _layout(run: PlannedRun, shape: DecoderShape) -> Iterator[Verdict]:
     """Sizes that must divide each other."""
     whole = run.tensor_parallel * run.pipeline_parallel * run.context_parallel * run.sequence_parallel
     key = "tensor, pipeline and context parallel sizes" if run.megatron else f"{ACTOR}.ulysses_sequence_parallel_size"
@@ -131,7 +131,7 @@ def _layout(run: Run, shape: DecoderShape) -> Iterator[Verdict]:
             yield Verdict("tensor parallelism", False, reason, f"lower {where}.")
 
 
-def _lengths(run: Run) -> Iterator[Verdict]:
+def _lengths(run: PlannedRun) -> Iterator[Verdict]:
     """What verl and vLLM refuse because of lengths."""
     for what, dynamic, limit, key in (
         ("longest sequence in the update", run.dynamic, run.token_limit, f"{ACTOR}.ppo_max_token_len_per_gpu"),
@@ -154,7 +154,7 @@ def _lengths(run: Run) -> Iterator[Verdict]:
 
 
 def _update_memory(
-    run: Run, state: dict[str, Figure], batch: dict[str, Figure], assumed: Assumptions
+    run: PlannedRun, state: dict[str, Figure], batch: dict[str, Figure], assumed: Assumptions
 ) -> Iterator[Verdict]:
     """Whether the update and a forward for log-probs fit on a training GPU."""
     awake = 0.0 if run.frees_cache or run.separate else run.rollout_share * assumed.gpu_memory
@@ -169,7 +169,7 @@ def _update_memory(
         yield Verdict(what, fits, f"needs {_gib(need)} of {_gib(have)} per GPU{others}", advice)
 
 
-def _update_advice(run: Run, state: dict[str, Figure], batch: dict[str, Figure], *, forward: bool) -> str:
+def _update_advice(run: PlannedRun, state: dict[str, Figure], batch: dict[str, Figure], *, forward: bool) -> str:
     resident = sum(entry.value for entry in state.values())
     saved = batch["activations"].value if "activations" in batch and not forward else 0.0
     logits_name = "logits_forward" if forward else "logits"
@@ -194,12 +194,12 @@ def _update_advice(run: Run, state: dict[str, Figure], batch: dict[str, Figure],
     return "; ".join(advice) + "."
 
 
-def _lora_key(run: Run) -> str:
+def _lora_key(run: PlannedRun) -> str:
     return f"an adapter ({MODEL}.{'lora.rank' if run.megatron else 'lora_rank'})"
 
 
-def _fewer_tokens(run: Run, *, forward: bool) -> str:
-    """The key that makes micro-batches smaller, and the one that spreads a sequence where that is all that is left."""
+def _fewer_tokens(run: PlannedRun, *, forward: bool) -> str:
+    """The key that makes micro-batches smaller, or, where they cannot be smaller, the one that spreads a sequence."""
     dynamic = run.forward_dynamic if forward else run.dynamic
     limit = run.forward_token_limit if forward else run.token_limit
     micro = run.forward_micro_batch if forward else run.micro_batch
@@ -218,7 +218,7 @@ def _fewer_tokens(run: Run, *, forward: bool) -> str:
 
 
 def _rollout_fits(
-    run: Run, state: dict[str, Figure], rollout: dict[str, Figure], assumed: Assumptions
+    run: PlannedRun, state: dict[str, Figure], rollout: dict[str, Figure], assumed: Assumptions
 ) -> Iterator[Verdict]:
     """Whether the rollout engine fits next to the training state, and a response of full length into its cache."""
     resident = footprint.bytes_while_generating(run, state)
@@ -253,7 +253,7 @@ def _rollout_fits(
     yield Verdict(what, True, reason)
 
 
-def _data(run: Run, assumed: Assumptions) -> Iterator[Verdict]:
+def _data(run: PlannedRun, assumed: Assumptions) -> Iterator[Verdict]:
     if run.spo is None or assumed.prompts is None:
         return
     fits = assumed.prompts >= run.batch
@@ -261,7 +261,7 @@ def _data(run: Run, assumed: Assumptions) -> Iterator[Verdict]:
     yield Verdict("different prompts", fits, reason, "" if fits else "lower data.train_batch_size, or add data.")
 
 
-def _assumptions(run: Run, assumed: Assumptions, prompt: float, response: float) -> Iterator[str]:
+def _assumptions(run: PlannedRun, assumed: Assumptions, prompt: float, response: float) -> Iterator[str]:
     given = {True: "given", False: "half of the limit; say it with"}
     known = assumed.prompt_tokens is not None
     yield f"a prompt has {prompt:,.0f} tokens on average ({given[known]}{'' if known else ' --prompt-tokens'})"

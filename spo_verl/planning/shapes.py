@@ -163,7 +163,7 @@ def shape_of(config: Any, *, name: str, source: str) -> DecoderShape:
     """The shape in a configuration of transformers.
 
     Raises:
-        SpoConfigError: the family is none of :data:`FAMILIES`.
+        SpoConfigError: the family is not in :data:`FAMILIES`.
     """
     family = str(config.model_type)
     if family not in FAMILIES:
@@ -195,7 +195,7 @@ def _unplanned(name: str, reason: str) -> str:
 
 
 def _config_file(where: str) -> Path | None:
-    """The ``config.json`` that a file, a folder or the hub's cache on this machine has; None where there is none."""
+    """The ``config.json`` of a file, a folder or the hub's cache on this machine; None if there is no such file."""
     from huggingface_hub import try_to_load_from_cache
 
     path = Path(os.path.expanduser(where))
@@ -210,7 +210,7 @@ def _config_file(where: str) -> Path | None:
 
 
 def _auto_config(where: str) -> Any | None:
-    """What transformers makes of a ``config.json``; None where there is none to read, or none that names a type."""
+    """What transformers makes of a ``config.json``; None where no file can be read, or it names no type."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 

@@ -41,21 +41,23 @@ def parser() -> argparse.ArgumentParser:
     run = arguments.add_argument_group("what is run")
     run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator)
     for name, what in {
-        "seed": "of task, model, warm start and sampling",
+        "seed": "seed of task, model, warm start and sampling",
         "steps": "training steps",
-        "trajectories": "responses per step",
-        "learning_rate": None,
-        "train_prompts": None,
-        "held_out_prompts": None,
-        "offline_trials": "responses per prompt before the training",
+        "trajectories": "responses per training step",
+        "learning_rate": "learning rate of the training",
+        "train_prompts": "prompts to train on",
+        "held_out_prompts": "prompts that are not trained on",
+        "offline_trials": "responses per prompt that estimate its value before the training",
     }.items():
         value = getattr(default, name)
         run.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=what)
     run.add_argument(
-        "--no-offline-values", dest="offline_trials", action="store_const", const=0, help="the same with 0"
+        "--no-offline-values", dest="offline_trials", action="store_const", const=0, help="as --offline-trials 0"
     )
-    run.add_argument("--warm-start-accuracy", type=float, default=warm.target, help="where it stops")
-    run.add_argument("--warm-start-seconds", type=float, default=warm.max_seconds, help="and at the latest")
+    run.add_argument("--warm-start-accuracy", type=float, default=warm.target, help="accuracy that ends the warm start")
+    run.add_argument(
+        "--warm-start-seconds", type=float, default=warm.max_seconds, help="seconds that the warm start may take"
+    )
     call = arguments.add_argument_group("this call")
     call.add_argument("--fresh", action="store_true", help="start a new run, also where one can be continued")
     call.add_argument("--compare", action="store_true", help="put finished runs into one table and one plot")
@@ -85,7 +87,7 @@ def limits_from(given: argparse.Namespace) -> Limits:
 
 
 def path_line(command: str = "spo-verl") -> str | None:
-    """What puts ``spo-verl`` on the PATH; None where the one of this environment is there already."""
+    """The line that puts ``spo-verl`` on the PATH; None where this environment's is there already."""
     folder = Path(sys.executable).parent
     found = shutil.which(command)
     if found is not None and Path(found).parent.resolve() == folder.resolve():

@@ -35,7 +35,7 @@ def compare(results: Sequence[Result], folder: Path) -> dict[str, Any]:
 
 
 def check(result: Result) -> None:
-    """Use what a comparison uses of a result; raises what Python raises over something of another form."""
+    """Read what a comparison needs from a result; another form raises an error of Python."""
     groups = by_variant([result])
     _text(groups, {}, *labels_of(groups), Path())
     group_means([result])
@@ -47,7 +47,7 @@ def check(result: Result) -> None:
 
 
 def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs that differ in their seed only, together, by seed."""
+    """Groups of runs that differ in their seed only, each by seed."""
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: (_variant(result), result["settings"]["seed"])):
         groups.setdefault(_variant(result), []).append(result)
@@ -60,7 +60,7 @@ def _variant(result: Result) -> str:
 
 
 def labels_of(groups: Mapping[str, Sequence[Result]]) -> tuple[dict[str, str], list[str]]:
-    """A short name for each variant, with what not all of them have, and what they have in common.
+    """A short name for each variant, made of what differs, and what all of them have in common.
 
     Both leave out what is at its default.
     """

@@ -102,7 +102,7 @@ def point(one: Policy, before: Policy, task: Task) -> dict[str, Any]:
 
 
 def agreement(value_N: Floats, truth_N: Floats) -> dict[str, float]:
-    """How well values tell success rates: mean absolute and mean (signed) difference, and correlation.
+    """How close values are to success rates: mean absolute and mean (signed) difference, and correlation.
 
     ``constant_error`` is the mean absolute difference of the best constant, the median, for scale.
     """

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from spo_verl.launching.progress import COLUMNS, EstimateProgress, Progress
+from spo_verl.launching.progress import COLUMNS, Progress
 
 Say = Callable[[str], None]
 ROWS = 8
@@ -24,26 +24,20 @@ ROWS = 8
 
 @contextmanager
 def training_progress(
-    path: Path, *, steps: int, done: int, say: Say, console: Console | None = None
+    path: Path, *, steps: int, done: int, values_first: bool, say: Say, console: Console | None = None
 ) -> Iterator[Progress]:
-    """What to give verl's log of a training to; ``path`` are its metrics, ``done`` the steps of earlier launches."""
+    """The display of a training, which reads verl's log.
+
+    Args:
+        path: its metrics.
+        done: steps of earlier launches.
+        values_first: whether it samples offline values before the first step.
+    """
     console = console or Console()
     if not console.is_terminal:
-        yield PlainTraining(path, steps=steps, say=say)
+        yield PlainTraining(path, steps=steps, values_first=values_first, say=say)
         return
-    progress = LiveTraining(path, steps=steps, done=done, say=say)
-    with Live(progress, console=console, refresh_per_second=2):
-        yield progress
-
-
-@contextmanager
-def estimate_progress(*, say: Say, console: Console | None = None) -> Iterator[EstimateProgress]:
-    """The same for an estimation of offline values."""
-    console = console or Console()
-    if not console.is_terminal:
-        yield EstimateProgress(say=say)
-        return
-    progress = LiveEstimate(say=say)
+    progress = LiveTraining(path, steps=steps, done=done, values_first=values_first, say=say)
     with Live(progress, console=console, refresh_per_second=2):
         yield progress
 
@@ -82,28 +76,17 @@ class _Remaining:
         return line
 
 
-class LiveEstimate(EstimateProgress):
-    """An estimation as a bar."""
+class LiveTraining(Progress):
+    """A bar of the offline values, then a training as a table of its last steps, what the columns mean, and a bar."""
 
-    def __init__(self, *, say: Say) -> None:
-        super().__init__(say)
-        self._left, self._of = _Remaining(), (0, 0)
+    def __init__(self, path: Path, *, steps: int, done: int, values_first: bool, say: Say) -> None:
+        super().__init__(path, steps=steps, values_first=values_first, say=say)
+        self._left, self._done = _Remaining(), done
+        self._prompts_left, self._prompts = _Remaining(), (0, 0)
+        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=ROWS)
 
     def _part(self, done: int, total: int) -> None:
-        self._of = done, total
-
-    def __rich__(self) -> RenderableType:
-        done, total = self._of
-        return self._left.bar(done, total, "prompts") if total else Text("")
-
-
-class LiveTraining(Progress):
-    """A training as a table of its last steps, what the columns mean, and a bar."""
-
-    def __init__(self, path: Path, *, steps: int, done: int, say: Say) -> None:
-        super().__init__(path, steps=steps, say=say)
-        self._left, self._done = _Remaining(), done
-        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=ROWS)
+        self._prompts = done, total
 
     def _step(self, step: int, values: dict[str, float]) -> None:
         self._rows.append((step, values))
@@ -111,7 +94,8 @@ class LiveTraining(Progress):
 
     def __rich__(self) -> RenderableType:
         if not self._rows:
-            return Text("")
+            done, total = self._prompts
+            return self._prompts_left.bar(done, total, "prompts") if 0 < done < total else Text("")
         table = Table(box=None, padding=(0, 2), header_style="bold")
         table.add_column("step", justify="right")
         names = [name for name in COLUMNS if any(name in values for _, values in self._rows)]

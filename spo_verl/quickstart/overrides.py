@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spo_verl.launching.launch import CPU_ENVIRONMENT, ENVIRONMENT
 from spo_verl.launching.limits import RunError
-from spo_verl.small.launches import Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.small.launches import Settings, refuse, training_overrides
 
 OWN: dict[str, str] = {
     "algorithm.adv_estimator": "choose it with --estimator",
@@ -88,11 +88,8 @@ def problems_of(settings: Settings) -> list[str]:
     folder = Path("/quickstart")
     paths = {"model": folder / "model", "train": folder / "train.parquet", "held_out": folder / "held_out.parquet"}
     plain = dataclasses.replace(settings, overrides=())
-    if settings.offline:
-        ours = estimate_overrides(plain, **paths, output=folder / "values.parquet", scratch=folder)
-    else:
-        ours = training_overrides(plain, **paths, checkpoints=folder, values=None)
-    ours = ["+platform=cpu", *ours]
+    values = folder / "values.parquet" if settings.offline else None
+    ours = ["+platform=cpu", *training_overrides(plain, **paths, checkpoints=folder, values=values)]
     before = compose(ours, config_name="ppo_trainer")
     given = compose(settings.overrides, config_name="ppo_trainer", known_good=ours)
     if problems := given.problems or type_problems(before.config, given.config):

@@ -104,8 +104,9 @@ def _spent_table(spent: Mapping[str, Any]) -> str:
 
 
 def _time_and_memory(result: Mapping[str, Any]) -> str:
-    seconds = {name: result["seconds"][name] for name in ("warm_start", "offline_values", "training")}
-    steps = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items() if value)
+    seconds = {name: result["seconds"][name] for name in ("warm_start", "training")}
+    steps = f"warm start {seconds['warm_start']:.0f} s, "
+    steps += ("offline values and " if result["offline_prompts"] else "") + f"training {seconds['training']:.0f} s"
     return (
         f"{sum(seconds.values()) / 60:.1f} minutes ({steps}); memory at most {result['peak_bytes'] / 2**30:.1f} GiB.\n"
         "Validation is not counted in the table."

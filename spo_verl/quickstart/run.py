@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spo_verl.errors import SpoStateError
 from spo_verl.evaluation.figures import load_plotting
@@ -19,22 +19,23 @@ from spo_verl.launching.launch import METRICS_NAME, Run, failure, run_main_ppo
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.runs import REWARD, finished_prompts, spent
 from spo_verl.quickstart.evaluate import Policy, change, point, policies, policy, tracked, validated
-from spo_verl.quickstart.live import estimate_progress, training_progress
+from spo_verl.quickstart.live import training_progress
 from spo_verl.quickstart.overrides import check_overrides
 from spo_verl.quickstart.plots import draw_summary
 from spo_verl.quickstart.report import summary
 from spo_verl.quickstart.runs import FORMAT, RunFolder, has_run, open_run
-from spo_verl.small.launches import LAUNCH_ENVIRONMENT, Settings, estimate_overrides, refuse, training_overrides
+from spo_verl.small.launches import LAUNCH_ENVIRONMENT, Settings, refuse, training_overrides
 from spo_verl.small.prepare import prepare_model, read_report
 from spo_verl.small.task import Task, build_task, write_parquet
 from spo_verl.small.warmstart import WarmStartReport, load_libraries
 
 Say = Callable[[str], None]
-Stage = Literal["values", "training"]
+STAGE = "training"
+"""Of the launches; offline values are sampled by the first one that lacks them."""
 LEAST_SECONDS = 30.0
 """A launch that would have less time than this is not begun."""
 RESERVE_S = 10.0
-"""Of the time of a call, what is kept for the evaluation and the picture besides what they were measured to take."""
+"""Seconds of a call kept for the evaluation and the picture, besides what they were measured to take."""
 
 
 def quickstart(
@@ -83,11 +84,11 @@ class _Call:
         settings, say = self.settings, self.say
         say(f"results go to {self.folder.path}; at most {self.limits.seconds / 60:.3g} minutes (--time-limit)")
         say(
-            f"[1/5] task: arithmetic in 8 levels, {settings.train_prompts} prompts to train on, "
+            f"[1/4] task: arithmetic in 8 levels, {settings.train_prompts} prompts to train on, "
             f"{settings.held_out_prompts} held out"
         )
         train, held_out = write_parquet(self.task, self.folder.path / "data")
-        say("[2/5] model and warm start")
+        say("[2/4] model and warm start")
         ended: RunError | None = None
         # What the evaluation takes is not known yet; a fifth of a short call has to do.
         seconds = self._remaining() - min(2 * RESERVE_S, self.limits.seconds / 5)
@@ -101,12 +102,12 @@ class _Call:
         if ended is None:
             try:
                 paths = {"model": model, "train": train, "held_out": held_out}
-                self._train(paths, self._offline_values(paths))
+                self._train(paths)
             except RunError as error:
                 if not isinstance(error, OutOfTime) and not self.folder.finished_step:
                     raise
                 ended = error
-        say("[5/5] result\n")
+        say("[4/4] result\n")
         result = self._result(initial, warm)
         draw_summary(result, self.folder.plot)
         self.folder.write_result(result)
@@ -121,7 +122,7 @@ class _Call:
         return result
 
     def _initial(self, model: Path) -> Policy:
-        """The initial policy. It has to be evaluated anyway, and tells what the end of the call will take."""
+        """The initial policy. It has to be evaluated anyway, and shows how long the end of the call will take."""
         load_plotting()
         load_libraries()
         began = time.monotonic()
@@ -129,60 +130,54 @@ class _Call:
         self.reserve = RESERVE_S + 3 * (time.monotonic() - began)
         return found
 
-    def _offline_values(self, paths: dict[str, Path]) -> Path | None:
-        settings, output = self.settings, self.folder.values
-        self.say("[3/5] offline values")
-        if not settings.offline:
-            self.say("  none: " + ("not asked for" if settings.estimator == "spo" else "the group baseline has none"))
-            return None
-        if output.exists():
-            self.say(f"  reusing {output}")
-            return output
-        plural = "" if settings.offline_trials == 1 else "s"
-        self.say(f"  {settings.offline_trials} response{plural} of the initial policy to each training prompt")
-        attempt = self.folder.new_attempt("values")
-        overrides = estimate_overrides(settings, **paths, output=output, scratch=attempt / "checkpoints")
-        with estimate_progress(say=self.say) as progress:
-            self._launch("values", attempt, overrides, progress)
-        if not output.exists():
-            raise RunError(f"verl ended without an error and without {output}; see {attempt}/train.log")
-        return output
-
-    def _train(self, paths: dict[str, Path], values: Path | None) -> None:
-        settings, done, steps = self.settings, self.folder.finished_step, self.settings.steps
-        self.say(f"[4/5] training: {steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
+    def _train(self, paths: dict[str, Path]) -> None:
+        settings, folder, done, steps = self.settings, self.folder, self.folder.finished_step, self.settings.steps
+        values = folder.values if settings.offline else None
+        missing = values is not None and not values.exists()
+        self.say(f"[3/4] training: {steps} steps of {settings.trajectories} trajectories with {settings.estimator}")
         if done >= steps:
             self.say(f"  finished before: checkpoint of step {done}")
             return
         if done:
             self.say(f"  continuing after step {done}")
-        attempt = self.folder.new_attempt("training")
-        overrides = training_overrides(settings, **paths, checkpoints=self.folder.checkpoints, values=values)
-        with training_progress(attempt / METRICS_NAME, steps=steps, done=done, say=self.say) as progress:
+        self.say(f"  offline values: {self._origin(values)}")
+        attempt = folder.new_attempt(STAGE)
+        overrides = training_overrides(settings, **paths, checkpoints=folder.checkpoints, values=values)
+        metrics = attempt / METRICS_NAME
+        with training_progress(metrics, steps=steps, done=done, values_first=missing, say=self.say) as progress:
             try:
-                run = self._launch("training", attempt, overrides, progress)
+                run = self._launch(attempt, overrides, progress)
             finally:
                 progress.update()
-        if self.folder.finished_step == steps:
+        if folder.finished_step == steps:
             return
         if run.stopped_early:
-            raise OutOfTime(self._kept("training"))
+            raise OutOfTime(self._kept())
         raise RunError(
-            f"verl ended without an error at step {self.folder.finished_step} of {steps}; see {attempt}/train.log"
+            f"verl ended without an error at step {folder.finished_step} of {steps}; see {attempt}/train.log"
         )
 
-    def _launch(self, stage: Stage, attempt: Path, overrides: Sequence[str], on_text: Callable[[str], None]) -> Run:
+    def _origin(self, values: Path | None) -> str:
+        settings = self.settings
+        if values is None:
+            return "none, " + ("not asked for" if settings.estimator == "spo" else "the group baseline has none")
+        if values.exists():
+            return f"reusing {values}"
+        plural = "" if settings.offline_trials == 1 else "s"
+        return f"first {settings.offline_trials} response{plural} of the initial policy to each training prompt"
+
+    def _launch(self, attempt: Path, overrides: Sequence[str], on_text: Callable[[str], None]) -> Run:
         self.say(f"  python -m verl.trainer.main_ppo {' '.join(overrides[:3])} ...   (whole: {attempt}/command.txt)")
         remaining = self._remaining() - self.reserve
         if remaining < LEAST_SECONDS:
-            raise OutOfTime(self._kept(stage))
+            raise OutOfTime(self._kept())
         run = run_main_ppo(
             overrides,
             attempt,
             env=LAUNCH_ENVIRONMENT,
             time_limit_s=remaining,
             # Ray needs a moment to end; a launch that is ended meanwhile has lost nothing.
-            stop_after_s=remaining - RESERVE_S if stage == "training" else None,
+            stop_after_s=remaining - RESERVE_S,
             silence_limit_s=self.limits.silence_s,
             memory_limit_bytes=self.limits.memory_gib * 2**30,
             on_text=on_text,
@@ -191,17 +186,16 @@ class _Call:
         if not run.ok and run.outcome.status != "time limit":
             raise RunError(failure(run, self.limits))
         # A launch that is ended at its limit may have had only its farewell left.
-        done = self.folder.values.exists() if stage == "values" else self.folder.finished_step >= self.settings.steps
-        if not run.ok and not done:
-            raise OutOfTime(self._kept(stage))
+        if not run.ok and self.folder.finished_step < self.settings.steps:
+            raise OutOfTime(self._kept())
         return run
 
     def _remaining(self) -> float:
         return self.limits.seconds - (time.monotonic() - self.started)
 
-    def _kept(self, stage: Stage) -> str:
+    def _kept(self) -> str:
         settings, folder = self.settings, self.folder
-        if stage == "values":
+        if settings.offline and not folder.values.exists():
             return (
                 f"while offline values were sampled. Those of {finished_prompts(folder)} of {settings.train_prompts} "
                 "prompts are kept"
@@ -217,8 +211,8 @@ class _Call:
         settings, folder, task = self.settings, self.folder, self.task
         found = policies(folder, initial, task, late=lambda: self._remaining() < self.reserve / 2)
         before, after = found[0], found[-1]
-        records = (validated(record, prompts=settings.held_out_prompts) for record in folder.records("training"))
-        values, training = folder.used("values"), folder.used("training")
+        records = (validated(record, prompts=settings.held_out_prompts) for record in folder.records(STAGE))
+        launched = folder.used(STAGE)
         tracks = settings.estimator == "spo" and folder.finished_step > 0
         return {
             "format": FORMAT,
@@ -235,10 +229,6 @@ class _Call:
             "reward": {one["step"]: one["data"][REWARD] for one in folder.metrics() if REWARD in one["data"]},
             "spent": spent(folder),
             "tracker": tracked(folder, task, before.train_P, after.train_P) if tracks else None,
-            "seconds": {
-                "warm_start": warm.seconds,
-                "offline_values": values["seconds"],
-                "training": training["seconds"],
-            },
-            "peak_bytes": max(values["peak_bytes"], training["peak_bytes"]),
+            "seconds": {"warm_start": warm.seconds, "training": launched["seconds"]},
+            "peak_bytes": launched["peak_bytes"],
         }

@@ -25,7 +25,7 @@ from spo_verl.launching.runs import VerlRun, claimed, numbers_of, write_json
 from spo_verl.small.launches import Settings
 
 RESULT, SETTINGS = "result.json", "settings.json"
-FORMAT = 1
+FORMAT = 2
 """Of ``result.json``; raise it when its entries change."""
 
 
@@ -61,7 +61,7 @@ class RunFolder(VerlRun):
         return None if found.get("steps_done", settings.get("steps")) != settings.get("steps") else found
 
     def result_faults(self) -> AbstractContextManager[None]:
-        """Where what the result holds is used: what Python says against a damaged one becomes a message."""
+        """Within it, Python's error about a damaged result becomes a message."""
         again = f"remove it; `--fresh`, or a call with the settings of {self.path.name}, makes one again"
         return content_faults(self.path / RESULT, SpoStateError, again)
 

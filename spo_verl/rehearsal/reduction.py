@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spo_verl.conf import PLATFORMS
+from spo_verl.conf import platform_values
+from spo_verl.config import estimates_first
+from spo_verl.rehearsal.split import Split
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,6 +26,7 @@ RESPONSE_TOKENS = 48
 TURNS_TOKENS = 192
 """The same where an agent loop calls tools: two calls with what they return fit."""
 
+ONE = Split()
 MICRO_BATCH = 2
 MICRO_BATCHES = (
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
@@ -72,7 +75,8 @@ class Files:
 
 def kind_of(config: DictConfig) -> Kind:
     """What a recipe does."""
-    if _select(config, "spo.estimate.output") is not None:
+    output = _select(config, "spo.estimate.output")
+    if output is not None and not estimates_first(output, _select(config, "spo.initial.values")):
         return "offline values"
     return "evaluation" if config.trainer.val_only else "training"
 
@@ -87,19 +91,28 @@ def response_tokens(config: DictConfig) -> int:
     return TURNS_TOKENS if calls_tools(config) else RESPONSE_TOKENS
 
 
+def shared_rows(config: DictConfig) -> int:
+    """Rows that data-parallel ranks share at a time: of a mini-batch, or the held-out ones where nothing is trained."""
+    if kind_of(config) == "evaluation":
+        return HELD_OUT
+    return _mini_batch(config) * int(config.actor_rollout_ref.rollout.n)
+
+
 def train_prompts(config: DictConfig) -> int:
     """Rows that are needed: a batch, and what is in flight at the same time."""
     return 3 * _prompts(config)
 
 
-def changes(config: DictConfig, files: Files, *, device: Device) -> list[Change]:
+def changes(config: DictConfig, files: Files, *, device: Device, split: Split = ONE) -> list[Change]:
     """Every key whose value differs from the recipe's, in the order of the table that is printed.
 
     Args:
         config: the composed recipe, with the caller's own overrides.
         files: stand-ins for model and data.
+        split: training processes.
     """
-    wanted = {**_platform(device), **{key: (value, why, False) for key, value, why in _reduced(config, files, device)}}
+    reduced = {key: (value, why, False) for key, value, why in _reduced(config, files, device, split)}
+    wanted = {**_platform(config, device), **reduced}
     found = []
     for key, (value, why, group) in wanted.items():
         recipe = _select(config, key)
@@ -119,22 +132,25 @@ def _prompts(config: DictConfig) -> int:
     return max(1, TRAJECTORIES // int(config.actor_rollout_ref.rollout.n))
 
 
-def _platform(device: Device) -> dict[str, tuple[Any, str, bool]]:
-    from omegaconf import OmegaConf
+def _mini_batch(config: DictConfig) -> int:
+    """Prompts of a mini-batch."""
+    return max(1, _prompts(config) // MINI_BATCHES)
 
+
+def _platform(config: DictConfig, device: Device) -> dict[str, tuple[Any, str, bool]]:
     from spo_verl.launching.composition import leaves
 
     if device != "cpu":
         return {}
-    platform = OmegaConf.load(PLATFORMS / "cpu.yaml")
-    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(platform)}
+    values = platform_values(str(config.model_engine))
+    return {key: (value, NO_ACCELERATOR, True) for key, value in leaves(values)}
 
 
-def _reduced(config: DictConfig, files: Files, device: Device) -> Iterator[tuple[str, Any, str]]:
+def _reduced(config: DictConfig, files: Files, device: Device, split: Split) -> Iterator[tuple[str, Any, str]]:
     yield from _model_and_data(config, files)
-    yield from _sizes(config, files)
-    yield from _one_device(config, device)
-    yield from _of_kind(config, files)
+    yield from _sizes(config, files, split)
+    yield from _devices(config, device, split)
+    yield from _of_kind(config, files, split)
     yield "trainer.logger", ["console", "file"], "the verdict reads verl's file log"
     yield "trainer.default_local_dir", str(files.folder / "checkpoints"), PLACE
     yield "trainer.resume_mode", "disable", "each rehearsal begins at step 0"
@@ -146,16 +162,20 @@ def _model_and_data(config: DictConfig, files: Files) -> Iterator[tuple[str, Any
     yield "data.val_files", [str(files.held_out)], "rows after those"
     if _select(config, "actor_rollout_ref.model.tokenizer_path") is not None:
         yield "actor_rollout_ref.model.tokenizer_path", str(files.model), "the stand-in's own"
-    if _select(config, "spo.initial.values") is not None:
+    values, output = _select(config, "spo.initial.values"), _select(config, "spo.estimate.output")
+    if estimates_first(output, values):
+        yield "spo.initial.values", str(files.estimated), PLACE
+        yield from _estimation(config, files)
+    elif values is not None:
         yield "spo.initial.values", str(files.values), "made-up values of these rows, in the same format"
 
 
-def _sizes(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
+def _sizes(config: DictConfig, files: Files, split: Split) -> Iterator[tuple[str, Any, str]]:
     prompts, response = _prompts(config), response_tokens(config)
     whole = files.longest_prompt + response
     rollout = "actor_rollout_ref.rollout"
     yield "data.train_batch_size", prompts, SMALL
-    yield "actor_rollout_ref.actor.ppo_mini_batch_size", max(1, prompts // MINI_BATCHES), "two updates per step"
+    yield "actor_rollout_ref.actor.ppo_mini_batch_size", _mini_batch(config), "two updates per step"
     yield "data.max_prompt_length", files.longest_prompt, "the longest of these rows in the stand-in's tokens"
     yield "data.max_response_length", response, SMALL
     yield f"{rollout}.max_num_batched_tokens", max(1024, whole), SMALL
@@ -166,7 +186,8 @@ def _sizes(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
         yield f"{rollout}.log_prob_max_token_len_per_gpu", 6 * whole, "several micro-batches per forward"
     for key in MICRO_BATCHES:
         if (micro := _select(config, key)) is not None:
-            yield key, min(int(micro), MICRO_BATCH), "a mini-batch has no more"
+            most = max(1, min(MICRO_BATCH, shared_rows(config) // split.copies))
+            yield key, min(int(micro), most), "a mini-batch has no more"
     if _select(config, f"{rollout}.max_model_len") is not None:
         yield f"{rollout}.max_model_len", whole, "the stand-in's longest sequence"
     if _select(config, "data.val_batch_size") is not None:
@@ -176,21 +197,29 @@ def _sizes(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
         yield "trainer.v1.separate_async.parameter_sync_step", MINI_BATCHES, "as many as updates per step"
 
 
-def _one_device(config: DictConfig, device: Device) -> Iterator[tuple[str, Any, str]]:
-    one = "one device"
-    yield "trainer.n_gpus_per_node", 1, one
-    yield "trainer.nnodes", 1, one
-    yield "actor_rollout_ref.rollout.n_gpus_per_node", 1, one
-    yield "actor_rollout_ref.rollout.tensor_model_parallel_size", 1, one
+def _devices(config: DictConfig, device: Device, split: Split) -> Iterator[tuple[str, Any, str]]:
+    why = split.text() or "one device"
+    yield "trainer.n_gpus_per_node", split.ranks, why
+    yield "trainer.nnodes", 1, why
+    yield "actor_rollout_ref.rollout.n_gpus_per_node", split.ranks, why
+    yield "actor_rollout_ref.rollout.tensor_model_parallel_size", 1, why
     actor = config.actor_rollout_ref.actor
     if "ulysses_sequence_parallel_size" in actor:
-        yield "actor_rollout_ref.actor.ulysses_sequence_parallel_size", 1, one
+        yield "actor_rollout_ref.actor.ulysses_sequence_parallel_size", split.sp, why
+    if "megatron" in actor:
+        yield "actor_rollout_ref.actor.megatron.tensor_model_parallel_size", split.tp, why
+        yield "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size", split.pp, why
+        yield "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size", None, why
+        for key in ("context", "expert_model"):
+            yield f"actor_rollout_ref.actor.megatron.{key}_parallel_size", 1, why
     if device == "cpu" and "fsdp_config" in actor:
         yield "actor_rollout_ref.actor.fsdp_config.param_offload", False, "nothing to offload to"
         yield "actor_rollout_ref.actor.fsdp_config.optimizer_offload", False, "nothing to offload to"
+    if device == "cpu" and split.ranks > 2:
+        yield "ray_kwargs.ray_init.num_cpus", 16 * split.ranks, "Ray's slots for all processes"
 
 
-def _of_kind(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
+def _of_kind(config: DictConfig, files: Files, split: Split) -> Iterator[tuple[str, Any, str]]:
     kind = kind_of(config)
     if kind == "training":
         yield "trainer.total_training_steps", STEPS, SMALL
@@ -198,15 +227,19 @@ def _of_kind(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]
         yield "trainer.test_freq", STEPS, "one validation at the end"
         yield "trainer.val_before_train", False, SMALL
     elif kind == "offline values":
-        yield "spo.estimate.output", str(files.estimated), PLACE
-        yield "spo.estimate.trials", 2, SMALL
-        yield "spo.estimate.chunk", max(1, train_prompts(config) // 2), "two parts"
+        yield from _estimation(config, files)
         yield "data.val_files", [str(files.train)], "as the training data"
     else:
         yield "trainer.validation_data_dir", str(files.dumps), PLACE
         yield "data.train_files", [str(files.held_out)], "as the validation data"
-        yield "data.train_batch_size", 1, "nothing is trained"
-        yield "actor_rollout_ref.actor.ppo_mini_batch_size", 1, "nothing is trained"
+        yield "data.train_batch_size", split.ranks, "nothing is trained"
+        yield "actor_rollout_ref.actor.ppo_mini_batch_size", split.ranks, "nothing is trained"
+
+
+def _estimation(config: DictConfig, files: Files) -> Iterator[tuple[str, Any, str]]:
+    yield "spo.estimate.output", str(files.estimated), PLACE
+    yield "spo.estimate.trials", 2, SMALL
+    yield "spo.estimate.chunk", max(1, train_prompts(config) // 2), "two parts"
 
 
 def _select(config: DictConfig, key: str) -> Any:

@@ -26,7 +26,9 @@ from spo_verl.files import read_yaml, writing
 from spo_verl.launching.limits import Limits
 from spo_verl.launching.recipes import Source, accepted, find_recipe
 from spo_verl.rehearsal import reduction
-from spo_verl.rehearsal.reduction import Change, Device, Files, Kind
+from spo_verl.rehearsal.reduction import ONE, Change, Device, Files, Kind
+from spo_verl.rehearsal.split import Split
+from spo_verl.rehearsal.split import problems as split_problems
 from spo_verl.rehearsal.verdict import Check, judge
 
 if TYPE_CHECKING:
@@ -52,6 +54,10 @@ class Rehearsal:
     mode: str
     device: Device
     folder: str
+    ranks: int = 1
+    tp: int = 1
+    pp: int = 1
+    sp: int = 1
     changes: list[Change] = field(default_factory=list)
     stages: list[Check] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -78,6 +84,7 @@ def rehearse(
     data: Sequence[Path] = (),
     folder: Path,
     device: Device = "cpu",
+    split: Split = ONE,
     limits: Limits = LIMITS,
     say: Callable[[str], None] = lambda line: None,
 ) -> Rehearsal:
@@ -87,10 +94,12 @@ def rehearse(
         recipe: as for :func:`spo_verl.launching.recipes.find_recipe`, or what was found.
         overrides: hydra overrides that belong to the recipe's launch; what a rehearsal reduces wins over them.
         data: prepared Parquet files; empty takes the recipe's own.
+        split: training processes.
         say: called with a line for each stage.
 
     Raises:
-        SpoConfigError: no such recipe, overrides that hydra refuses, no rows, or a folder that is in use.
+        SpoConfigError: no such recipe, overrides that hydra refuses, no rows, a folder that is in use, or numbers of
+            processes that the run cannot have.
     """
     started = time.monotonic()
     if os.path.lexists(folder) and not os.path.isdir(folder):
@@ -109,7 +118,9 @@ def rehearse(
             mode=str(config.trainer.v1.trainer_mode),
             device=device,
             folder=os.path.realpath(folder),
+            **asdict(split),
         )
+        _require_possible(split, config, device)
     with writing(folder, SpoConfigError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -120,6 +131,25 @@ def rehearse(
     with writing(folder / RESULT_NAME, SpoConfigError):
         (folder / RESULT_NAME).write_text(json.dumps(found.as_json(), indent=2, default=str) + "\n")
     return found
+
+
+def _require_possible(split: Split, config: DictConfig, device: Device) -> None:
+    from spo_verl.rehearsal.stand_in import SHAPE
+
+    found = list(split_problems(split, config, device=device, rows=reduction.shared_rows(config), shape=SHAPE))
+    if device == "gpu" and (there := accelerators()) < split.ranks:
+        found.append(f"--ranks {split.ranks}: this machine has {there} accelerators: use --device cpu, or fewer ranks")
+    if found:
+        raise SpoConfigError("; ".join(found) + ".")
+
+
+def accelerators() -> int:
+    """CUDA devices that torch finds; 0 where VERL_PLATFORM says that there is none to use."""
+    if os.environ.get("VERL_PLATFORM") == "cpu":
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
 
 
 @contextmanager
@@ -203,13 +233,9 @@ def engine_obstacle(config: DictConfig, device: Device) -> str | None:
     if device == "cpu" and rollout != "vllm":
         return f"on a CPU only vLLM generates (actor_rollout_ref.rollout.name={rollout})"
     if device == "cpu" and strategy not in ("fsdp", "fsdp2", "megatron"):
-        return f"on a CPU only FSDP trains (actor_rollout_ref.actor.strategy={strategy})"
-    if strategy != "megatron":
-        return None
-    if not _importable("megatron.core"):
+        return f"on a CPU only FSDP and Megatron train (actor_rollout_ref.actor.strategy={strategy})"
+    if strategy == "megatron" and not _importable("megatron.core"):
         return "megatron-core is not installed, which verl's Megatron engine is built on"
-    if device == "cpu":
-        return "verl registers its Megatron engine for CUDA devices only, and this is a CPU"
     return None
 
 
@@ -243,7 +269,8 @@ def _stages(
     passed("validated", "verl's check" + (" and SPO's" if uses_spo(config) else ""))
     with _usable(recipe):
         files, parameters = _prepare(config, folder, data)
-        found.changes = reduction.changes(config, files, device=device)
+        split = Split(found.ranks, found.tp, found.pp, found.sp)
+        found.changes = reduction.changes(config, files, device=device, split=split)
     passed("data and stand-in", f"{files.train.name}, {files.held_out.name}, {parameters:,} parameters")
     reduced = recipe.compose([*overrides, *reduction.overrides(found.changes)])
     if problems := problems_of(reduced):

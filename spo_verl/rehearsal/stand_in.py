@@ -52,7 +52,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class StandIn:
-    """A stand-in that lies in ``folder``; ``longest_prompt`` is in tokens, the chat template included."""
+    """A stand-in in ``folder``; ``longest_prompt`` is in tokens, the chat template included."""
 
     folder: Path
     parameters: int
@@ -75,6 +75,8 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in MARKS])
+    if tokenizer.get_vocab_size() % 2:  # two tensor-parallel ranks divide it
+        tokenizer.add_tokens([AddedToken("<even>", special=False, normalized=False)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=END_OF_TEXT,
@@ -102,7 +104,7 @@ def build(
         prompts: chat messages of every row that it will be asked.
         response_tokens: room after the longest prompt.
         template: further arguments of the chat template (``data.apply_chat_template_kwargs``).
-        tools: schemas that stand in front of every prompt.
+        tools: schemas that precede every prompt.
     """
     texts = [message["content"] for prompt in prompts for message in prompt]
     # Often enough that the parts of a call become a few long tokens.

@@ -33,7 +33,7 @@ class Settings:
 
     estimator: Literal["spo", "grpo"] = "spo"
     seed: int = 0
-    steps: int = 20
+    steps: int = 16
     trajectories: int = 256
     learning_rate: float = 1e-4
     train_prompts: int = 1024
@@ -133,7 +133,7 @@ def training_overrides(
     """The hydra overrides that a user would write by hand; what a CPU needs is in ``+platform=cpu``.
 
     Args:
-        values: file of offline values for spo, None without.
+        values: file of offline values for spo, None without; what is missing of them is sampled first.
     """
     group = GROUP_SIZE if settings.estimator == "grpo" else 1
     prompts = settings.trajectories // group
@@ -150,7 +150,13 @@ def training_overrides(
         ],
     }[settings.estimator]
     if values is not None:
-        estimator.append(f"spo.initial.values={hydra_value(values)}")
+        estimator += [
+            f"spo.initial.values={hydra_value(values)}",
+            f"spo.estimate.output={hydra_value(values)}",
+            f"spo.estimate.trials={settings.offline_trials}",
+            # Parts that are finished outlast a call that is not; eight of them cost nothing.
+            f"spo.estimate.chunk={max(1, settings.train_prompts // 8)}",
+        ]
     micro = settings.trajectories // MINI_BATCHES
     return [
         *estimator,
@@ -189,23 +195,4 @@ def training_overrides(
         "trainer.project_name=quickstart",
         f"trainer.experiment_name={settings.estimator}-{settings.seed}",
         *settings.overrides,
-    ]
-
-
-def estimate_overrides(
-    settings: Settings, *, model: Path, train: Path, held_out: Path, output: Path, scratch: Path
-) -> list[str]:
-    """The same run, but it samples ``offline_trials`` responses per training prompt into ``output``."""
-    training = training_overrides(
-        settings, model=model, train=train, held_out=held_out, checkpoints=scratch, values=None
-    )
-    return [
-        *training,
-        f"spo.estimate.output={hydra_value(output)}",
-        f"spo.estimate.trials={settings.offline_trials}",
-        # Parts that are finished outlast a call that is not; eight of them cost nothing.
-        f"spo.estimate.chunk={max(1, settings.train_prompts // 8)}",
-        "trainer.resume_mode=disable",
-        "trainer.val_before_train=False",
-        "trainer.logger=[console]",
     ]

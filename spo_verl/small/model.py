@@ -1,4 +1,4 @@
-"""A Qwen3-architecture model small enough to train on two cores, with a character tokenizer and a chat template."""
+"""A model like Qwen3, small enough to train on two cores, with a character tokenizer and a chat template."""
 
 from __future__ import annotations
 

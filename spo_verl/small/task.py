@@ -1,7 +1,7 @@
 """An arithmetic ladder: eight equally frequent levels, from one that a small model masters to ones it barely meets.
 
 Numbers are written last digit first, in questions and answers alike: 37 + 5 = 42 is ``73+5=`` and ``24``. Carries then
-arise in the order of writing, and digits that belong together stand equally far apart, which is what a small causal
+arise in the order of writing, and digits that belong together are equally far apart, which is what a small causal
 model can learn in a minute; :mod:`spo_verl.small.reward` turns the answer round again. Everything is a function of
 a seed: the same seed gives the same problems in the same order.
 """
@@ -19,7 +19,7 @@ from spo_verl.errors import SpoConfigError
 
 MAX_PROMPT_TOKENS = 16
 MAX_RESPONSE_TOKENS = 8
-"""Longest question is ``9999+9999=`` with two role tokens, longest answer five digits with the end token."""
+"""The longest question is ``9999+9999=`` with two role tokens, the longest answer five digits with the end token."""
 
 CHARACTERS = "0123456789+-*="
 
@@ -170,7 +170,7 @@ def write_parquet(task: Task, folder: Path) -> tuple[Path, Path]:
 
 
 def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """As prepared data lie in a Parquet file."""
+    """As prepared data are in a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

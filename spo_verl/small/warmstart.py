@@ -102,7 +102,7 @@ def load_libraries() -> None:
 
 
 def saved_accuracies(folder: Path, sets: Sequence[Sequence[Problem]]) -> list[np.ndarray]:
-    """:func:`sampled_accuracy` of the model that lies in a folder, as float64 (B,) for each set of problems."""
+    """:func:`sampled_accuracy` of the model in a folder, as float64 (B,) for each set of problems."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -28,12 +28,12 @@ def shown(given: object) -> str:
 
 
 def plain(name: str) -> str:
-    """A name for a message: as it is where it is one, quoted where it might not print."""
+    """A name for a message, quoted where it might not print."""
     return name if name.isidentifier() and name.isascii() else shown(name)
 
 
 def is_whole(given: object) -> TypeGuard[int]:
-    """Whether it is an integer of Python or numpy; True, False and 3.0 are none."""
+    """Whether it is an integer of Python or numpy; True, False and 3.0 are not."""
     return isinstance(given, (int, np.integer)) and not isinstance(given, bool)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from spo_verl import core
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker.arguments import is_whole, shown
-from spo_verl.tracker.forgetting import Forgetting
+from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.settings import TrackerSettings
@@ -90,7 +90,7 @@ class Drawing:
             self.index(version).update(slot_B, self._weights(slot_B, version))
 
     def index(self, version: int) -> core.WeightIndex | QuotaIndex:
-        """The index, with all weights worked out again if they have aged since; O(P) once per version."""
+        """The index at a version; O(P) where weights age with versions and this one is new."""
         if self._ages and self._version != version:
             weight_P = self._weights(slice(0, self._table.active), version)
             if isinstance(self._index, QuotaIndex):
@@ -101,7 +101,7 @@ class Drawing:
         return self._index
 
     def _weights(self, rows: NDArray[np.int64] | slice, version: int) -> NDArray[np.float64]:
-        """What rows of the table are drawn by, at a policy version."""
+        """The sampling weights of rows of the table at a policy version."""
         alpha_B, beta_B, version_B = self._table.read_from(rows)
         if not self._prioritized:
             return np.ones(len(alpha_B))

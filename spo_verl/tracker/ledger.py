@@ -34,17 +34,6 @@ class Rollout(NamedTuple):
     sessions: tuple[int, ...] = ()
 
 
-def opened(uids: Sequence[str], frozen: Frozen) -> dict[str, Rollout]:
-    """Records of rollouts that were just dispatched."""
-    columns = (
-        frozen.slot_B.tolist(),
-        frozen.value_B.tolist(),
-        frozen.n_eff_B.tolist(),
-        frozen.version_B.tolist(),
-    )
-    return {uid: Rollout(*row) for uid, *row in zip(uids, *columns, strict=True)}
-
-
 def frozen_of(rollouts: Sequence[Rollout]) -> Frozen:
     """The records of rollouts as columns."""
     return Frozen(
@@ -72,7 +61,7 @@ class Ledger:
     """Open and recently ended rollouts. No method changes anything when it raises.
 
     ``open`` changes by :meth:`dispatch`, :meth:`add_session`, :meth:`settle` and :meth:`move_slots` only, which keep
-    ``in_flight`` (prompt slot -> number of its open rollouts, none of them 0) beside it.
+    ``in_flight`` (prompt slot -> number of its open rollouts, none of them 0) up to date.
     """
 
     open: dict[str, Rollout] = field(default_factory=dict)
@@ -87,11 +76,11 @@ class Ledger:
         """A copy that later changes do not reach (the records are immutable)."""
         return Ledger(dict(self.open), dict(self.recent))
 
-    def dispatch(self, uids: Sequence[str], frozen: Frozen) -> None:
+    def dispatch(self, uids: Sequence[str], rollouts: Sequence[Rollout]) -> None:
         """Open rollouts, or replace what was frozen with open ones."""
-        new = [slot for uid, slot in zip(uids, frozen.slot_B.tolist(), strict=True) if uid not in self.open]
-        self.open.update(opened(uids, frozen))
-        self.in_flight.update(new)
+        dispatched = dict(zip(uids, rollouts, strict=True))
+        self.in_flight.update(one.slot for uid, one in dispatched.items() if uid not in self.open)
+        self.open.update(dispatched)
 
     def slots_in_flight(self, at_least: int) -> NDArray[np.int64]:
         """Prompt slots with at least so many open rollouts, ascending."""
@@ -125,7 +114,7 @@ class Ledger:
         return [self.open[uid] for uid in uids]
 
     def is_new(self, uid: str, session: int) -> bool:
-        """Whether this outcome is news; raises :class:`SpoStateError` where there is no such rollout."""
+        """Whether this outcome is new; raises :class:`SpoStateError` where there is no such rollout."""
         rollout = self.open.get(uid)
         if rollout is not None:
             return session not in rollout.sessions

@@ -2,7 +2,7 @@
 
 All responses lie in append-only arrays; a slot only holds where its own begins and how long it is. Because
 nothing that was written is ever overwritten, a snapshot shares these arrays instead of copying them, and
-stays valid while training goes on. What a newer response replaces becomes garbage; when more than half is
+stays valid while training continues. What a newer response replaces becomes garbage; when more than half is
 garbage the live part moves to fresh arrays. A restart restores every stored response exactly
 (tests/tracker/test_checkpoint_continue.py).
 """
@@ -128,7 +128,7 @@ class ResponseMemory:
             )
 
     def remember(self, slot_B: NDArray[np.int64], responses: StoredResponses) -> None:
-        """Replace the responses of these slots; of several for one slot the last in order stays.
+        """Replace the responses of these slots; of several for one slot the last is kept.
 
         A response without tokens leaves its slot without one, as there is nothing to measure on.
         """

@@ -1,7 +1,7 @@
 """Outcomes of a request: checked, in their types, and without what was observed before.
 
-What they do to evidence is said by the rule of the forgetting mode (:mod:`spo_verl.tracker.forgetting`). Nothing here
-changes anything.
+What they do to evidence is said by the rule of the forgetting mode (:mod:`spo_verl.tracker.forgetting_rules`).
+Nothing here changes anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Outcomes:
     Attributes:
         slot_B, version_B: prompt slot, and policy version of the dispatch, int64.
         reward_B: in [0, 1].
-        divergence_B: at least 0, NaN for outcomes without one; None where the request brought none at all.
+        divergence_B: at least 0, NaN for outcomes without one.
         trained_B: whether the rollout was trained on, bool.
         source_B: the rollout and the session that they come from.
         duplicate: how many of the request had been observed before.
@@ -37,14 +37,14 @@ class Outcomes:
     slot_B: NDArray[np.int64]
     version_B: NDArray[np.int64]
     reward_B: NDArray[np.float64]
-    divergence_B: NDArray[np.float64] | None
+    divergence_B: NDArray[np.float64]
     trained_B: NDArray[np.bool_]
     source_B: list[tuple[str, int]]
     duplicate: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effects:
     """What a request will do: the rows as they become, the report, and the open rollouts that end, by their kind."""
 
     rows: TouchedRows
@@ -83,8 +83,7 @@ def new_outcomes(groups: Sequence[Late], ledger: Ledger) -> Outcomes:
     uids = [uid for group in groups for uid in group.uids]
     session_B = _column("session_B", groups, as_integers)
     reward_B = _column("reward_B", groups, as_floats)
-    measured = any(group.divergence_B is not None for group in groups)
-    divergence_B = _column("divergence_B", groups, as_floats, without=np.nan) if measured else None
+    divergence_B = _column("divergence_B", groups, as_floats, without=np.nan)
     _check_values(uids, session_B, reward_B, divergence_B)
     seen: set[tuple[str, int]] = set()
     fresh = []
@@ -99,7 +98,7 @@ def new_outcomes(groups: Sequence[Late], ledger: Ledger) -> Outcomes:
         slot_B=np.array([one.slot for one in open_B], dtype=np.int64),
         version_B=np.array([one.version for one in open_B], dtype=np.int64),
         reward_B=reward_B[row_B],
-        divergence_B=None if divergence_B is None else divergence_B[row_B],
+        divergence_B=divergence_B[row_B],
         trained_B=trained_B[row_B],
         source_B=[source for _, source in fresh],
         duplicate=len(uids) - len(fresh),
@@ -128,7 +127,7 @@ def _check_values(
     uids: Sequence[str],
     session_B: NDArray[np.int64],
     reward_B: NDArray[np.float64],
-    divergence_B: NDArray[np.float64] | None,
+    divergence_B: NDArray[np.float64],
 ) -> None:
     """Raise where a reward is not in [0, 1], or a divergence negative."""
     bad = np.flatnonzero(~((reward_B >= 0) & (reward_B <= 1)))  # NaN fails both comparisons
@@ -139,7 +138,7 @@ def _check_values(
             f"not in [0, 1] ({bad.size} of {len(reward_B)} are not); map rewards to [0, 1] first "
             "(spo.reward.low, spo.reward.high)."
         )
-    if divergence_B is not None and (divergence_B < 0).any():
+    if (divergence_B < 0).any():
         at = int(np.argmax(divergence_B < 0))
         raise SpoStateError(
             f"observe: divergence {divergence_B[at]} of uid {shown(uids[at])} is negative; pass "

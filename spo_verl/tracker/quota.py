@@ -91,9 +91,9 @@ class PromptSources:
         """The sources (or these of them) with their numbers of prompts, for a message."""
         prompts = dict(zip(self.names, self.prompts_Q.tolist(), strict=True))
         chosen = list(prompts if names is None else names)
-        told = [f"{name!r} ({prompts[name]} prompts)" for name in chosen[:LISTED_NAMES]]
-        more = len(chosen) - len(told)
-        return ", ".join(told) + (f" and {more} more" if more else "")
+        listed = [f"{name!r} ({prompts[name]} prompts)" for name in chosen[:LISTED_NAMES]]
+        more = len(chosen) - len(listed)
+        return ", ".join(listed) + (f" and {more} more" if more else "")
 
 
 def parts_of(quota: Mapping[str, float], names: Iterable[str]) -> NDArray[np.float64]:
@@ -157,7 +157,7 @@ def _too_many(
 
 
 def _places(slot_of_place: NDArray[np.unsignedinteger], slot_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where slots of a source stand among its slots, which ascend."""
+    """Where slots of a source are among its slots, which ascend."""
     # In the type of the table: another one would make numpy convert all of it.
     return np.searchsorted(slot_of_place, slot_B.astype(slot_of_place.dtype))
 
@@ -170,7 +170,7 @@ def _floored(share: float) -> str:
 class QuotaIndex:
     """One ``WeightIndex`` per data source; a batch takes from each what its quota says.
 
-    State beside the weights: none. Like ``WeightIndex``, one that was updated equals one built from the same weights,
+    It has no state but the weights. Like ``WeightIndex``, one that was updated equals one built from the same weights,
     so a restart saves the weights (or what they follow from) and the generators.
 
     Args:
@@ -263,6 +263,6 @@ class QuotaIndex:
             self._index_Q[source].update(_places(self._slots_Q[source], slots[mine_B]), weight_B[mine_B])
 
     def effective_number(self) -> float:
-        """1 / sum p^2 over the prompts' first-draw probabilities p: over how many the draws spread."""
+        """1 / sum p^2 of the first-draw probabilities p: how many prompts the draws spread over."""
         number_Q = np.array([index.effective_number() for index in self._index_Q])
         return float(1.0 / (self._share_Q**2 / number_Q).sum())

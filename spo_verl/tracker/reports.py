@@ -84,8 +84,8 @@ class ObserveReport:
         rho_B: factor that was applied to the evidence; 1 where this version had been discounted already, or under
             ``kl`` and ``drift`` another version of the same request. In event time rho to the power of the versions
             since the prompt's newest event, 1 for outcomes that are no newer.
-        divergence_B: the divergence behind it; 0 without a stored response, without a discount, under ``constant``
-            and in event time. Under ``drift`` the scaled movement that stands for it.
+        divergence_B: the divergence that ``rho_B`` follows from; 0 without a stored response, without a discount,
+            under ``constant`` and in event time. Under ``drift`` the scaled movement instead.
         n_eff_B: effective sample size before, in event time as read at the outcomes' version.
         discounted_B: whether the evidence was discounted, bool.
         first_visit_B: whether the prompt had never been observed, bool.

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spo_verl.errors import SpoError, SpoServiceError, SpoStateError
 from spo_verl.tracker.arguments import checked_whole, shown
-from spo_verl.tracker.checkpoint.layout import target_of
+from spo_verl.tracker.checkpoint.schema import target_of
 from spo_verl.tracker.checkpoint.snapshot import Snapshot, check_extra
 from spo_verl.tracker.reports import LoadReport, WriteReport
 from spo_verl.tracker.tracker import Tracker

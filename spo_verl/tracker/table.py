@@ -1,6 +1,6 @@
 """One row per prompt: its identity, its evidence, its counters; columns of numpy arrays.
 
-Row numbers are the prompt slots. The first ``active`` rows are the prompts of the dataset; behind them stand
+Row numbers are the prompt slots. The first ``active`` rows are the prompts of the dataset; after them come
 the prompts that a checkpoint knew and the dataset no longer has, kept so that nothing is lost if they return.
 """
 
@@ -73,7 +73,7 @@ def _refuse_equal_keys(key_P: NDArray[np.void]) -> None:
     if pair.size:
         first, second = sorted((int(order_P[pair[0]]), int(order_P[pair[0] + 1])))
         raise SpoStateError(
-            f"prompt key {key_P[first].tobytes().hex()} stands at positions {first} and {second} "
+            f"prompt key {key_P[first].tobytes().hex()} is at positions {first} and {second} "
             f"({pair.size} repeats "
             "in all); equal prompts share one slot, so pass each key once (spo_verl.data.dataset_keys does "
             "that)."
@@ -132,12 +132,11 @@ class PromptTable:
     | ``draws_P`` | how often it was drawn |
     | ``visits_P`` | observed outcomes |
     | ``version_P`` | policy version at whose outcomes the evidence was last discounted (with event time: the newest
-      event, which the evidence stands at: before the first outcome the version at which the prompt entered), -1 for
+      event, at which the evidence is stored: before the first outcome the version at which the prompt entered), -1 for
       none, or for entry at version 0 |
     | ``moved_P`` | the policy's summed movement at that discount; None except under ``forgetting_mode=drift`` |
 
-    Evidence stands relative to its own last discount: what happens between visits is worked out at the next
-    one.
+    Evidence is stored as of its last discount; what happens between visits is worked out at the next one.
     """
 
     active: int
@@ -225,7 +224,7 @@ class PromptTable:
         return replace(self, moved_P=np.zeros(len(self)) if wanted else None)
 
     def anchored(self, version: int, row_P: NDArray[np.bool_] | None = None) -> PromptTable:
-        """The table where the evidence of these rows, or of all, stands at ``version``; 0 is -1, see ``version_P``."""
+        """The table with the evidence of these rows, or of all, stored at ``version``; 0 is -1, see ``version_P``."""
         at = version or NO_VERSION
         return replace(self, version_P=np.where(True if row_P is None else row_P, at, self.version_P))
 

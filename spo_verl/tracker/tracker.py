@@ -10,6 +10,7 @@ settings the tracker continues bit for bit as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from spo_verl.tracker import checkpoint
 from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, shown
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
-from spo_verl.tracker.forgetting import forgetting
-from spo_verl.tracker.ledger import Ledger, check_ending, frozen_of
+from spo_verl.tracker.forgetting_rules import forgetting
+from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
-from spo_verl.tracker.metrics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
-from spo_verl.tracker.observing import Plan, checked_groups, joined, new_outcomes
+from spo_verl.tracker.observing import Effects, checked_groups, joined, new_outcomes
+from spo_verl.tracker.prompt_statistics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
 from spo_verl.tracker.responses import StoredResponses
@@ -42,7 +43,7 @@ class Tracker:
     clock and the random generators; weights, and which prompts are in flight, follow from them and are rebuilt.
 
     In event time (``forgetting_mode="version"``) the event of an outcome is the version of its rollout's dispatch,
-    also where the rollout went on under newer versions: the first version is the one whose estimate was frozen as
+    also where the rollout continued under newer versions: the first version is the one whose estimate was frozen as
     its baseline, it is known at dispatch for every rollout, and an outcome is never taken for newer than it is.
     """
 
@@ -87,8 +88,8 @@ class Tracker:
             settings: see :class:`TrackerSettings`.
             alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
             sources: data source of each prompt; needed, and looked at, only with ``settings.quota``.
-            version: policy version at which the run goes on, not negative. In event time the given evidence is of this
-                version (z_0) and decays from it.
+            version: policy version at which the run continues, not negative. In event time the given evidence is of
+                this version (z_0) and decays from it.
 
         Raises:
             SpoStateError: keys or evidence are unusable; names the slot. Quota and sources do not fit together. The
@@ -117,14 +118,14 @@ class Tracker:
 
         Every known prompt keeps its evidence, counters and stored response; prompts that the dataset lost are
         kept aside and return with it; new ones start with the given evidence. The present settings hold,
-        differences are reported. Another seed starts the random generators anew.
+        differences are reported. Another seed restarts the random generators.
 
         Args:
             folder: as written by :meth:`Snapshot.write`; it is only read.
             key_P, settings, alpha_P, beta_P, sources: as for :meth:`create`; quotas may differ from those of the
                 checkpoint, which evidence does not depend on.
-            version: policy version at which the run goes on; None: the checkpoint's step, or the newest version that it
-                knows where that is larger. In event time the evidence of new prompts is of this version, and that of
+            version: policy version at which the run continues; None: the larger of the checkpoint's step and the newest
+                version that it knows. In event time the evidence of new prompts is of this version, and that of
                 all prompts where the checkpoint's forgetting mode was another.
 
         Raises:
@@ -152,7 +153,7 @@ class Tracker:
         Args:
             size: prompts of the batch.
             version: policy version that will generate. Weights depend on it in event time with ``gamma`` or
-                ``floor``; without it the newest version that the tracker was told holds.
+                ``floor``; without it the newest version that the tracker knows.
 
         Raises:
             SpoStateError: fewer than one or more than there are, in all or of a data source; or more than prompts in
@@ -184,14 +185,14 @@ class Tracker:
         uids, version = checked_uids(uids, "dispatch"), checked_version(version)
         slots = self._table.checked_slots(slot_B, len(uids))
         self._ledger.refuse_known(uids)
-        frozen = self._freeze(slots, version)
+        rollouts = self._freeze(slots, version)
         self._clock.note_version(version)
-        self._ledger.dispatch(uids, frozen)
+        self._ledger.dispatch(uids, rollouts)
         self._counters["dispatched"] += len(uids)
-        return frozen
+        return frozen_of(rollouts)
 
     def redispatch(self, uids: Sequence[str], version: int) -> Frozen:
-        """Freeze anew what open rollouts are scored by, as they are issued again (after a restart, or a retry).
+        """Freeze again what open rollouts are scored by, as they are issued again (after a restart, or a retry).
 
         They keep their uid and their place among those in flight; value, effective sample size and version are those
         of now, and in event time the version is the event of the outcome to come.
@@ -204,10 +205,10 @@ class Tracker:
         begun = [uid for uid, one in zip(uids, open_B, strict=True) if one.sessions]
         if begun:
             raise SpoStateError(f"redispatch: uid {begun[0]!r} has outcomes already; settle it and use a fresh uid.")
-        frozen = self._freeze(frozen_of(open_B).slot_B, version)
+        rollouts = self._freeze(frozen_of(open_B).slot_B, version)
         self._clock.note_version(version)
-        self._ledger.dispatch(uids, frozen)
-        return frozen
+        self._ledger.dispatch(uids, rollouts)
+        return frozen_of(rollouts)
 
     def recall(self, uids: Sequence[str]) -> Recall:
         """The frozen records of open rollouts, and the stored responses of their prompts.
@@ -243,7 +244,7 @@ class Tracker:
             SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
                 after its rollout was settled.
         """
-        return self._commit(self._plan(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
+        return self._commit(self._effects(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
 
     def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
         """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
@@ -288,7 +289,7 @@ class Tracker:
         Raises:
             SpoStateError, SpoRewardError: as for ``observe`` and ``settle``.
         """
-        return self._commit(self._plan(Late("trained"), late)).report
+        return self._commit(self._effects(Late("trained"), late)).report
 
     def advance(self, movement: float) -> None:
         """The policy has moved by so much; what is read at later visits is discounted by it (``drift``).
@@ -328,11 +329,11 @@ class Tracker:
         moved = self._clock.movement if movement is None else self._rule.moved(self._clock, movement)
         slots = None if responses is None else self._slots_to_remember(remember_uids, responses)
         trained = Late("trained", uids, session_B, reward_B, divergence_B, ended=settle_uids)
-        plan = self._commit(self._plan(trained, late))
+        effects = self._commit(self._effects(trained, late))
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
         self._clock.movement = moved
-        return StepReport(plan.report, self.metrics(), plan.untrained)
+        return StepReport(effects.report, self.metrics(), effects.untrained)
 
     # -- looking at it
 
@@ -362,7 +363,7 @@ class Tracker:
 
     @property
     def version(self) -> int | None:
-        """The newest policy version that the tracker was told; None where the forgetting mode does not count them."""
+        """The newest policy version that the tracker knows; None where the forgetting mode does not count them."""
         return self._clock.version
 
     @property
@@ -373,7 +374,7 @@ class Tracker:
     def evidence(self, slot_B: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Copies of alpha and beta, of all prompts of the dataset or of these slots.
 
-        They stand as of each prompt's last discount, in event time as of its newest event.
+        They are as of each prompt's last discount, in event time as of its newest event.
         """
         slots = np.arange(self.size) if slot_B is None else self._table.checked_slots(slot_B)
         return self._table.alpha_P[slots], self._table.beta_P[slots]
@@ -423,7 +424,7 @@ class Tracker:
         return self._state(self._table, self._ledger).digest
 
     def snapshot(self) -> Snapshot:
-        """An immutable copy of the state, to be written while the tracker goes on."""
+        """An immutable copy of the state, to be written while the tracker continues."""
         return self._state(self._table.copy(), self._ledger.copy())
 
     # -- how it is done
@@ -456,11 +457,12 @@ class Tracker:
         slot_X = self._ledger.slots_in_flight(limit)
         return slot_X[slot_X < self.size]  # a prompt that was kept aside may still have an open rollout
 
-    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> Frozen:
+    def _freeze(self, slot_B: NDArray[np.int64], version: int) -> list[Rollout]:
+        """Records of rollouts of these prompts at a policy version."""
         value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
-        return Frozen(slot_B, value_B, n_eff_B, version_B=np.full(len(slot_B), version, dtype=np.int64))
+        return list(map(Rollout, slot_B.tolist(), value_B.tolist(), n_eff_B.tolist(), repeat(version)))
 
-    def _plan(self, trained: Late, late: Sequence[Late] = ()) -> Plan:
+    def _effects(self, trained: Late, late: Sequence[Late] = ()) -> Effects:
         """What observing and settling these rollouts will do; changes nothing.
 
         Args:
@@ -472,22 +474,22 @@ class Tracker:
         outcomes = new_outcomes(groups, self._ledger)
         rows = self._table.touched(outcomes.slot_B)
         report = joined(self._rule.fold(rows, outcomes, self._clock), outcomes.duplicate)
-        return Plan(rows, outcomes, report, ending)
+        return Effects(rows, outcomes, report, ending)
 
-    def _commit(self, plan: Plan) -> Plan:
-        """Do what was planned."""
-        self._table.write(plan.rows)
-        for uid, session in plan.outcomes.source_B:
+    def _commit(self, effects: Effects) -> Effects:
+        """Let them take place."""
+        self._table.write(effects.rows)
+        for uid, session in effects.outcomes.source_B:
             self._ledger.add_session(uid, session)
         # A prompt that was kept aside may still have an open rollout.
-        self._drawing.update(plan.rows.slot_D[plan.rows.slot_D < self.size], self._version)
-        self._counters["observations"] += plan.report.new
-        self._counters["duplicates"] += plan.report.duplicate
-        self._counters["first_visits"] += plan.report.first_visits
-        for kind, uids in plan.ending:
+        self._drawing.update(effects.rows.slot_D[effects.rows.slot_D < self.size], self._version)
+        self._counters["observations"] += effects.report.new
+        self._counters["duplicates"] += effects.report.duplicate
+        self._counters["first_visits"] += effects.report.first_visits
+        for kind, uids in effects.ending:
             self._end(uids, kind)
-        self._count("untrained", plan.untrained)
-        return plan
+        self._count("untrained", effects.untrained)
+        return effects
 
     def _slots_to_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
         self._memory.check(responses)

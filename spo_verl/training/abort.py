@@ -49,7 +49,7 @@ class StoppableRollouts:
             del self.spo_tasks[uid]
 
     async def spo_stop(self, uids: frozenset[str], patience: float) -> int:
-        """Cancel the rollouts of these prompts and wait for their end; how many have not ended within ``patience``."""
+        """Cancel the rollouts of these prompts; returns how many have not ended within ``patience``."""
         tasks = [task for uid, task in self.spo_tasks.items() if uid in uids]
         for task in tasks:
             task.cancel()
@@ -87,7 +87,7 @@ def abort_rollouts(manager: Any, uids: Iterable[str], *, patience: float = PATIE
         patience: seconds to wait for their end.
 
     Raises:
-        SpoStateError: a rollout swallowed its cancellation and goes on.
+        SpoStateError: a rollout swallowed its cancellation and continues.
     """
     wanted = frozenset(uids)
     running = sum(ray.get([worker.spo_stop.remote(wanted, patience) for worker in manager.agent_loop_workers]))

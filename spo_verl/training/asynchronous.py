@@ -46,10 +46,10 @@ class OpenRollouts:
     # ------------------------------------------------------------------ after a restart
 
     def _match_restored_rollouts(self) -> None:
-        """Let verl's queue and the tracker hold the same open rollouts after a restart.
+        """Make verl's queue and the tracker hold the same open rollouts after a restart.
 
-        They do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen value,
-        which cannot be scored: they go, and their prompts can be drawn again.
+        They already do where one checkpoint holds both. A checkpoint of another estimator has rollouts without a frozen
+        value, which cannot be scored: they are dropped, and their prompts can be drawn again.
         """
         restored = set(_registered_prompts())
         known = set(self.tracker.open_uids())
@@ -69,7 +69,7 @@ class OpenRollouts:
         require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
 
     def _reissue_inflight_prompts(self, partition_id: str = TRAIN) -> int:
-        """Prompts that were being answered at the checkpoint are answered again, by the policy of now.
+        """Prompts that were being answered at the checkpoint are answered again, by the current policy.
 
         They keep their uid; the value, effective sample size and version that they are scored by are read again.
         """
@@ -77,7 +77,7 @@ class OpenRollouts:
             waiting = sorted(_under_way())
             if waiting:
                 self.tracker.redispatch(waiting, self.global_steps - 1)
-                logger.info("spo: froze the values of %d re-issued prompts anew", len(waiting))
+                logger.info("spo: froze the values of %d re-issued prompts again", len(waiting))
         return int(super()._reissue_inflight_prompts(partition_id))  # type: ignore[misc]
 
     # ------------------------------------------------------------------ replaced
@@ -110,7 +110,7 @@ class OpenRollouts:
         super().on_sample_end()  # type: ignore[misc]
 
     def on_step_end(self) -> None:
-        # Generation goes on during the updates and gets new weights here.
+        # Generation continues during the updates and gets new weights here.
         if self.trainer_mode == "separate_async":
             self._end_version()
         super().on_step_end()  # type: ignore[misc]

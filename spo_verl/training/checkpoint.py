@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from spo_verl.tracker.settings import TrackerSettings
 logger = logging.getLogger(__name__)
 
 FOLDER = "spo"
+_SHARD = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
 
 
 class CheckpointFollower:
@@ -49,8 +51,8 @@ class CheckpointFollower:
         self._tracker = tracker
         self._key_P = key_P
         self._settings = settings
-        alpha_P, beta_P = initial_evidence or (None, None)
-        self._initial: dict[str, Any] = {"alpha_P": alpha_P, "beta_P": beta_P, "sources": sources}
+        self._initial_evidence = initial_evidence
+        self._sources = sources
         self._foreign = False
         self._saving: Path | None = None
         self._saved: list[Path] = []
@@ -134,6 +136,40 @@ class CheckpointFollower:
                 "into the marker, or set trainer.resume_mode=disable to start from scratch."
             )
 
+    def require_same_ranks(self) -> None:
+        """Refuse to continue with another number of training processes than FSDP saved its shards with.
+
+        verl itself would end in every worker with a file that is not found. Megatron's checkpoints have no such files.
+
+        Raises:
+            SpoCheckpointError: names both numbers and the ways out.
+        """
+        folder = self._resumed_folder()
+        if folder is None:
+            return
+        saved = sorted({int(found[1]) for file in _files(folder / "actor") if (found := _SHARD.fullmatch(file))})
+        ranks = int(self._config.nnodes) * int(self._config.n_gpus_per_node)
+        if not saved or ranks in saved:
+            return
+        weights = f"{folder}_merged"
+        raise SpoCheckpointError(
+            f"{folder / 'actor'} was saved by {saved[-1]} training processes, and this run has trainer.nnodes * "
+            f"trainer.n_gpus_per_node = {ranks}: verl loads FSDP's checkpoints with the same number only. Set it to "
+            f"{saved[-1]}; or begin a new run, without the optimizer's state: merge the weights with `python -m "
+            f"verl.model_merger merge --backend fsdp --local_dir {folder / 'actor'} --target_dir {weights}`, and set "
+            f"actor_rollout_ref.model.path={weights} ++spo.initial.tracker={folder / FOLDER} and another "
+            "trainer.default_local_dir."
+        )
+
+    def _resumed_folder(self) -> Path | None:
+        """The folder that verl is about to load; None where it starts from scratch."""
+        if self._config.resume_mode == "resume_path":
+            return Path(os.path.abspath(self._config.resume_from_path))
+        marker = Path(get_checkpoint_tracker_filename(str(self.root)))
+        if self._config.resume_mode != "auto" or not marker.exists():
+            return None
+        return self.root / f"global_step_{marker.read_text(encoding='utf-8').strip()}"
+
     def load(self, step: int) -> None:
         """Make the tracker: from the checkpoint that verl has just loaded, or from its initial values.
 
@@ -148,7 +184,7 @@ class CheckpointFollower:
             SpoCheckpointError: and its children, see :mod:`spo_verl.tracker.checkpoint`.
         """
         if step == 0:
-            self._tracker.create(self._key_P, self._settings, **self._initial, version=step)
+            self.create(self._initial_evidence)
             return
         folder = self._checkpoint_folder(step) / FOLDER
         if not _there(folder):
@@ -164,9 +200,11 @@ class CheckpointFollower:
                 folder.parent,
                 step,
             )
-            self._tracker.create(self._key_P, self._settings, **self._initial, version=step)
+            self.create(self._initial_evidence, version=step)
             return
-        report = self._tracker.load(folder, self._key_P, self._settings, **self._initial, version=step)
+        report = self._tracker.load(
+            folder, self._key_P, self._settings, **self._initial(self._initial_evidence), version=step
+        )
         if report.step != step:
             raise SpoCheckpointDamagedError(
                 f"{folder} holds the tracker of step {report.step}, not of step {step}: a folder was moved or copied "
@@ -175,10 +213,26 @@ class CheckpointFollower:
         logger.info("spo: loaded step=%d tracker_digest=%s", step, report.digest)
         logger.info("spo: %s", report)
 
+    def create(self, evidence: tuple[np.ndarray, np.ndarray] | None, *, version: int = 0) -> None:
+        """Make the tracker from initial values ``(alpha_P, beta_P)``, or from nothing, instead of a checkpoint."""
+        self._tracker.create(self._key_P, self._settings, **self._initial(evidence), version=version)
+
+    def _initial(self, evidence: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
+        alpha_P, beta_P = evidence or (None, None)
+        return {"alpha_P": alpha_P, "beta_P": beta_P, "sources": self._sources}
+
     def _checkpoint_folder(self, step: int) -> Path:
         if self._config.resume_mode == "resume_path":
             return Path(os.path.abspath(self._config.resume_from_path))
         return self.root / f"global_step_{step}"
+
+
+def _files(folder: Path) -> list[str]:
+    """Names in a folder; none where it is not there or may not be read, which verl then says."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _there(folder: Path) -> bool:

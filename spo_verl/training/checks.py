@@ -17,7 +17,7 @@ from spo_verl.config import SpoConfig, mentions, read, refuse
 from spo_verl.core import quota_limits
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, parts_of
-from spo_verl.training import reward_checks
+from spo_verl.training import megatron_checks, reward_checks
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ MEASURABLE_TARGETS = (
     "verl.workers.config.PolicyLossConfig",
     "spo_verl.training.movement.MeasuredPolicyLossConfig",
 )
+_MODEL = "actor_rollout_ref.model"
+_LORA = f"{_MODEL}.lora"
 _ROUTER_REPLAY = tuple(
     f"actor_rollout_ref.actor.{engine}router_replay" for engine in ("", "fsdp_config.", "megatron.", "veomni.")
 )
@@ -44,6 +46,10 @@ def _count(config: DictConfig, key: str, default: int | None = None) -> int | No
     """A whole number from 1 on, or ``default`` where the key does not exist; None where the value is something else."""
     value = select(config, key, default)
     return value if isinstance(value, int) and value >= 1 else None
+
+
+def _is_above_one(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
 
 
 def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
@@ -69,6 +75,8 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             "was frozen; set skip.rollout_tq.enable=False."
         )
     yield from reward_checks.contradictions(config, spo)
+    yield from _adapter(config)
+    yield from megatron_checks.contradictions(config)
     yield from _movement(config, spo)
     yield from _estimating(config, spo)
     if select(config, "algorithm.rollout_correction.bypass_mode", False) and "acting" in spo.references:
@@ -76,6 +84,15 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             "algorithm.rollout_correction.bypass_mode=True takes old_log_probs from the rollout engine, whose noise "
             "is of the size of the divergence to be measured; set bypass_mode=False, or "
             "spo.forgetting.reference=updated (both sides from the training engine), or spo.forgetting.mode=constant."
+        )
+    ulysses = select(config, "actor_rollout_ref.actor.ulysses_sequence_parallel_size", 1)
+    attention = select(config, "actor_rollout_ref.model.override_config.attn_implementation", None)
+    if _is_above_one(ulysses) and attention is not None and not str(attention).startswith("flash_attention"):
+        yield (
+            f"actor_rollout_ref.actor.ulysses_sequence_parallel_size={ulysses} with attn_implementation={attention}: "
+            "verl exchanges the parts of a sequence inside flash attention only, so each rank would attend to its own "
+            "part alone and train a wrong model without an error; set ulysses_sequence_parallel_size=1, or "
+            "actor_rollout_ref.model.override_config.attn_implementation=flash_attention_2."
         )
     platform = select(config, "platform", None)
     if isinstance(platform, str):
@@ -88,6 +105,20 @@ def contradictions(config: DictConfig, spo: SpoConfig) -> Iterator[str]:
             yield (
                 f"{section}: stored responses have no recorded expert routes to replay in the divergence forward; "
                 f"set {section}.mode=disabled, or spo.forgetting.mode=constant."
+            )
+
+
+def _adapter(config: DictConfig) -> Iterator[str]:
+    """verl 0.9.1 sends rollout processes of their own the frozen base model, without the adapter (verl issue 7495)."""
+    if select(config, "trainer.v1.trainer_mode", "sync") != "separate_async" or select(config, f"{_LORA}.merge", False):
+        return
+    for key in (f"{_MODEL}.lora_rank", f"{_LORA}.rank"):
+        if _count(config, key) is not None:
+            yield (
+                f"{key}={select(config, key)} with trainer.v1.trainer_mode=separate_async: verl sends the rollout "
+                "processes the base model without its adapter, so that every rollout would come from the untrained "
+                f"policy; set {_LORA}.merge=True (the merged weights are sent), or "
+                "trainer.v1.trainer_mode=colocate_async."
             )
 
 
@@ -201,14 +232,14 @@ def surplus(config: DictConfig) -> int:
 def in_flight_problems(
     prompts: int, config: DictConfig, spo: SpoConfig, sources: PromptSources | None = None, *, restored: int = 0
 ) -> Iterator[str]:
-    """Yield why a draw could find too few prompts, as others are in flight; nothing where no draw can.
+    """Yield why a draw could find too few prompts while others are in flight.
 
-    Every rollout ends in the tracker before its replacement is drawn, and one draw takes B prompts at most. So the
-    worst draw is that of a whole batch while the W of the surplus are in flight, under every ``spo.late.policy``, also
-    with failures. A prompt is left out of it where m = ``max_in_flight`` of these W are its own, which W rollouts can
-    do to floor(W / m) prompts: ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the
-    same holds for each data source, whose part of a batch takes the place of B, as all of the surplus can be of one
-    source. (Only where rollouts fail so often that replacements change the mixture can a source need more.)
+    Every rollout ends in the tracker before its replacement is drawn, under every ``spo.late.policy``, also with
+    failures. So the worst draw takes a whole batch, B prompts, while the surplus of W rollouts is in flight. A prompt
+    with m = ``max_in_flight`` of these rollouts cannot be drawn, and W rollouts can block floor(W / m) prompts:
+    ``B + floor(W / m)`` different prompts are needed, and are enough. With quotas the same holds for each data source,
+    with its part of a batch for B and all of W. (A source can need more only where rollouts fail so often that
+    replacements change the mixture.)
 
     Args:
         prompts: different prompts of the training data.
@@ -220,10 +251,10 @@ def in_flight_problems(
     mode, limit = select(config, "trainer.v1.trainer_mode", "sync"), spo.sampling.max_in_flight
     if mode == "sync" or limit is None:
         return
-    batch_size, beside = int(config.data.train_batch_size), max(surplus(config), restored)
-    held = beside // limit
+    batch_size, others = int(config.data.train_batch_size), max(surplus(config), restored)
+    held = others // limit
     origin = f"trainer.v1.{mode}.num_warmup_batches={select(config, f'trainer.v1.{mode}.num_warmup_batches'):g}"
-    if beside > surplus(config):
+    if others > surplus(config):
         origin = "the checkpoint that is resumed"
     needs = [("", batch_size, prompts)]
     if spo.sampling.quota is not None and sources is not None:
@@ -235,8 +266,8 @@ def in_flight_problems(
     for of_source, most, there in needs:
         if most + held > there:
             yield (
-                f"a batch draws up to {most} prompts{of_source} (data.train_batch_size={batch_size}) while {beside} "
-                f"rollouts of earlier draws are in flight ({origin}), which keep {beside} / {limit} = {held} prompts "
+                f"a batch draws up to {most} prompts{of_source} (data.train_batch_size={batch_size}) while {others} "
+                f"rollouts of earlier draws are in flight ({origin}), which keep {others} / {limit} = {held} prompts "
                 f"from being drawn (spo.sampling.max_in_flight={limit}): {most} + {held} = {most + held} different "
                 f"prompts{of_source} are needed, and the training data has {there}; {IN_FLIGHT_REMEDY}."
             )
@@ -357,7 +388,7 @@ def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
     plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
     assert isinstance(plain, dict)
     spo, problems, refused = read({str(key): item for key, item in plain.items()})
-    # What follows from a value that stands in for a refused one would be no problem of the user's.
+    # A refused value was replaced: what follows from the replacement is not the user's problem.
     problems += [problem for problem in contradictions(config, spo) if not mentions(problem, refused)]
     return spo, problems, [remark for remark in unusual(config, spo) if not mentions(remark, refused)]
 

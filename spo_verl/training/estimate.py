@@ -1,8 +1,9 @@
 """Estimating offline values: n0 responses per prompt by the initial policy, through verl's own rollout workers.
 
-:func:`estimator_class` turns a trainer class of verl into one whose ``fit`` samples instead of training. It goes
-through the data in parts of ``spo.estimate.chunk`` prompts; a finished part is a file, so that an interrupted
-estimation loses one part at most and a second call continues where the first one ended.
+Two kinds of trainer do so: that of :func:`estimator_class` samples instead of training, that of
+:func:`values_first_class` samples first and then trains. Both go through the data in parts of ``spo.estimate.chunk``
+prompts; a finished part is a file, so that an interrupted estimation loses one part at most and a second call
+continues where the first one ended.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from tqdm import tqdm
 from verl.utils import tensordict_utils as tu
 from verl.utils.skip import SkipManager
 
+from spo_verl.config import SpoConfig, still_to_estimate
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.values import OfflineValues, merge, provenance
 from spo_verl.errors import SpoStateError, SpoValuesError
 from spo_verl.files import content_faults, read_json, replacing
 from spo_verl.training import seams
+from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import check
+from spo_verl.training.in_flight import EvictedRollouts
+from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.sessions import Sessions, read_sessions
@@ -138,9 +143,10 @@ def spent_on(sessions: Sessions, tags: Sequence[Mapping[str, Any]]) -> dict[str,
     }
 
 
-class ValueEstimator:
-    """Samples instead of training; mixed in by :func:`estimator_class`. Keeps no state but the finished parts."""
+class ValueSampler:
+    """Samples what is missing of an estimation. Keeps no state but the finished parts."""
 
+    # Provided by the trainer class that this is mixed into.
     config: Any
     global_steps: int
     train_dataset: Any
@@ -148,17 +154,12 @@ class ValueEstimator:
     replay_buffer: Any
     reward_loop_manager: Any
     checkpoint_manager: Any
+    # Provided by the classes below.
+    spo: SpoConfig
+    _keys: DatasetKeys
 
-    def __init__(self, config: Any) -> None:
-        configure_logging()
-        seams.require()
-        self.spo = check(config)
-        super().__init__(config)  # type: ignore[call-arg]
-
-    def _init_dataloader(self) -> None:
-        super()._init_dataloader()  # type: ignore[misc]
-        self._keys: DatasetKeys = dataset_keys(self.train_dataset)
-        self._parts = Parts(
+    def _open_parts(self) -> Parts:
+        return Parts(
             Path(os.path.abspath(str(self.spo.estimate.output))),
             self._settings(),
             len(self._keys.key_P),
@@ -179,21 +180,21 @@ class ValueEstimator:
             "reward": [self.spo.reward.key, self.spo.reward.low, self.spo.reward.high],
         }
 
-    def fit(self, agent_loop_manager: Any) -> None:
+    def _sample_missing(self, parts: Parts, agent_loop_manager: Any) -> None:
         """Sample every missing part, then write the output."""
         self.agent_loop_manager = agent_loop_manager
         SkipManager.init(self.config)
-        done = self._parts.finished_prompts
+        done = parts.finished_prompts
         if done:
-            logger.info("spo: going on after %d finished prompts in %s", done, self._parts.folder)
+            logger.info("spo: continuing after %d finished prompts in %s", done, parts.folder)
         with tqdm(total=len(self._keys.key_P), initial=done, desc="Offline values", unit="prompt") as progress:
-            for number, part in list(self._parts.missing()):
-                self._estimate(np.arange(part.start, part.stop)).write(self._parts.file(number))
+            for number, part in list(parts.missing()):
+                self._estimate(parts, np.arange(part.start, part.stop)).write(parts.file(number))
                 progress.update(part.stop - part.start)
-        values = self._parts.join()
-        logger.info("spo: wrote %s: %s", self._parts.output, values.describe())
+        values = parts.join()
+        logger.info("spo: wrote %s: %s", parts.output, values.describe())
 
-    def _estimate(self, slot_B: np.ndarray) -> OfflineValues:
+    def _estimate(self, parts: Parts, slot_B: np.ndarray) -> OfflineValues:
         """n0 rollouts of each of these prompts, as verl makes them in training."""
         rows = [self.train_dataset[int(row)] for row in self._keys.row_of_slot_P[slot_B]]
         fields = self.train_dataloader.collate_fn(rows)
@@ -210,11 +211,11 @@ class ValueEstimator:
             done = self._compute_reward_colocate(done)  # type: ignore[attr-defined]
             self.checkpoint_manager.update_weights()
         try:
-            return self._count(done, dict(zip(uids, slot_B.tolist(), strict=True)), slot_B)
+            return self._count(parts, done, dict(zip(uids, slot_B.tolist(), strict=True)), slot_B)
         finally:
             tq.kv_clear(keys=done.keys, partition_id=done.partition_id)
 
-    def _count(self, done: Any, slot_of_uid: dict[str, int], slot_B: np.ndarray) -> OfflineValues:
+    def _count(self, parts: Parts, done: Any, slot_of_uid: dict[str, int], slot_B: np.ndarray) -> OfflineValues:
         sessions = read_sessions(done.keys, done.tags)
         if strange := set(sessions.uid_B).difference(slot_of_uid):
             raise SpoStateError(
@@ -228,20 +229,83 @@ class ValueEstimator:
         successes_B = np.zeros(len(slot_B))
         np.add.at(successes_B, place, rewards)
         trials_B = np.bincount(place, minlength=len(slot_B)).astype(np.int64)
-        settings = self._parts.settings
+        settings = parts.settings
         sampling = {key: settings[key] for key in ("temperature", "top_p", "top_k", "response_length")}
         source = provenance(
             "estimate",
             policy=settings["policy"],
             sampling=sampling,
-            date=self._parts.started,
+            date=parts.started,
             trials=settings["trials"],
             **spent_on(sessions, done.tags),
         )
         return OfflineValues(self._keys.key_P[slot_B], successes_B, trials_B, (source,))
 
 
+class ValueEstimator(ValueSampler):
+    """Samples instead of training; mixed in by :func:`estimator_class`."""
+
+    def __init__(self, config: Any) -> None:
+        configure_logging()
+        seams.require()
+        self.spo = check(config)
+        super().__init__(config)  # type: ignore[call-arg]
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()  # type: ignore[misc]
+        self._keys = dataset_keys(self.train_dataset)
+        self._parts = self._open_parts()
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Sample every missing part, then write the output."""
+        self._sample_missing(self._parts, agent_loop_manager)
+
+
+class ValuesFirst(ValueSampler):
+    """Samples, then trains from that; mixed in before an SPO trainer by :func:`values_first_class`.
+
+    The tracker is made when the values are there. A run whose values were sampled before only trains.
+    """
+
+    # Provided by the SPO trainer.
+    _checkpoint: CheckpointFollower
+    _evicted: EvictedRollouts
+    _static_value_P: np.ndarray | None
+    _parts: Parts | None
+
+    def _init_dataloader(self) -> None:
+        missing = still_to_estimate(self.spo.estimate.output, self.spo.initial.values)
+        super()._init_dataloader()  # type: ignore[misc]
+        self._parts = self._open_parts() if missing else None
+
+    def _begin_tracker(self) -> None:
+        if self._parts is None:
+            super()._begin_tracker()  # type: ignore[misc]
+        elif self.global_steps > 0:
+            raise SpoValuesError(
+                f"{self._parts.output} is missing, and the policy is already that of step {self.global_steps}, not the "
+                "initial one that offline values are of: restore the file, or continue without it "
+                "(spo.initial.values=null spo.estimate.output=null), or start again: trainer.resume_mode=disable."
+            )
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Sample what is missing, make the tracker from it, and train."""
+        if self._parts is not None:
+            self._sample_missing(self._parts, agent_loop_manager)
+            self._evicted.drain_step()  # failed rollouts of the estimation; the tracker never knew them
+            evidence = initial_evidence(self.spo, self._keys.key_P)
+            self._static_value_P = static_values(self.spo, evidence)
+            self._checkpoint.create(evidence)
+        super().fit(agent_loop_manager)  # type: ignore[misc]
+
+
 @functools.cache
 def estimator_class(mode_class: type) -> type:
     """The estimating class for a trainer class of verl."""
     return type(f"Estimating{mode_class.__name__}", (ValueEstimator, mode_class), {"__module__": __name__})
+
+
+@functools.cache
+def values_first_class(spo_class: type) -> type:
+    """The class for a class of :func:`spo_verl.training.trainer.spo_trainer_class` that samples its values first."""
+    return type(f"ValuesFirst{spo_class.__name__}", (ValuesFirst, spo_class), {"__module__": __name__})

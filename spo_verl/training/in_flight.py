@@ -1,13 +1,13 @@
-"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch leaves behind.
+"""Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch does not wait for.
 
 :func:`watched_buffer` gives a replay buffer of verl (stock, or a user's own) three abilities and changes nothing else:
 
 - before a group is evicted, its verified outcomes are read, so that they become evidence;
 - a batch takes what finished first instead of what was dispatched first;
-- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch left behind.
+- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch did not wait for.
 
-It also holds back replacements that a complete batch does without where generation pauses after it: the next policy
-version would generate them, so the trainer dispatches them when that version is there.
+Where generation pauses after a complete batch, it also holds back replacements: the next policy version would generate
+them, so the trainer dispatches them when that version is there.
 
 Where a group finishes is seen when the buffer polls, so two that finish between two polls count as simultaneous and are
 taken in the order of their dispatch.
@@ -42,19 +42,19 @@ class Evictions:
 
     Attributes:
         late: what the tracker does not know yet.
-        told: what it learned before a draw of this step.
+        before_draw: what it was given before a draw of this step.
         reports: what it answered.
         token_count: response tokens of each evicted session with an outcome.
     """
 
     late: list[Late]
-    told: list[Late]
+    before_draw: list[Late]
     reports: list[ObserveReport]
     token_count: list[int]
 
     @property
     def all(self) -> list[Late]:
-        return [*self.told, *self.late]
+        return [*self.before_draw, *self.late]
 
     @property
     def uids(self) -> set[str]:
@@ -115,7 +115,7 @@ class EvictedRollouts:
         return late
 
     def absorb(self, tracker: Any) -> None:
-        """Tell the tracker what was added since the last call: evidence for the next draw, and places for it.
+        """Pass what was added since the last call to the tracker: evidence for the next draw, and places for it.
 
         Args:
             tracker: the tracker or its client.
@@ -128,7 +128,7 @@ class EvictedRollouts:
         absorbed, self._absorbed = self._absorbed, []
         return Evictions(
             late=self.drain(),
-            told=[entry for late, _ in absorbed for entry in late],
+            before_draw=[entry for late, _ in absorbed for entry in late],
             reports=[report for _, report in absorbed],
             token_count=self.drain_tokens(),
         )
@@ -154,7 +154,7 @@ def _session(key: str) -> str:
 
 
 def _without_reward(keys: list[str], partition: str) -> list[str]:
-    """Keys whose reward TransferQueue does not hand out. It refuses a request as a whole, so that is halved."""
+    """Keys without a reward in TransferQueue. It refuses a request with one such key, so requests are halved."""
     try:
         tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=["rm_scores"])
     except ValueError:

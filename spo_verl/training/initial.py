@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from spo_verl.config import SpoConfig
+from spo_verl.config import SpoConfig, still_to_estimate
 from spo_verl.core import value
 from spo_verl.data.values import OfflineValues, initial_evidence_for, initial_evidence_from_tracker
 
@@ -21,13 +21,15 @@ def initial_evidence(spo: SpoConfig, key_P: np.ndarray) -> tuple[np.ndarray, np.
         key_P: identities of the dataset's prompts in slot order.
 
     Returns:
-        ``(alpha_P, beta_P)``, or None where nothing is known and every prompt starts at (1/2, 1/2).
+        ``(alpha_P, beta_P)``, or None where nothing is known (yet) and every prompt starts at (1/2, 1/2).
 
     Raises:
         SpoValuesError: the values cannot be read, or belong to no prompt of the dataset.
         SpoCheckpointError: the tracker folder cannot be read.
     """
     rho_min = spo.forgetting.rho_min
+    if still_to_estimate(spo.estimate.output, spo.initial.values):
+        return None
     if spo.initial.values is not None:
         values = OfflineValues.read(spo.initial.values)
         alpha_P, beta_P, coverage = initial_evidence_for(values, key_P, rho_min=rho_min, prior=spo.initial.prior)

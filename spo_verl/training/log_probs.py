@@ -6,10 +6,8 @@ cleared again, so that nothing of it is visible to the training batch.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,87 +18,54 @@ from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.utils.padding import response_from_nested
 
+from spo_verl.training.outputs import Output
 from spo_verl.training.rewards import plain
 
 PARTITION = "spo_probe"
-_FIELDS = ("prompts", "responses", "response_mask", "position_ids", "multi_modal_inputs", "old_log_probs")
-
-
-@dataclass(frozen=True)
-class Output:
-    """One generated output of the current batch: what a probe of its prompt needs."""
-
-    prompt: torch.Tensor
-    response: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    multi_modal: Any
-    old_log_prob: torch.Tensor | None
-
-    @property
-    def prompt_hash(self) -> np.uint64:
-        """Hash of the prompt's token ids: a stored response is only comparable under the same prompt tokens."""
-        tokens = np.ascontiguousarray(self.prompt.numpy(), dtype=np.int64)
-        return np.uint64(int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "little"))
-
-    def sequence(self, response: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-        """The fields that verl's engines read, for this prompt followed by ``response``."""
-        prompt_len = self.prompt.size(0)
-        # Positions of generated text advance by one in every dimension (rotary sections of multimodal models
-        # too), so those of the response at hand tell where any response of this prompt starts.
-        start = self.positions[..., prompt_len : prompt_len + 1]
-        if start.size(-1) == 0:  # an empty response: text follows its prompt's last token
-            start = self.positions[..., prompt_len - 1 : prompt_len] + 1
-        generated = start + torch.arange(response.size(0), dtype=self.positions.dtype)
-        return {
-            "prompts": self.prompt,
-            "responses": response,
-            "response_mask": mask,
-            "loss_mask": mask,
-            "input_ids": torch.cat([self.prompt, response]),
-            "position_ids": torch.cat([self.positions[..., :prompt_len], generated], dim=-1),
-            "multi_modal_inputs": self.multi_modal,
-        }
+_FIELDS = ("prompts", "responses", "response_mask", "position_ids", "old_log_probs")
+_MEDIA = "multi_modal_inputs"
 
 
 def read_outputs(keys: Sequence[str], partition: str) -> list[Output]:
     """Fetch the given trajectories from TransferQueue."""
     data = tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=list(_FIELDS))
     columns = {name: data[name].unbind() for name in _FIELDS if name in data and isinstance(data[name], torch.Tensor)}
-    multi_modal = [plain(item) for item in list(data["multi_modal_inputs"])]
     return [
         Output(
+            key=key,
             prompt=columns["prompts"][row],
             response=columns["responses"][row],
             mask=columns["response_mask"][row],
             positions=columns["position_ids"][row],
-            multi_modal=multi_modal[row],
             old_log_prob=columns["old_log_probs"][row] if "old_log_probs" in columns else None,
         )
-        for row in range(len(keys))
+        for row, key in enumerate(keys)
     ]
 
 
 class LogProbScorer:
     """Scores sequences with the actor's training engine: one forward for all of them."""
 
-    def __init__(self, worker_group: Any, *, temperature: float, micro_batch_size: int | None) -> None:
+    def __init__(self, worker_group: Any, *, partition: str, temperature: float, micro_batch_size: int | None) -> None:
         """
         Args:
             worker_group: verl's ``actor_rollout_wg``.
+            partition: of the batch whose prompts are scored.
             temperature: of the rollout; log-probs of both sides of a divergence are tempered alike.
             micro_batch_size: sequences per forward and rank, or None where verl packs by tokens.
         """
         self.worker_group = worker_group
+        self.partition = partition
         self.temperature = temperature
         self.micro_batch_size = micro_batch_size
 
     @classmethod
-    def of(cls, worker_group: Any, rollout: Any) -> LogProbScorer:
+    def of(cls, worker_group: Any, rollout: Any, partition: str) -> LogProbScorer:
         """The scorer of a run, from verl's section ``actor_rollout_ref.rollout``."""
         dynamic = bool(rollout.get("log_prob_use_dynamic_bsz", False))
         return cls(
             worker_group,
+            partition=partition,
             temperature=rollout.temperature,
             micro_batch_size=None if dynamic else rollout.get("log_prob_micro_batch_size_per_gpu"),
         )
@@ -121,6 +86,7 @@ class LogProbScorer:
             extra["micro_batch_size_per_gpu"] = per_rank
             multiple = ranks * per_rank
         # Engines split evenly over ranks and micro-batches; the shortest sequence is the cheapest filler.
+        sequences = self._with_media(sequences)
         shortest = min(sequences, key=lambda fields: fields["input_ids"].size(0))
         padded = sequences + [shortest] * (-len(sequences) % multiple)
         keys = [f"spo{row}_0_0" for row in range(len(padded))]
@@ -147,6 +113,16 @@ class LogProbScorer:
             return [row.float().numpy() for row in log_probs.unbind()]
         finally:
             tq.kv_clear(keys=keys, partition_id=PARTITION)
+
+    def _with_media(self, sequences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The sequences with what their prompts show besides text, an empty dictionary where that is nothing."""
+        keys = list(dict.fromkeys(fields["key"] for fields in sequences))
+        data = tq.kv_batch_get(keys=keys, partition_id=self.partition, select_fields=[_MEDIA])
+        media = dict(zip(keys, map(plain, list(data[_MEDIA])), strict=True))
+        return [
+            {_MEDIA: media[fields["key"]], **{name: field for name, field in fields.items() if name != "key"}}
+            for fields in sequences
+        ]
 
     def _ranks(self) -> int:
         info = self.worker_group._dispatch_info

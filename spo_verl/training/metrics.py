@@ -26,19 +26,17 @@ GRPO_GROUP = 8
 
 METRICS: dict[str, str] = {
     # the batch
-    "reward/mean": "Mean reward, mapped to [0, 1]. Prioritized sampling moves it: compare estimators on held-out or "
-    "uniformly drawn prompts only.",
+    "reward/mean": "Mean reward, mapped to [0, 1]. Compare estimators on held-out prompts: the sampler moves it.",
     "value/batch_mean": "Mean frozen value (baseline).",
     "advantage/raw_mean": "Mean of reward minus frozen value; near 0 when the tracker is calibrated.",
     "advantage/raw_variance": "Variance (unbiased) of reward minus frozen value; figure 3b of the paper.",
-    "advantage/variance_removed": "1 - variance of the raw advantage / variance of the reward: what the baseline "
-    "removes (0 where all rewards are equal). The paper sees about one half.",
+    "advantage/variance_removed": "1 - variance of the raw advantage / variance of the reward; the paper sees about "
+    "one half.",
     "advantage/near_zero_1e-4_share": "Share of rollouts with |raw advantage| <= 1e-4; figure 3a.",
     "advantage/near_zero_0.02_share": "The same with 0.02.",
-    "advantage/grpo_degenerate_share": "Share of samples without signal in groups of 8 at the same values: mean of "
-    "p^8 + (1-p)^8.",
+    "advantage/grpo_degenerate_share": "Share of samples without signal in groups of 8: mean of p^8 + (1-p)^8.",
     "first_visit_share": "Share of prompts never observed before.",
-    "n_eff/revisit_mean": "Mean effective sample size of the others, before this step's outcomes.",
+    "n_eff/revisit_mean": "Mean effective sample size of the other prompts, before this step's outcomes.",
     "staleness/mean": "Mean number of policy versions between freezing a value and using it (0 in sync).",
     "staleness/max": "The largest.",
     # forgetting
@@ -46,45 +44,39 @@ METRICS: dict[str, str] = {
     "rho/min": "The smallest.",
     "rho/max": "The largest.",
     "rho/at_floor_share": "Share of prompts with retention rho_min (spo.forgetting.mode=kl or drift).",
-    "divergence/mean": "Mean divergence D of prompts with a stored response (the one forgetting uses).",
+    "divergence/mean": "Mean divergence D that forgetting uses, of prompts with a stored response.",
     "divergence/max": "The largest.",
     "divergence_acting/mean": "Mean between the acting policies, when measured.",
     "divergence_updated/mean": "Mean between the policies after their updates, when measured.",
-    "drift/forwards_total": "Batches of sequences in extra forwards: one of stored responses, one more of new ones "
-    "where the reference is the updated policy.",
+    "drift/forwards_total": "Extra forwards: 1 over stored responses, with reference=updated 1 more over new ones.",
     "drift/tokens_total": "Tokens (prompt and response) in those forwards.",
     "drift/incomparable_total": "Stored responses not used because their prompt's tokens have changed.",
     "drift/unmeasured_total": "Prompts beyond spo.drift.max_prompts, discounted with the mean retention of the others.",
-    "drift/movement_total": "How far the step moved the policy: mean |log-prob difference| per token of its own "
-    "responses, extrapolated to the whole update (spo.forgetting.mode=drift).",
+    "drift/movement_total": "How far the step moved the policy: mean |log-prob difference| per token "
+    "(spo.forgetting.mode=drift).",
     # evidence
     "evidence/observed_total": "Outcomes that became evidence.",
-    "evidence/untrained_total": "Of these, outcomes of rollouts without a token in the loss (all rejected).",
+    "evidence/untrained_total": "Of these, without a token in the loss.",
     "evidence/duplicate_total": "Outcomes that were offered twice and changed nothing.",
     "rollouts/failed_total": "Dispatched rollouts that returned nothing.",
     # rollouts that were not trained on
-    "evidence/failed_total": "Outcomes of finished sessions of prompts that verl evicted as other sessions failed.",
+    "evidence/failed_total": "Outcomes of prompts that verl evicted because other sessions failed.",
     "evidence/stale_total": "Outcomes of rollouts that verl evicted as too old.",
-    "evidence/surplus_total": "Outcomes of rollouts that finished when their batch was full (spo.late.policy=drop or "
-    "abort).",
-    "evidence/aborted_total": "Outcomes of finished sessions of prompts whose other sessions were stopped "
-    "(spo.late.policy=abort).",
-    "rollouts/aborted_total": "Prompts whose rollouts were stopped at the end of their policy version "
-    "(spo.late.policy=abort).",
+    "evidence/surplus_total": "Outcomes of rollouts that finished when their batch was full.",
+    "evidence/aborted_total": "Outcomes of prompts whose other sessions were stopped.",
+    "rollouts/aborted_total": "Prompts whose rollouts were stopped at the end of their policy version.",
     "rollouts/stale_total": "Rollouts that verl evicted as too old.",
     "rollouts/surplus_total": "Rollouts that were dropped as surplus.",
     "late/carried_share": "Share of the batch that was dispatched for an earlier batch.",
     "late/carried_tokens_mean": "Mean response tokens of those.",
-    "late/fresh_tokens_mean": "Mean response tokens of the others; what it is below the mean of all is the length bias "
-    "of taking the first to finish.",
+    "late/fresh_tokens_mean": "Mean response tokens of the others.",
     "late/evicted_tokens_mean": "Mean response tokens of the stale and surplus rollouts.",
     # the whole tracker
     "value/mean": "Mean value.",
     "value/bin_<k>": "Share of prompts with a value in [k/10, (k+1)/10), k = 0 to 9; 1 belongs to bin_9.",
     "n_eff/mean": "Mean effective sample size.",
     "coverage": "Share of prompts ever drawn.",
-    "effective_prompts": "(sum of weights)^2 / sum of squared weights: how many prompts the sampling distribution "
-    "spreads over.",
+    "effective_prompts": "How many prompts the sampler spreads over: (sum of weights)^2 / sum of squared weights.",
     "open_rollouts": "Dispatched rollouts without an outcome yet.",
     "bytes/tracker": "Bytes of the tracker's table.",
     "bytes/memory": "Bytes of the stored responses.",
@@ -97,7 +89,7 @@ METRICS: dict[str, str] = {
     "seconds_total/recall": "Fetching frozen values, stored responses and this batch's outputs.",
     "seconds_total/probe": "The extra forward over stored responses.",
     "seconds_total/observe": "Folding in outcomes and storing responses.",
-    "seconds_total/save": "Snapshot of the tracker and waiting for its file; only in steps that save.",
+    "seconds_total/save": "Saving the tracker; only in steps that save.",
 }
 
 
@@ -121,7 +113,7 @@ class Stopwatch:
 
 
 def batch_metrics(reward_S: np.ndarray, value_S: np.ndarray, lag_B: np.ndarray) -> dict[str, float]:
-    """What can be said of a batch before its outcomes are folded in.
+    """What is known of a batch before its outcomes are folded in.
 
     Args:
         reward_S: rewards in [0, 1].
@@ -188,7 +180,7 @@ def joined_reports(reports: Sequence[ObserveReport]) -> ObserveReport:
 
 
 def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -> dict[str, float]:
-    """What became of rollouts that were not trained on.
+    """Rollouts that were not trained on: how many, how long, and why.
 
     Args:
         late: what was evicted.
@@ -212,7 +204,7 @@ def eviction_metrics(late: Sequence[Late], tokens: Sequence[int], failed: int) -
 
 
 def length_metrics(tokens_S: np.ndarray, carried_S: np.ndarray) -> dict[str, float]:
-    """How long the responses of a batch are that was formed from what finished first.
+    """Lengths of the responses in a batch of the first rollouts to finish.
 
     Args:
         tokens_S: response tokens of each session of the batch.

@@ -1,14 +1,18 @@
 """How far an update moves the policy, read off the log-probs that the policy loss is given anyway.
 
 The policy loss of every mini-batch gets the log-probs of now and those from before the update. :func:`measured_loss`
-calls the loss that the run is configured with, unchanged, and adds one metric: the mean of |now - before| over the
-response tokens. It is a policy loss in verl's registry, chosen by the trainer of an SPO run with
-``spo.forgetting.mode=drift`` (:func:`measure_movement`), so no other run ever calls it.
+calls the loss that the run is configured with, unchanged, and adds the sum of |now - before| over the response tokens.
+It is a policy loss in verl's registry, chosen by the trainer of an SPO run with ``spo.forgetting.mode=drift``
+(:func:`measure_movement`), so no other run ever calls it.
 
-verl reports the mean over the mini-batches. Before the first of N no step has been taken, before the i-th i - 1 of N,
-so a policy that moves evenly by M in all shows the mean ``M (N - 1) / (2 N)``, and :class:`MovementMeter` returns
-``2 N / (N - 1)`` times what verl reports. What the last mini-batch did is thereby extrapolated, and with N = 1
-nothing is seen at all: such a run is refused (:func:`spo_verl.training.checks.mini_batches`).
+verl averages a metric over ranks and micro-batches, whatever number of tokens each has, then over the mini-batches. So
+the sum is reported together with the number of tokens (:func:`movement_metrics`): their quotient is the mean over all
+tokens of a mini-batch, with any number of ranks.
+
+Before the first of N mini-batches no step has been taken, before the i-th i - 1 of N, so a policy that moves evenly by
+M in all shows the mean ``M (N - 1) / (2 N)``, and :class:`MovementMeter` returns ``2 N / (N - 1)`` times that mean.
+What the last mini-batch did is thereby extrapolated, and with N = 1 nothing is seen at all: such a run is refused
+(:func:`spo_verl.training.checks.mini_batches`).
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from spo_verl.training.checks import POLICY_LOSS
 LOSS_MODE = "spo_movement"
 """Name of :func:`measured_loss` in verl's registry of policy losses."""
 METRIC = "actor/spo_movement"
-"""verl's mean over the mini-batches of an update. No part of the name is a word that verl's reduction reads."""
+TOKENS = "actor/spo_movement_tokens"
+"""Names of the two metrics of :func:`movement_metrics`. No part of them is a word that verl's reduction reads."""
 
 
 @dataclass
@@ -48,7 +53,7 @@ def measured_loss(
     config: Any = None,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The configured policy loss with one metric more; loss and gradient are exactly those of the wrapped one.
+    """The configured policy loss with two metrics more; loss and gradient are exactly those of the wrapped one.
 
     Args:
         old_log_prob, log_prob: (R, T) log-probs before the update and now.
@@ -64,19 +69,30 @@ def measured_loss(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    return loss, {**metrics, METRIC: mean_movement(old_log_prob, log_prob, response_mask)}
+    return loss, {**metrics, **movement_metrics(old_log_prob, log_prob, response_mask, config.global_batch_info)}
 
 
-def mean_movement(old_log_prob: torch.Tensor, log_prob: torch.Tensor, response_mask: torch.Tensor) -> float:
-    """Mean |log_prob - old_log_prob| over the tokens of ``response_mask`` (all (R, T)); 0 where there are none.
+def movement_metrics(
+    old_log_prob: torch.Tensor, log_prob: torch.Tensor, response_mask: torch.Tensor, batch: Mapping[str, Any]
+) -> dict[str, float]:
+    """What this micro-batch adds to the movement and to the tokens of its mini-batch.
 
-    In float32, so that the differences of half-precision log-probs are not rounded once more; padding may hold
-    anything.
+    :data:`METRIC` is the sum of |log_prob - old_log_prob| over the tokens of ``response_mask``, :data:`TOKENS` is their
+    number, both over the mini-batch's tokens per rank. The means of both over ranks and micro-batches therefore have
+    the movement per token of the whole mini-batch as their quotient.
+
+    Args:
+        old_log_prob, log_prob, response_mask: (R, T). Summed in float32, so that the differences of half-precision
+            log-probs are not rounded once more; padding may hold anything.
+        batch: ``dp_size`` ranks and the ``batch_num_tokens`` of their mini-batch, as verl's engines tell their loss;
+            without them this micro-batch is the whole of it.
     """
     with torch.no_grad():
         kept = response_mask.bool()
         distance = (log_prob.detach()[kept].float() - old_log_prob.detach()[kept].float()).abs()
-        return float(distance.mean()) if distance.numel() else 0.0
+    tokens = distance.numel()
+    whole = (batch.get("batch_num_tokens") or tokens or 1) / (batch.get("dp_size") or 1)
+    return {METRIC: float(distance.sum()) / whole, TOKENS: tokens / whole}
 
 
 def measure_movement(config: DictConfig) -> None:
@@ -140,13 +156,14 @@ class MovementMeter:
         """
         if self._warmup > step:
             return 0.0  # verl does not update the actor yet
-        if METRIC not in metrics:
+        if METRIC not in metrics or TOKENS not in metrics:
             raise SpoStateError(
                 f"the update reported no {METRIC}: the workers did not call the policy loss that "
                 "spo.forgetting.mode=drift is measured by (a worker or loss of one's own, or distillation only); set "
                 "spo.forgetting.mode=kl."
             )
-        return self.note(float(metrics[METRIC]), rows)
+        moved, tokens = float(metrics[METRIC]), float(metrics[TOKENS])
+        return self.note(moved / tokens if tokens else moved, rows)
 
     def note(self, mean: float, rows: int) -> float:
         """The movement to report after this update.
@@ -154,11 +171,11 @@ class MovementMeter:
         Where several updates are compared with one policy it is 0 until the last of them, and then that of them all.
 
         Args:
-            mean: verl's metric of this update.
+            mean: movement per token, averaged over the mini-batches of this update.
             rows: trajectories of the update, padding included.
 
         Raises:
-            SpoStateError: the metric is no number, or there was one mini-batch only, which tells nothing.
+            SpoStateError: the metric is no number, or there was one mini-batch only, which says nothing.
         """
         if not math.isfinite(mean):
             raise SpoStateError(

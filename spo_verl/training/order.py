@@ -32,7 +32,7 @@ from spo_verl.training.in_flight import TRAIN
 from spo_verl.training.sessions import split_key
 
 SEED_KEY = "mini_batch_seed"
-"""Top-level key of verl's configuration: gives runs with another estimator this order, and SPO another seed for it."""
+"""Top-level key of verl's configuration: this order for runs with another estimator, a seed of its own for SPO."""
 _STREAM = 1
 """Keeps these random numbers apart from other choices of (seed, step)."""
 
@@ -163,7 +163,7 @@ def in_dispatch_order(buffer: Any) -> Any:
 
 @functools.cache
 def seeded_trainer_class(mode_class: type) -> type:
-    """The class for a run with another estimator that sets :data:`SEED_KEY`; a class that is one is returned as is."""
+    """The trainer class for a run with another estimator and :data:`SEED_KEY`; such a class is returned as it is."""
     if issubclass(mode_class, SeededMiniBatches):
         return mode_class
     return type(f"Seeded{mode_class.__name__}", (_OtherEstimator, mode_class), {"__module__": __name__})

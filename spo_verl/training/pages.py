@@ -26,16 +26,15 @@ SECTIONS: dict[str, tuple[str, str]] = {
 
 _METRICS = f"""# Metrics under `{PREFIX}`
 
-Logged once per training step, to every logger of verl. A metric with nothing to report is absent. Where a step has
-several updates, verl combines their values by the key: `max`, `min`, `total` (sum), all others the mean weighted by
-samples. Written by `python -m spo_verl.training.pages metrics`.
+Logged once per training step. A metric with nothing to report is absent. Where a step has several updates, their values
+are combined by the key: `max`, `min`, `total` (sum), others the mean weighted by samples.
+Written by `python -m spo_verl.training.pages metrics`.
 """
 
 _SEAMS = """# Names of verl that the plugin builds on
 
-An SPO run checks those of the trainer before it starts, with their signatures; `spo-verl doctor` does, too. Workarounds
-for a CPU have a list of their own ([patches](../patches/README.md)).
-Written by `python -m spo_verl.training.pages seams`.
+An SPO run, and `spo-verl doctor`, check those of the trainer with their signatures. What a CPU needs:
+[patches](../patches/README.md). Written by `python -m spo_verl.training.pages seams`.
 
 *Overridden*: a method that SPO's classes replace and call; *wrapped*: extended in place; *read*: called as it is.
 """

@@ -34,11 +34,11 @@ def read_sources(spo: SpoConfig, dataset: Any, keys: DatasetKeys, batch_size: in
     sources = prompt_sources(dataset, keys.row_of_slot_P)
     refuse(list(quota_problems(quota, sources, batch_size)))
     part_Q = parts_of(quota, sources.names)
-    told = [
+    shares = [
         f"{name} {batch_size * part / part_Q.sum():g} of {batch_size} ({prompts} prompts)"
         for name, part, prompts in zip(sources.names, part_Q, sources.prompts_Q, strict=True)
     ]
-    logger.info("spo: every batch draws on average %s", ", ".join(told))
+    logger.info("spo: every batch draws on average %s", ", ".join(shares))
     return sources
 
 

@@ -1,4 +1,4 @@
-"""What is checked of rewards before a run: that they can lie in the declared range, and that the loss reads them.
+"""What is checked of rewards before a run: that they can be in the declared range, and that the loss reads them.
 
 Sources: ``verl.experimental.reward_loop`` (managers, and the old keys that it moves to the new ones) and
 ``verl.trainer.distillation.losses`` of verl 0.9.1.

@@ -16,7 +16,7 @@ Chooser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def more_where_uncertain(value_B: np.ndarray, n_eff_B: np.ndarray) -> np.ndarray:
     """An example: four rollouts where the value is between 0.2 and 0.8, one elsewhere.
 
-    A prompt that is nearly always right or wrong tells little more in its second rollout than in its first.
+    A prompt that is nearly always right or wrong shows little more in its second rollout than in its first.
     """
     return np.where((value_B >= 0.2) & (value_B <= 0.8), 4, 1)
 

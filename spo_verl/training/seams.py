@@ -26,6 +26,7 @@ SEAMS: tuple[Seam, ...] = (
     # trainer
     Seam(_BASE, "PPOTrainer.__init__", "override", "(self, config)"),
     Seam(_BASE, "PPOTrainer.fit", "override", "(self, agent_loop_manager)"),
+    Seam(_BASE, "PPOTrainer._init_tokenizer", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._init_dataloader", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._next_train_batch", "override", "(self, num_prompts=None)"),
     Seam(_BASE, "PPOTrainer.prepare_step", "override", "(self)"),

@@ -5,7 +5,7 @@ Suffixes: S sessions of the batch, B its prompts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,19 +24,17 @@ class Recalled:
 
     Attributes:
         sessions: which rows belong to which rollout.
-        frozen: what was noted of each prompt at dispatch.
+        frozen: what was noted of each prompt at dispatch; with ``baseline=initial`` its value before training.
+        advantage: says which baseline is subtracted.
         version: the policy version that generates now and is about to be updated.
-        value_S: float64, the value that each session's reward is compared with.
-        baseline_S: float64, what is subtracted from it in equation (8).
         length_S: int64, response tokens.
         probe: measures the divergence; None where forgetting does not go by one.
     """
 
     sessions: Sessions
     frozen: Frozen
+    advantage: AdvantageConfig
     version: int
-    value_S: np.ndarray
-    baseline_S: np.ndarray
     length_S: np.ndarray
     probe: DivergenceProbe | None
 
@@ -55,14 +53,22 @@ class Recalled:
         """
         Args:
             batch: verl's batch.
-            sessions, frozen, probe, version: see the class.
-            advantage: says which baseline is subtracted.
+            sessions, frozen, probe, advantage, version: see the class.
             static_value_P: with ``baseline=initial`` the value of every slot before training.
         """
-        value_B = frozen.value_B if static_value_P is None else static_value_P[frozen.slot_B]
-        value_S = value_B[sessions.prompt_S]
-        baseline_S = np.zeros_like(value_S) if advantage.baseline == "none" else value_S
-        return cls(sessions, frozen, version, value_S, baseline_S, response_tokens(sessions, batch.tags), probe)
+        if static_value_P is not None:
+            frozen = replace(frozen, value_B=static_value_P[frozen.slot_B])
+        return cls(sessions, frozen, advantage, version, response_tokens(sessions, batch.tags), probe)
+
+    @property
+    def value_S(self) -> np.ndarray:
+        """The value that each session's reward is compared with, float64 (S,)."""
+        value_S: np.ndarray = self.frozen.value_B[self.sessions.prompt_S]
+        return value_S
+
+    def raw_advantage(self, reward_S: np.ndarray) -> np.ndarray:
+        """Reward minus baseline, equation (8), float64 (S,)."""
+        return reward_S if self.advantage.baseline == "none" else reward_S - self.value_S
 
     def slot_of(self, uid: str) -> int:
         """The prompt slot that a rollout of this batch was dispatched for."""

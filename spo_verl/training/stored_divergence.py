@@ -19,8 +19,8 @@ from spo_verl.config import ForgettingConfig, SpoConfig
 from spo_verl.core import divergence, retention
 from spo_verl.tracker.reports import Recall
 from spo_verl.tracker.responses import StoredResponses
-from spo_verl.training.log_probs import Output
 from spo_verl.training.metrics import divergence_metrics
+from spo_verl.training.outputs import Output
 
 Scorer = Callable[[list[dict[str, Any]]], list[np.ndarray]]
 """Sequences to the log-probs of their response tokens, see :class:`~spo_verl.training.log_probs.LogProbScorer`."""
@@ -46,7 +46,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """D against one reference, and what this batch's own responses are to be stored with as that reference."""
+    """D against one reference policy, and its log-probs of this batch's own responses, which are stored."""
 
     measured_B: np.ndarray
     own_log_prob: list[np.ndarray]
@@ -151,7 +151,7 @@ def comparable(stored: StoredResponses, outputs: Sequence[Output]) -> np.ndarray
 
 
 def within_budget(entry_E: np.ndarray, slot_E: np.ndarray, budget: int | None, *, seed: Sequence[int]) -> np.ndarray:
-    """Which of the comparable stored responses are scored: all, or ``budget`` prompts of them, each as likely.
+    """Which of the comparable stored responses are scored: all, or ``budget`` prompts of them, all equally likely.
 
     The choice depends on ``seed`` and the number of prompts alone, so that a resumed run chooses alike, and not on
     anything that is known of the prompts, so that the mean over the chosen ones has no bias.
@@ -176,9 +176,9 @@ def fill_unmeasured(
 ) -> np.ndarray:
     """Divergences of a step of which only some were measured.
 
-    A prompt that was measured in another place of the batch has that divergence. The others get the one whose retention
-    is the mean retention of the measured prompts, ``-half_life * log2(mean rho)``: with the mean of D itself, which
-    the bounds of the retention do not cut, a few prompts that moved far would decide for all.
+    A prompt that was measured in another place of the batch has that divergence. The others get the divergence whose
+    retention is the mean retention of the measured prompts, ``-half_life * log2(mean rho)``. The mean of D itself would
+    follow a few prompts that moved far, because the bounds of the retention do not cut it.
 
     Args:
         measured_B: divergence of each place in the batch, NaN where it was not measured.

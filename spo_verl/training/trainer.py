@@ -43,13 +43,14 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.import_utils import resolve_config_path
 
 from spo_verl.agent.start import require_working_loops
+from spo_verl.config import estimates_first, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.tracker.settings import TrackerSettings
-from spo_verl.training import seams
+from spo_verl.training import megatron_checks, seams
 from spo_verl.training.abort import stoppable_rollouts
 from spo_verl.training.asynchronous import OpenRollouts
 from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
@@ -132,6 +133,11 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
     # ------------------------------------------------------------------ start
 
+    def _init_tokenizer(self) -> None:
+        """verl fetches the model here: a model of the hub that was not on this machine before can be judged now."""
+        super()._init_tokenizer()  # type: ignore[misc]
+        refuse(list(megatron_checks.contradictions(self.config)))
+
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
         batch_size = int(self.config.data.train_batch_size)
@@ -171,7 +177,11 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
     def _load_checkpoint(self) -> None:
         self._checkpoint.require_marked_folder()
+        self._checkpoint.require_same_ranks()
         super()._load_checkpoint()  # type: ignore[misc]
+        self._begin_tracker()
+
+    def _begin_tracker(self) -> None:
         self._checkpoint.load(self.global_steps)
         if self.trainer_mode != "sync":
             self._match_restored_rollouts()
@@ -220,7 +230,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     # ------------------------------------------------------------------ dispatch
 
     def _dispatch(self, batch: Any) -> Any:
-        """Freeze the value of each prompt under the uid of its rollout: it is the baseline, whenever that returns."""
+        """Freeze the value of each prompt under the uid of its rollout: the baseline when the rollout returns."""
         slot_B = batch.pop(SLOT_FIELD).numpy()
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
@@ -247,7 +257,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             keys = [batch.keys[row] for row in sessions.first_row_B()]
             outputs = read_outputs(keys, batch.partition_id) if self.spo.references else []
         if self.spo.references:
-            score = LogProbScorer.of(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout)
+            score = LogProbScorer.of(self.actor_rollout_wg, self.config.actor_rollout_ref.rollout, batch.partition_id)
             with self._stopwatch("probe"):
                 probe = DivergenceProbe(self.spo, recall, outputs, score, version=version)
         self._stage = Recalled.of(
@@ -261,7 +271,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         )
 
     def _measured_divergence(self, probe: DivergenceProbe | None) -> Divergence | None:
-        """After the update: what the probe says of the step; None where forgetting does not go by a divergence."""
+        """After the update: what the probe measured in the step; None where forgetting needs no divergence."""
         if probe is None:
             return None
         with self._stopwatch("probe"):
@@ -286,7 +296,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         recalled = self._reached(Recalled)
         sessions = recalled.sessions
         reward_S = session_rewards(batch.keys, batch.partition_id, sessions, self.spo.reward, self._describe_prompt)
-        pending = PendingAdvantages(reward_S - recalled.baseline_S, sessions.session_R, self.spo.advantage)
+        pending = PendingAdvantages(recalled.raw_advantage(reward_S), sessions.session_R, self.spo.advantage)
         with pending_advantages(pending):
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
         self._stage = Rewarded(recalled, reward_S, pending.token_count_S)
@@ -355,7 +365,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
 
 class CurrentWeights:
-    """The tracker as the dataloader sees it: each draw is one of the policy version that is to answer the prompts."""
+    """The tracker as the dataloader sees it: each draw names the policy version that will answer the prompts."""
 
     def __init__(self, tracker: TrackerClient, version: Callable[[], int]) -> None:
         self._tracker, self._version = tracker, version
@@ -384,8 +394,11 @@ def spo_trainer_class(mode_class: type) -> type:
 
 def class_for(config: Any, mode_class: type) -> type:
     """The class that verl should build instead of ``mode_class`` for a run with ``adv_estimator=spo``."""
-    if select(config, "spo.estimate.output", None):
-        from spo_verl.training.estimate import estimator_class
+    output = select(config, "spo.estimate.output", None)
+    if output:
+        from spo_verl.training.estimate import estimator_class, values_first_class
 
+        if estimates_first(output, select(config, "spo.initial.values", None)):
+            return values_first_class(spo_trainer_class(mode_class))
         return estimator_class(mode_class)
     return spo_trainer_class(mode_class)

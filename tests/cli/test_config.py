@@ -1,12 +1,14 @@
 """``spo-verl config``: the same configuration as the run's, where values come from, and every problem at once."""
 
+import os
+
 import pytest
 from omegaconf import OmegaConf
 
 from spo_verl.config import known_keys, refuse
 from spo_verl.errors import SpoConfigError
-from spo_verl.launching.composition import compose, examine, preset_keys, problems_in, setting_values
-from spo_verl.training.checks import check
+from spo_verl.launching.composition import compose, examine, preset_keys, setting_values
+from spo_verl.training.checks import check, find
 from tests.cli.helpers import run, run_json
 from tests.support.verl_config import compose_verl
 
@@ -134,12 +136,12 @@ def test_verls_own_check_is_asked_for():
     ]
 
 
-def test_problems_are_taken_out_of_the_message_as_they_went_in():
+def test_a_message_has_every_problem_as_it_went_in_with_its_number():
     problems = ["one: correct it.", "two,\nover lines.", "3. looks like a number"]
     with pytest.raises(SpoConfigError) as error:
         refuse(problems)
-    assert problems_in(str(error.value)) == problems
-    assert problems_in("another message") == ["another message"]
+    lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+    assert str(error.value) == f"3 problems in the configuration of SPO:\n{lines}"
 
 
 def test_keys_of_a_preset_include_those_of_its_base():
@@ -208,6 +210,40 @@ def test_a_number_that_is_none_is_a_problem_and_the_others_are_found_too():
     assert examine(compose(["+spo=paper", *fine], config_name="ppo_trainer")).problems == []
 
 
+def test_sizes_that_are_no_counts_end_in_no_traceback():
+    config = compose(["+spo=paper", "spo.forgetting.mode=drift"], config_name="ppo_trainer").config
+    sizes = {
+        "data.train_batch_size": 8,
+        "actor_rollout_ref.rollout.n": 4,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
+        "actor_rollout_ref.actor.ppo_epochs": 1,
+        "trainer.v1.separate_async.parameter_sync_step": 1,
+    }
+    for mode in ("sync", "separate_async"):
+        for key, value in {"trainer.v1.trainer_mode": mode, **sizes}.items():
+            OmegaConf.update(config, key, value, merge=False)
+        _, problems, warnings = find(config)
+        assert any("mini-batches after the first, and this run has 1 per update" in problem for problem in problems)
+        assert any("a step has 8 x 4 = 32 trajectories" in warning for warning in warnings)
+        for key, value in sizes.items():
+            for wrong in (None, "abc", [1], 0, -1, 1.5):
+                OmegaConf.update(config, key, wrong, merge=False)
+                find(config)
+            OmegaConf.update(config, key, value, merge=False)
+
+
+def test_a_warning_that_needs_a_refused_size_waits_for_it():
+    wrong = compose(
+        ["+spo=paper", "actor_rollout_ref.rollout.n=8", "data.train_batch_size=abc"], config_name="ppo_trainer"
+    )
+    assert examine(wrong).problems == ["data.train_batch_size=abc: it has to be a whole number, such as 1024."]
+
+
+def test_a_word_that_is_no_override_is_named():
+    [problem] = compose(["run_grpo.sh"], config_name="ppo_trainer").problems
+    assert problem.startswith("run_grpo.sh: an override is key=value")
+
+
 def test_a_misspelt_key_of_verl_gets_a_suggestion():
     [problem] = compose(["data.train_batchsize=4"], config_name="ppo_trainer").problems
     assert "did you mean data.train_batch_size?" in problem
@@ -224,3 +260,72 @@ def test_nothing_is_cut_in_a_narrow_terminal(monkeypatch):
     assert set(wide["settings"]) <= set(shown.split())
     assert {entry["key"] for entry in wide["differs_from_paper"]} <= set(shown.split())
     assert all(len(line) <= 60 or " " not in line.strip() for line in narrow.splitlines())
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        ["python3", "-m", "verl.trainer.main_ppo"],
+        ["VERL_PLATFORM=cpu", "python", "-u", "-m", "verl.trainer.main_ppo"],
+        ["env", "A=b c", "/opt/bin/python3.11", "verl/trainer/main_ppo.py"],
+        ["CUDA_VISIBLE_DEVICES=0", "nohup", "srun", "-n", "1", "python3", "-X", "dev", "-m", "verl.trainer.main_ppo"],
+    ],
+)
+def test_the_whole_line_of_a_run_is_taken_as_what_follows_main_ppo(before, tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: [ppo_trainer, spo: paper, _self_]\nspo: {seed: 5}\n")
+    options = ["--config-dir", str(tmp_path), "--config-name=mine"]
+    overrides = ["data.train_batch_size=64", "trainer.experiment_name='a main_ppo b'"]
+    wanted = run_json("config", "--no-files", *options, *overrides)
+    assert wanted["settings"]["spo.seed"]["value"] == 5
+    assert run_json("config", *before, *options, *overrides, "--no-files") == wanted
+    text = " ".join([*before, *options, *overrides]).replace("A=b c", "A='b c'").replace(" -m ", " \\\n  -m ")
+    assert run_json("config", "--no-files", text) == wanted
+
+
+def test_the_variables_before_a_command_hold_for_its_check_alone(monkeypatch):
+    monkeypatch.setenv("VERL_PLATFORM", "cuda")
+    monkeypatch.delenv("A", raising=False)
+    line = ("python", "-m", "verl.trainer.main_ppo", "+spo=paper", "+platform=cpu", "--no-files")
+    [problem] = run_json("config", *line)["problems"]
+    assert "platform" in problem
+    assert run_json("config", "A=1", "VERL_PLATFORM=cpu", *line)["problems"] == []
+    assert (os.environ["VERL_PLATFORM"], os.environ.get("A")) == ("cuda", None)
+
+
+def test_a_whole_line_with_an_open_quote_is_refused():
+    refused = run("config", "python -m verl.trainer.main_ppo 'a=1")
+    assert (refused.exit_code, "close its quotes" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ("{trainer: abc, data: 3, reward: true}", "trainer data reward"),
+        (
+            "{trainer: {v1: 3, nnodes: abc}, data: {train_batch_size: x, train_files: 3, val_files: {a: 1}}, "
+            "critic: x}",
+            "trainer.v1 trainer.nnodes data.train_batch_size data.train_files data.val_files critic",
+        ),
+        (
+            "{actor_rollout_ref: {rollout: {n: abc, agent: 7}, actor: {policy_loss: x, ppo_epochs: y}, model: 3}, "
+            "distillation: {enabled: true, teacher_models: 3}}",
+            "actor_rollout_ref.rollout.n actor_rollout_ref.rollout.agent actor_rollout_ref.actor.policy_loss "
+            "actor_rollout_ref.actor.ppo_epochs actor_rollout_ref.model",
+        ),
+        ("{spo: text, algorithm: {adv_estimator: spo}}", "spo"),
+        (
+            "{spo: {forgetting: 3, sampling: [1], seed: {a: 1}}, algorithm: {adv_estimator: spo}}",
+            "spo.forgetting spo.sampling spo.seed",
+        ),
+        ("{data: [1]}", ""),  # hydra itself does not put a list in the place of a section
+    ],
+)
+def test_a_wrong_type_in_a_configuration_of_ones_own_is_a_problem_that_names_its_key(own, named, tmp_path):
+    content = OmegaConf.to_yaml(OmegaConf.create(own))
+    (tmp_path / "mine.yaml").write_text(f"defaults: [ppo_trainer, _self_]\n{content}")
+    found = run_json("config", "--config-dir", tmp_path, "--config-name", "mine", "--all")
+    problems = [found["error"]["message"]] if "error" in found else found["problems"]
+    assert "error" not in found or not named
+    for key in named.split():
+        assert any(problem.startswith((f"{key}=", f"{key}:")) for problem in problems), (key, problems)
+    assert run("config", "--config-dir", tmp_path, "--config-name", "mine", "--all").exit_code == (1 if named else 2)

@@ -41,6 +41,17 @@ def test_a_file_is_written_once(script, tmp_path):
     assert script.read_text() == PLAIN
 
 
+def test_a_script_with_problems_is_written_only_if_asked_for(script, tmp_path):
+    target = tmp_path / "run_spo.sh"
+    check = ("convert", script, "--output", target, "--check")
+    result = run(*check)
+    assert (result.exit_code, target.exists()) == (1, False)
+    assert f"not written: {target}" in result.stdout
+    result = run(*check, "--anyway")
+    assert (result.exit_code, target.read_text()) == (1, run("convert", script).stdout)
+    assert f"written: {target}" in result.stdout.splitlines()[-1]
+
+
 def test_json_holds_script_changes_and_needs(script):
     data = run_json("convert", script, "--rows", 7473)
     [command] = data["commands"]
@@ -93,6 +104,18 @@ def test_a_check_reports_as_config_does(script):
     assert here.exit_code == 1
     assert "data.train_files=" in here.stderr
     assert "on this machine" in " ".join(here.stderr.split())
+
+
+def test_nothing_is_cut_or_broken_in_a_narrow_terminal(script, monkeypatch):
+    data = run_json("convert", script)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run("convert", script).stderr
+    words = " ".join(narrow.split())
+    [command] = data["commands"]
+    for text in (*(change["reason"] for change in command["changes"]), *command["needs"]):
+        assert " ".join(text.split()) in words
+    assert {change["key"] for change in command["changes"]} <= set(words.split())
+    assert all(len(line) <= 60 or " " not in line.strip() for line in narrow.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -439,3 +439,9 @@ def test_flash_attention_is_needed_on_an_accelerator_only(cuda, environ, status)
 def test_the_packages_of_megatron(installed, status, text):
     found = needs(installed=installed)["Megatron"]
     assert (found.status, text in found.found, bool(found.fix)) == (status, True, status == "warn")
+
+
+def test_a_cpu_needs_no_transformer_engine():
+    installed = ["megatron-core", "mbridge", "megatron-bridge"]
+    assert needs(installed=installed)["Megatron"].status == "warn"
+    assert needs(installed=installed, environ={"VERL_PLATFORM": "cpu"})["Megatron"].status == "ok"

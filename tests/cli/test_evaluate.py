@@ -43,6 +43,19 @@ def test_json_is_the_same(folders):
     assert len(found["differences"]) == 18
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_number_is_cut_at_any_width(folders, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run("evaluate", f"spo={folders['spo']}", f"grpo={folders['grpo']}", *FAST).stdout
+    assert "…" not in shown
+    words = " ".join(shown.split())
+    found = run_json("evaluate", f"spo={folders['spo']}", *FAST)["runs"][0]
+    for one in found["benchmarks"].values():
+        low, mean, high = (f"{100 * one['avg'][name]:.1f}" for name in ("low", "mean", "high"))
+        assert f"{mean} [{low}, {high}]" in words
+    assert max(map(len, shown.splitlines())) <= max(width, 45)
+
+
 def test_what_is_incomplete_ends_with_status_1_and_still_shows(tmp_path):
     file = write_lines(tmp_path / "0.jsonl", answers("aime_2024", [["1", "2"], ["1"]]))
     done = run("evaluate", file, *FAST)

@@ -113,7 +113,7 @@ CONTENTS = {
     "digits": b'{"question": ' + b"9" * 5000 + b"}",
 }
 WORDS = {
-    "latin-1": "line 1: byte 0xe9 behind 17 others is no UTF-8|0xe9",
+    "latin-1": "line 1: byte 0xe9 after 17 others is no UTF-8|0xe9",
     "cut": "line 1: the file ends inside a character|ends inside a character",
     "utf-16": "text in UTF-16",
     "gzip": "compressed with gzip",

@@ -1,15 +1,20 @@
 """Tables and paragraphs: every word is printed whole, at any width, and no line is longer than a word makes it."""
 
 import io
+import shlex
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from spo_verl.cli.layout import paragraph, table
+from spo_verl.cli.layout import command, paragraph, table
+from tests.cli.helpers import run
 
 WORD = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=70)
 TEXT = st.lists(WORD, min_size=1, max_size=12).map(" ".join)
+HEADINGS = {*("recipe", "what", "it", "is", "for", "name", "use", "release", "rows", "licence", "hub", "id", "trains")}
+HEADINGS |= {"value", "figure", "formula", "(configuration,", "split)"}
 WIDTHS = st.integers(20, 140)
 
 
@@ -57,6 +62,23 @@ def test_rows_become_lists_where_columns_do_not_fit():
     assert lines == ["a.long.key.of.something", "  value: some value that is", "      longer than that"]
 
 
+@given(WIDTHS, st.lists(st.tuples(WORD, WORD, TEXT), min_size=1, max_size=4))
+def test_numbers_end_at_the_right_and_are_never_cut(width, rows):
+    lines = printed(width, lambda console: table(console, ("h0", "h1", "h2"), rows, numbers=True))
+    words = " ".join(lines).split()
+    for row in rows:
+        remaining = iter(words)
+        assert all(word in remaining for cell in row for word in cell.split())
+    if len(lines) == len(rows) + 1 and lines[0].startswith("h0 "):
+        assert {len(line) for line in lines} == {len(lines[0])}
+
+
+def test_numbers_are_aligned_where_there_is_room():
+    rows = [("a", "7", "1.0 [0.5, 1.5]"), ("longer", "12", "-")]
+    lines = printed(40, lambda console: table(console, ("key", "n", "mean"), rows, numbers=True))
+    assert lines == ["key      n            mean", "a        7  1.0 [0.5, 1.5]", "longer  12               -"]
+
+
 def test_without_a_width_a_paragraph_is_one_line(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     stream = io.StringIO()
@@ -89,3 +111,27 @@ def test_tables_of_the_other_verbs_fold_long_words():
         digits = "".join(character for character in stream.getvalue() if character.isdigit())
         assert digits.count(word) >= 2
         assert "…" not in stream.getvalue()
+
+
+@given(WIDTHS, st.lists(st.one_of(WORD, TEXT, st.just("a='b c'")), min_size=1, max_size=12))
+def test_a_command_can_be_pasted_at_any_width(width, words):
+    lines = printed(width, lambda console: command(console, words, first="  start:  "))
+    assert shlex.split("\n".join(lines).replace("\\\n", " ").replace("start:", "", 1)) == words
+    for line in lines:
+        assert len(line) <= width or len(shlex.split(line.removesuffix("\\").replace("start:", "", 1))) == 1
+
+
+@pytest.mark.parametrize(
+    "verb", [("recipes", "ls"), ("data", "list"), pytest.param(("recipes", "show"), marks=pytest.mark.long),
+             pytest.param(("plan",), marks=pytest.mark.long)]
+)  # fmt: skip
+def test_verbs_in_a_narrow_terminal_cut_no_word_and_stay_within_it(verb, monkeypatch):
+    recipe = () if verb[-1] in ("ls", "list") else ("gsm8k_qwen3_0_6b/spo",)
+    more = ("--explain", "--gpus", "8", "--prompts", "17000") if verb == ("plan",) else ()
+    words = " ".join(run(*verb, *recipe, *more).stdout.split()).split()
+    for width in (40, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = run(*verb, *recipe, *more).stdout.splitlines()
+        assert set(" ".join(lines).split()) >= {word for word in words if word not in HEADINGS}
+        words_of = [line.removeprefix("start:").removesuffix("\\").split() for line in lines if len(line) > width]
+        assert [found for found in words_of if len(found) > 1] == []  # a word alone may be wider than the terminal

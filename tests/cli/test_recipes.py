@@ -105,3 +105,16 @@ def test_a_recipe_is_shown_with_what_it_trains(elsewhere):
     assert data["files"][0] == str(ROOT / "gsm8k_qwen3_0_6b" / "spo.yaml")
     assert data["start"] == [str(ROOT / "run.sh"), "gsm8k_qwen3_0_6b/spo", "data.train_batch_size=64"]
     assert "start:  " in run("recipes", "show", "gsm8k_qwen3_0_6b/spo").stdout
+
+
+def test_each_folder_comes_before_its_recipes(elsewhere):
+    mine(elsewhere, "other/one")
+    lines = run("recipes", "ls").stdout.splitlines()
+    places = [lines.index(f"in {root}:") for root in (ROOT, elsewhere / "recipes")]
+    of_mine = next(number for number, line in enumerate(lines) if line.startswith("other/one"))
+    of_package = [number for number, line in enumerate(lines) if line.split(" ")[0] in RECIPES]
+    first, second = sorted(places)
+    assert len(of_package) == len(RECIPES)
+    for at, root in ((of_mine, elsewhere / "recipes"), *((number, ROOT) for number in of_package)):
+        assert (at > second) == (lines.index(f"in {root}:") == second), lines[at]
+        assert at > first

@@ -71,6 +71,7 @@ def test_errors_come_without_a_traceback():
             "as far as: composed. Why it stops: verl",
         ),
         (made(checks=[]), "FAILED: a/b"),
+        (made(checks=[Check("steps", True, "")], ranks=4, tp=2), "a/b (fsdp2, sync, 4 ranks, tp 2, training) in 90 s"),
     ],
 )
 def test_the_last_sentence(found, said):
@@ -87,3 +88,27 @@ def test_changes_stand_under_their_reason(capsys):
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == ["Different from the recipe:", "  small", "    a.b   1 -> 2"]
     assert lines[3] == f"    c   None -> ...{'x' * 57}"
+
+
+def test_numbers_of_processes_are_refused_before_anything_is_made(tmp_path, rows, monkeypatch):
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    arguments = ("rehearse", "gsm8k_qwen3_0_6b/spo", "--data", rows, "-o", tmp_path / "out")
+    for more, said in (
+        (("--ranks", "3"), "set --ranks to one of 1, 2, 4, 8"),
+        (("--ranks", "2", "--device", "gpu"), "this machine has 0 accelerators"),
+    ):
+        result = run(*arguments, *more)
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.split())
+        assert not (tmp_path / "out").exists()
+    assert run(*arguments, "--ranks", "0").exit_code == 2
+
+
+def test_accelerators_are_used_where_there_are_some(tmp_path, rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "rehearse", lambda *_, **given: seen.append(given) or made(checks=[]))
+    for there, more, device in ((8, (), "gpu"), (0, (), "cpu"), (8, ("--device", "cpu"), "cpu")):
+        monkeypatch.setattr(module, "accelerators", lambda there=there: there)
+        run("rehearse", "gsm8k_qwen3_0_6b/spo", "--data", rows, "-o", tmp_path / "out", "--ranks", "2", *more)
+        assert (seen[-1]["device"], seen[-1]["split"].ranks) == (device, 2)
+        assert (seen[-1]["limits"].seconds, seen[-1]["limits"].memory_gib) == (600, 16)

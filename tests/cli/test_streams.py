@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from spo_verl.cli.output import contained, print_json, stdout_console
+from spo_verl.cli.output import console_on, contained, print_json
 from spo_verl.visible import visible
 from tests.cli.helpers import run
 
@@ -67,7 +67,7 @@ def test_visible(text, shown):
 def test_a_table_keeps_rich_own_controls_and_loses_those_of_the_data(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
-    stdout_console().print("a\x1b]0;title\x07b", markup=False)
+    console_on(sys.stdout).print("a\x1b]0;title\x07b", markup=False)
     assert stream.getvalue() == "a\\x1b]0;titleb\n"  # the bell is taken out by rich itself
 
 
@@ -134,5 +134,5 @@ def test_no_colours_where_they_are_not_wanted(monkeypatch):
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.delenv("NO_COLOR", raising=False) if wanted else monkeypatch.setenv("NO_COLOR", "1")
-        stdout_console().print("text", style="red", markup=False)
+        console_on(sys.stdout).print("text", style="red", markup=False)
         assert ("\x1b[31m" in stream.getvalue()) is wanted

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spo_verl.converting import convert_script
-from spo_verl.converting.interpreter import Interpreter
+from spo_verl.converting.tracing import ScriptTracer
 from spo_verl.converting.values import is_known
+from spo_verl.errors import SpoConfigError
 from tests.converting.scripts import STOCK, run_by_a_shell
 
 CALLS = {
@@ -23,7 +24,7 @@ CALLS = {
 def read(script, folder, arguments=(), variables=None):
     """The words of every command; what is not known is None."""
     outside = {"HOME": str(folder), "PWD": str(folder), **(variables or {})}
-    reading = Interpreter(script, outside, arguments, str(folder))
+    reading = ScriptTracer(script, outside, arguments, str(folder))
     reading.read()
     return [[one.text if is_known(one.value) else None for one in launch.arguments] for launch in reading.launches]
 
@@ -89,7 +90,62 @@ WAYS = (
     "until false; do N=8; break; done",
     "until true; do N=8; done",
     "M=010; N=$((M))",
+    "for i in 2 4; do for j in 1 3; do N=$i$j; break 2; done; done",
+    "for i in 2 4; do for j in 1 3; do if [ $j = 3 ]; then continue 2; fi; N=$N$j; done; N=9; done",
+    "for i in 2 4; do for j in 1 3; do for k in 5 7; do N=$k; break 2; done; done; N=$N$i; done",
+    "for i in 2 4; do N=$i; break 7; done",
+    "for i in 2 4; do while true; do continue 2; done; N=8; done; N=$i",
+    "N=0; while [ $N -lt 4 ]; do N=$((N + 1)); done",
+    "N=4; ((N *= 2))",
+    "N=4; let N=8",
+    "N=0; i=0; while (( i < 3 )); do ((i++)); N=$((N + i)); done",
+    "N=0; i=6; until [[ $i -le 1 ]]; do let i-=2; N=$((N + 1)); done",
+    "i=5; while ((i > 1)); do ((--i)); if ((i == 3)); then break; fi; done; ((N = i * 2))",
+    "i=1; while [ $i -lt 9 ]; do ((i += 3)); done; let N=i",
+    "N=1; while [ $N -lt 3 ]; do N=$((N + 1)); while [ $N -lt 2 ]; do N=7; done; done",
+    "declare -A M; M[small]=2; M[large]=8; N=${M[small]}",
+    "declare -A M=([small]=2 [large]=8); SIZE=large; N=${M[$SIZE]}",
+    'declare -A M=( ["small one"]=2 [large]=8 ); SIZE="small one"; N=${M["$SIZE"]}',
+    "declare -A M; M=([a]=2); M+=([b]=4); N=${#M[@]}${M[a]}",
+    'declare -A M=([a]=5); for key in "${!M[@]}"; do N=${M[$key]}; done',
+    "declare -A M=([a]=5); (M[a]=7); N=${M[a]:-3}${M[b]:-4}",
+    "L=(2 4 8); for i in ${!L[@]}; do N=${L[$i]}; done",
 )
+
+# A command in a loop that counts itself: the first pass decides, and the other passes start the same.
+COUNTED = """i=0
+while [ $i -lt 3 ]; do
+    python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo trainer.experiment_name=run$i \
+        data.train_batch_size=16 actor_rollout_ref.actor.ppo_mini_batch_size=16 actor_rollout_ref.rollout.n=4
+    i=$((i + 1))
+done
+"""
+
+
+def test_a_command_in_a_loop_that_counts_itself_is_converted_for_every_pass(tmp_path):
+    words = run_by_a_shell(COUNTED, tmp_path)
+    assert (len(words), read(COUNTED, tmp_path)) == (3, words[:1])
+    converted = convert_script(COUNTED)
+    assert any("line 2: a loop" in note for note in converted.notes)
+    now = run_by_a_shell(converted.script, tmp_path)
+    assert [dict(word.split("=", 1) for word in one)["data.train_batch_size"] for one in now] == ["64"] * 3
+    assert [word for one in now for word in one if word.startswith("trainer.exp")] == [
+        f"trainer.experiment_name=run{number}" for number in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("way", "line"),
+    [
+        ('declare -A M=([a]=1 [b]=2)\nfor key in "${!M[@]}"; do N=${M[$key]}; done', 3),
+        ('declare -A M=([a]=1 [b]=2)\n\nN="${M[@]}"', 4),
+        ("declare -A M\nM=(a 1)", 3),
+    ],
+)
+def test_what_bash_alone_decides_of_an_associative_array_is_refused_with_its_line(way, line):
+    script = f"N=3\n{way}\npython3 -m verl.trainer.main_ppo actor_rollout_ref.rollout.n=$N\n"
+    with pytest.raises(SpoConfigError, match=f"line {line}: .*associative array"):
+        convert_script(script)
 
 
 @pytest.mark.parametrize("way", WAYS)

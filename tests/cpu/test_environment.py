@@ -82,7 +82,7 @@ def test_the_pins_name_the_aliases_and_everything_that_is_required() -> None:
     versions = pins()
     for alias in ALIASES:
         assert versions[normal(alias.name)] == alias.version
-    for name in ("requirements-runtime.txt", "requirements-dev.txt"):
+    for name in ("requirements-runtime.txt", "requirements-megatron.txt", "requirements-dev.txt"):
         for line in (FOLDER / name).read_text().splitlines():
             if not line or line.startswith("#"):
                 continue
@@ -168,12 +168,12 @@ RECORDING_PIP = 'printf "%s " "$@" >>"$PIPLOG"; printf "index=%s\\n" "${PIP_INDE
 
 def test_a_second_call_does_nothing_and_a_wider_one_adds(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, RECORDING_PIP)
-    # The stand-in interpreter has the pinned torch already, so three installations remain: verl, tools, this package.
+    # The stand-in interpreter has the pinned torch already: verl, Megatron, tools and this package remain.
     lines = "\n".join(f'spo_make_env "{ROOT}" {kind}; wc -l <"$PIPLOG"' for kind in ("runtime", "runtime", "dev"))
     done = shell(f'{lines}\nspo_make_env "{ROOT}" runtime; wc -l <"$PIPLOG"; echo "$SPO_ENV_PYTHON"', **environment)
     assert done.returncode == 0, done.stderr
     *counts, python = done.stdout.split("\n")[:5]
-    assert counts == ["2", "2", "5", "5"]
+    assert counts == ["3", "3", "7", "7"]
     assert python == f"{tmp_path}/my venv/bin/python"
     calls = (tmp_path / "calls").read_text().splitlines()
     assert all("constraints.txt" in call and "alias-wheels" in call for call in calls)

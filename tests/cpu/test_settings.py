@@ -21,6 +21,8 @@ def composed() -> list[dict[str, object]]:
         ["+platform=cpu", "trainer.n_gpus_per_node=2", "actor_rollout_ref.rollout.agent.num_workers=1"],
         ["+platform=cpu", "trainer.v1.trainer_mode=separate_async"],
         ["+platform=cpu", "+actor_rollout_ref.rollout.checkpoint_engine.engine_kwargs.gloo.timeout_seconds=20"],
+        ["model_engine=megatron"],
+        ["+platform=cpu", "model_engine=megatron", "actor_rollout_ref.ref.megatron.dtype=bfloat16"],
     ]
     done = compose(requests, VERL_PLATFORM="cpu")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -52,6 +54,18 @@ def test_it_leaves_the_algorithm_alone(composed: list[dict[str, object]]) -> Non
         "trainer",
         "transfer_queue",
     }
+
+
+def test_megatron_gets_keys_of_its_own_and_none_of_fsdp(composed: list[dict[str, object]]) -> None:
+    fsdp, stock, config = composed[1], composed[5], composed[6]
+    changed = {key for key in config if config[key] != stock.get(key)}
+    assert [key for key in config.keys() - stock.keys() if key.startswith("actor_rollout_ref.actor")] == []
+    assert config["actor_rollout_ref.actor.strategy"] == "megatron"
+    assert config["actor_rollout_ref.actor.megatron.dtype"] == "float32"
+    assert config["actor_rollout_ref.ref.megatron.dtype"] == "bfloat16"  # the command line wins
+    shared = {key for key in changed if not key.startswith(("actor_rollout_ref.actor", "actor_rollout_ref.ref"))}
+    assert shared
+    assert {key: config[key] for key in shared} == {key: fsdp[key] for key in shared}
 
 
 def test_the_command_line_wins(composed: list[dict[str, object]]) -> None:

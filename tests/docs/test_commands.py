@@ -103,10 +103,14 @@ def test_the_status_of_every_row_holds(answers):
 
 
 def test_the_table_of_what_the_preset_sets(answers):
-    rows = table_rows(OWN_RECIPE_PAGE.read_text(), "verl's key", "verl's default", "`+spo=paper`")
+    text = OWN_RECIPE_PAGE.read_text()
+    rows = table_rows(text, "verl's key", "verl's default", "`+spo=paper`")
     stock = OmegaConf.create(answers["stock"]["config"])
     expected = {key: (str(OmegaConf.select(stock, key)), str(value)) for key, value in paper_keys().items()}
-    assert {key.strip("`"): (default, preset) for key, default, preset in rows} == expected
+    changed = {key: pair for key, pair in expected.items() if pair[0] != pair[1]}
+    assert {key.strip("`"): (default, preset) for key, default, preset in rows} == changed
+    [kept] = [part for part in text.split("\n\n") if part.startswith("Set to verl's default")]
+    assert set(inline_code(kept)) == expected.keys() - changed.keys()
 
 
 def test_the_file_of_a_recipe_of_ones_own_wins_over_the_preset_that_it_names(answers):

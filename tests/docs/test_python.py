@@ -20,6 +20,16 @@ pytestmark = pytest.mark.long
 WITH_PYTHON = [page for page in PAGES if blocks(page.read_text(), "python")]
 # What a page takes for granted: names that its reader has.
 BEFORE = {
+    "docs/howto-reference-recipe.md": """
+dataset = [
+    {
+        "raw_prompt": [{"role": "user", "content": question}],
+        "data_source": "arithmetic",
+        "reward_model": {"style": "rule", "ground_truth": answer},
+    }
+    for question, answer in (("1 + 1", "2"), ("2 + 2", "4"), ("5 + 5", "10"))
+]
+""",
     "docs/offline-values.md": """
 dataset = [{"prompt": [{"role": "user", "content": text}]} for text in ("1 + 1", "2 + 2")]
 successes_P, trials_P = [3, 8], [8, 8]

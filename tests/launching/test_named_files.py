@@ -68,6 +68,9 @@ MISSING = [  # settings, key of the fault, what its text says
     ({"data.train_files": "no.parquet"}, "data.train_files", "there is no file {place}/no.parquet"),
     ({"data.train_files": "trian.parquet"}, "data.train_files", "there is {place}/train.parquet"),
     ({"data.train_files": "no/such/x.parquet"}, "data.train_files", "not even {place}/no"),
+    ({"data.train_files": "table.csv/x.parquet"}, "data.train_files", "as {place}/table.csv is no folder; correct"),
+    ({"data.train_files": "table.csv/a/b/x.parquet"}, "data.train_files", "as {place}/table.csv is no folder; correct"),
+    ({f"{MODEL}.path": "./table.csv/model"}, f"{MODEL}.path", "as {place}/table.csv is no folder; correct"),
     ({"data.val_files": ["train.parquet", "no.parquet"]}, "data.val_files", "data.val_files=no.parquet"),
     ({"data.val_files": "no*.parquet"}, "data.val_files", "fits the pattern"),
     ({"data.val_files": "hollow"}, "data.val_files", "this is a folder"),
@@ -169,3 +172,9 @@ def test_a_module_of_an_editable_install_is_found(place, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder])
     assert of({FUNCTION: path, "reward.custom_reward_function.name": "score"}) == []
     assert "it defines no compute_score" in of({FUNCTION: path})[0].text
+
+
+@pytest.mark.parametrize(("output", "found"), [("values.parquet", []), ("others.parquet", ["spo.initial.values"])])
+def test_values_that_the_run_samples_first_need_not_be_there(place, output, found):
+    config = OmegaConf.create({"spo": {"initial": {"values": "values.parquet"}, "estimate": {"output": output}}})
+    assert [fault.key for fault in faults(config)] == found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spo_verl.launching.progress import EstimateProgress, Progress
+from spo_verl.launching.progress import Progress
 
 
 def test_progress_shows_phases_once_and_each_step(tmp_path: Path) -> None:
@@ -33,15 +33,25 @@ def test_progress_shows_phases_once_and_each_step(tmp_path: Path) -> None:
     assert len(said) == 3
 
 
-def test_progress_of_an_estimation(tmp_path: Path) -> None:
+def test_progress_of_offline_values_and_then_a_training(tmp_path: Path) -> None:
     said: list[str] = []
-    progress = EstimateProgress(say=said.append)
+    progress = Progress(tmp_path / "metrics.jsonl", steps=2, values_first=True, say=said.append)
     for text in (
+        "checkpoint engine manager initialized\n",
         "Offline values:   0%|          | 0/1024 [00:00<?, ?prompt/s]\r",
         "Offline values:  25%|##5       | 256/10",
         "24 [00:30<01:30,  8.5prompt/s]\r",
         "Offline values:  25%|##5       | 256/1024 [00:31<01:30,  8.5prompt/s]\r",
         "Offline values:  50%|#####     | 512/1024 [01:00<01:00,  8.5prompt/s]\r",
+        "Offline values: 100%|###| 1024/1024 [02:00<00:00,  8.5prompt/s]\nspo: wrote /values.parquet: 1024 prompts\n",
+        "Initial validation metrics\n",
     ):
         progress(text)
-    assert [line.split("s  ")[1] for line in said] == ["256 of 1024 prompts", "512 of 1024 prompts"]
+    assert [line.split("s  ")[1] for line in said] == [
+        "vLLM ready; sampling offline values",
+        "256 of 1024 prompts",
+        "512 of 1024 prompts",
+        "1024 of 1024 prompts",
+        "offline values ready; answering the held-out prompts before training",
+        "training",
+    ]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from spo_verl.launching.supervise import Outcome, Segments, end_session, session_members, supervise
+from spo_verl.launching.supervise import CommandEnd, Segments, end_session, session_members, supervise
 
 pytestmark = pytest.mark.long
 
 
-def run(script: str, tmp_path: Path, **limits: float) -> Outcome:
+def run(script: str, tmp_path: Path, **limits: float) -> CommandEnd:
     return supervise(
         ["bash", "-c", script],
         log_path=tmp_path / "log",

@@ -37,6 +37,8 @@ def main() -> None:
             "marker": trainer_probes.marker(folder),
             "old policy": worker_probes.old_policy(folder),
             "process group": worker_probes.process_group(folder),
+            "parameters": worker_probes.parameters(),
+            "rotary base": worker_probes.rotary_base(),
             "log lines": worker_probes.log_lines(),
             "sockets": worker_probes.sockets(),
         }

@@ -266,6 +266,22 @@ def test_the_saved_policy_is_a_copy(reports: Reports) -> None:
     assert patched["saved"] == patched["restored"] == [1.0, 2.0, 3.0]
 
 
+def test_weights_without_a_flat_buffer_are_moved(reports: Reports) -> None:
+    stock, patched = (report["parameters"] for report in reports)
+    for verb in ("load", "offload", "copy"):
+        assert stock[verb] == "AttributeError: 'NoneType' object has no attribute 'storage'"
+    assert (patched["load"], patched["offload"], patched["copy"]) == ("device 0", "cpu", [1.0, 2.0])
+    assert stock["copy of a flat buffer"] == patched["copy of a flat buffer"] == [1.0, 2.0]
+
+
+def test_the_bridge_gets_the_rotary_base(reports: Reports) -> None:
+    stock, patched = (report["rotary base"] for report in reports)
+    assert (stock.pop("moved"), patched.pop("moved")) == ({}, {"rotary_base": 1e6})
+    assert stock == patched
+    assert patched.pop("overridden") == {"rotary_base": 7.0}
+    assert list(patched.values()) == [{}] * 4
+
+
 def test_loggers_are_called_as_loggers(reports: Reports) -> None:
     stock, patched = (report["log lines"] for report in reports)
     assert sorted(stock["calls"]) == sorted(touched("logger-flush.patch")[0])

@@ -42,6 +42,107 @@ def old_policy(folder: Path) -> dict[str, Any]:
     return report
 
 
+class Moved:
+    """Data of a parameter that only knows where it is."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def to(self, device: str, non_blocking: bool = False) -> Moved:
+        return Moved(device)
+
+
+class Wrapped:
+    """Megatron's DistributedDataParallel with one buffer, as far as verl's functions look at it."""
+
+    def __init__(self, flat: torch.Tensor | None, *parameters: Any) -> None:
+        self.buffers = [SimpleNamespace(param_data=flat, params=list(parameters), grad_data=torch.zeros(2))]
+        self.expert_parallel_buffers: list[Any] = []
+        self.module = SimpleNamespace(parameters=lambda: list(parameters))
+
+    def modules(self) -> list[Any]:
+        return []
+
+
+def parameters() -> dict[str, Any]:
+    """The functions that move Megatron's weights, with and without a flat buffer; Megatron is not imported."""
+    names = {
+        f"{verb}_megatron_model_{way}"
+        for verb, way in (("load", "to_gpu"), ("offload", "to_cpu"), ("copy", "to_cpu"), ("restore", "from_cpu"))
+    }
+    tree = ast.parse(source("verl/utils/megatron_utils.py"))
+    functions = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name in names | {"_clear_te_fp8_weight_workspaces"}
+    ]
+    assert len(functions) == 5
+    scope: dict[str, Any] = {
+        "torch": torch, "DDP": Wrapped, "get_device_id": lambda: "device 0", "logger": logging.getLogger("probe"),
+        "get_torch_device": lambda: SimpleNamespace(empty_cache=lambda: None),
+    }  # fmt: skip
+    exec("\n".join(map(ast.unparse, functions)), scope)
+
+    def moved(function: str, device: str) -> str:
+        parameter = SimpleNamespace(data=Moved(device), requires_grad=True)
+        scope[function]([Wrapped(None, parameter)])
+        return parameter.data.device
+
+    def restored(flat: bool) -> list[float]:
+        data = torch.tensor([1.0, 2.0])
+        chunk = Wrapped(data if flat else None, torch.nn.Parameter(data))
+        saved = scope["copy_megatron_model_to_cpu"]([chunk])
+        data.add_(10.0)
+        scope["restore_megatron_model_from_cpu"]([chunk], saved)
+        return data.tolist()
+
+    pin, torch.Tensor.pin_memory = torch.Tensor.pin_memory, lambda self: self  # needs an accelerator
+    try:
+        return {
+            "load": outcome(lambda: moved("load_megatron_model_to_gpu", "cpu")),
+            "offload": outcome(lambda: moved("offload_megatron_model_to_cpu", "device 0")),
+            "copy": outcome(lambda: restored(flat=False)),
+            "copy of a flat buffer": outcome(lambda: restored(flat=True)),
+        }
+    finally:
+        torch.Tensor.pin_memory = pin
+
+
+def rotary_base() -> dict[str, Any]:
+    """What verl's Megatron engine sets on a provider of Megatron-Bridge, next to its own settings."""
+    from transformers import Qwen3Config
+
+    tree = ast.parse(source("verl/workers/engine/megatron/transformer_impl.py"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_rope_overrides"]
+    [build] = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_build_tf_config")
+    statements = [
+        node
+        for node in ast.walk(build)
+        if (isinstance(node, ast.Expr) and "provider_overrides.update" in ast.unparse(node))
+        or (isinstance(node, ast.For) and "override_transformer_config.items()" in ast.unparse(node.iter))
+    ]
+    statements.sort(key=lambda node: node.lineno)
+    qwen, absent = Qwen3Config(rope_theta=1e6), SimpleNamespace(rope_parameters=None)
+
+    def given(model: Any, base: Any = 10_000, **overridden: float) -> dict[str, float]:
+        scope: dict[str, Any] = {
+            "Any": Any, "provider": SimpleNamespace(rotary_base=base), "provider_overrides": {},
+            "override_transformer_config": overridden,
+            "self": SimpleNamespace(model_config=SimpleNamespace(hf_config=model)),
+        }  # fmt: skip
+        exec("\n".join(map(ast.unparse, [*functions, *statements])), scope)
+        return scope["provider_overrides"]
+
+    return {
+        "moved": given(qwen),
+        "overridden": given(qwen, rotary_base=7.0),
+        "a pair": given(qwen, base=(1, 2)),
+        "attribute": given(SimpleNamespace(rope_theta=3.0, rope_parameters={"rope_theta": 4.0})),
+        "without RoPE": given(absent),
+        "by kind of attention": given(SimpleNamespace(rope_parameters={"full_attention": {"rope_theta": 4.0}})),
+    }
+
+
 def process_group(folder: Path) -> dict[str, Any]:
     from verl.utils import distributed
 

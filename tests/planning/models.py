@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 from spo_verl.launching.composition import compose
-from spo_verl.planning.inputs import Assumptions, Run, run_of
+from spo_verl.planning.inputs import Assumptions, PlannedRun, run_of
 from spo_verl.planning.plan import Plan, make_plan
 from spo_verl.planning.shapes import PUBLIC, DecoderShape
 
@@ -31,7 +31,7 @@ def build(shape: DecoderShape, *, device: str = "cpu", attention: str = "sdpa"):
 
 
 @cache
-def run_with(*overrides: str) -> Run:
+def run_with(*overrides: str) -> PlannedRun:
     """A run with the batch of docs/howto-your-recipe.md."""
     composed = compose(
         [
@@ -49,7 +49,7 @@ def run_with(*overrides: str) -> Run:
 def plan_with(
     *overrides: str, assumed: Assumptions | None = None, shape: DecoderShape | None = None, **changes
 ) -> Plan:
-    run: Run = replace(run_with(*overrides), **changes)
+    run: PlannedRun = replace(run_with(*overrides), **changes)
     return make_plan(run, shape or PUBLIC["Qwen3-8B"], assumed or Assumptions(prompts=14_000))
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from spo_verl.launching.progress import COLUMNS
-from spo_verl.quickstart.live import ROWS, estimate_progress, training_progress
+from spo_verl.quickstart.live import ROWS, training_progress
 
 LEVELS = {f"val-core/ladder{level}/acc/mean@1": 0.25 for level in range(1, 9)}
 
@@ -40,7 +40,7 @@ def output(shown: Console) -> str:
 def test_elsewhere_a_training_is_lines_and_each_of_their_numbers_is_explained_once(tmp_path: Path) -> None:
     said: list[str] = []
     path, shown = tmp_path / "metrics.jsonl", console(terminal=False)
-    with training_progress(path, steps=3, done=0, say=said.append, console=shown) as progress:
+    with training_progress(path, steps=3, done=0, values_first=False, say=said.append, console=shown) as progress:
         progress("Started a local Ray instance")
         assert len(said) == 1  # nothing to explain yet
         written(path, 2)
@@ -58,7 +58,7 @@ def test_elsewhere_a_training_is_lines_and_each_of_their_numbers_is_explained_on
 def test_a_terminal_shows_the_last_steps_what_they_mean_and_how_much_is_done(tmp_path: Path, width: int) -> None:
     said: list[str] = []
     path, shown = tmp_path / "metrics.jsonl", console(terminal=True, width=width)
-    with training_progress(path, steps=30, done=0, say=said.append, console=shown) as progress:
+    with training_progress(path, steps=30, done=0, values_first=False, say=said.append, console=shown) as progress:
         written(path, 12)
         progress("step:12")
         screen = console(terminal=False, width=width)
@@ -76,23 +76,29 @@ def test_a_terminal_shows_the_last_steps_what_they_mean_and_how_much_is_done(tmp
     assert "share of the step's responses" in words
 
 
-def test_an_estimation_is_a_bar_in_a_terminal_and_lines_elsewhere() -> None:
+def test_an_estimation_is_a_bar_in_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
     said: list[str] = []
     text = "Offline values:  25%|##5       | 256/1024 [00:31<01:30,  8.5prompt/s]\r"
     for terminal in (False, True):
         shown = console(terminal=terminal)
-        with estimate_progress(say=said.append, console=shown) as progress:
+        with training_progress(
+            tmp_path / "metrics.jsonl", steps=3, done=0, values_first=True, say=said.append, console=shown
+        ) as progress:
             progress(text)
         assert ("256 of 1024 prompts" in output(shown)) == terminal
     assert len(said) == 1
     assert said[0].endswith("256 of 1024 prompts")
 
 
-def test_a_finished_bar_and_the_first_part_promise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_part_promises_nothing_and_a_finished_bar_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr("spo_verl.quickstart.live.time.monotonic", lambda: now[0])
     shown = console(terminal=True)
-    with estimate_progress(say=lambda line: None, console=shown) as progress:
+    with training_progress(
+        tmp_path / "metrics.jsonl", steps=3, done=0, values_first=True, say=lambda line: None, console=shown
+    ) as progress:
         texts = []
         for done, at in ((256, 10.0), (512, 30.0), (1024, 70.0)):
             now[0] = at
@@ -103,4 +109,4 @@ def test_a_finished_bar_and_the_first_part_promise_nothing(monkeypatch: pytest.M
     # 256 prompts in 20 s: the other 512 in 40 s.
     assert "left" not in texts[0]
     assert "about 40 s left" in texts[1]
-    assert "left" not in texts[2]
+    assert texts[2].strip() == ""

@@ -21,10 +21,10 @@ def test_the_summary_answers_what_a_newcomer_asks() -> None:
     text = summary(result())
     assert "+0.100 +- 0.010" in text
     assert "10.0 standard errors, beyond the noise" in text
-    # 20 steps of 256, and 8,192 offline.
-    for number in ("5,120", "8,192", "13,312"):
+    # 16 steps of 256, and 8,192 offline.
+    for number in ("4,096", "8,192", "12,288"):
         assert number in text
-    assert "8.0 minutes (warm start 60 s, offline values 120 s, training 300 s); memory at most 6.5 GiB" in text
+    assert "8.0 minutes (warm start 60 s, offline values and training 420 s); memory at most 6.5 GiB" in text
     assert "mean absolute error 0.050 (the best constant: 0.300)" in text
     assert "3 of 8" in text
     for place in ("/runs/spo-seed0", "summary.png", "--estimator grpo", "--compare"):
@@ -45,12 +45,12 @@ def test_a_change_within_the_noise_is_not_called_one() -> None:
 
 
 def test_an_unfinished_run_says_how_far_it_came_and_how_to_go_on() -> None:
-    text = summary({**result(), "steps_done": 17})
-    assert text.startswith("This run is not finished: 17 of 20 steps.")
+    text = summary({**result(), "steps_done": 13})
+    assert text.startswith("This run is not finished: 13 of 16 steps.")
     assert "+0.100 +- 0.010" in text
     assert "the same call again" in text.split("How to continue")[1]
     assert "What to try next" not in text
-    for finished in (result(), {**result(), "steps_done": 20}):
+    for finished in (result(), {**result(), "steps_done": 16}):
         assert "How to continue" not in summary(finished)
         assert "not finished" not in summary(finished)
 
@@ -59,7 +59,7 @@ def test_before_the_first_step_there_is_only_before() -> None:
     found = {**result(after=0.4), "steps_done": 0, "offline_prompts": 512, "tracker": None, "sampled": []}
     found["warm_start"] = {"steps": 250, "accuracy": 0.12}
     text = summary(found)
-    assert "0 of 20 steps" in text
+    assert "0 of 16 steps" in text
     assert "warm start: 250 steps, accuracy 0.120 of its problems (target 0.37)" in text
     assert "offline values: 512 of 1024 prompts" in text
     assert text.count("0.400") >= 2
@@ -67,10 +67,10 @@ def test_before_the_first_step_there_is_only_before() -> None:
     assert not any(word in table for word in ("after", "change", "better", "worse"))
 
 
-@pytest.mark.parametrize("steps", [(), (0,), (0, 10), (0, 10, 17)])
+@pytest.mark.parametrize("steps", [(), (0,), (0, 8), (0, 8, 13)])
 def test_verls_validations_are_those_that_there_are(steps: tuple[int, ...]) -> None:
     sampled = [{"step": step, "accuracy": 0.4 + step / 1000, "standard_error": 0.02} for step in steps]
-    text = summary({**result(), "steps_done": 17, "sampled": sampled})
+    text = summary({**result(), "steps_done": 13, "sampled": sampled})
     assert ("verl's own validation" in text) == bool(steps)
     if steps:
         assert f"{0.4 + steps[-1] / 1000:.3f} after step {steps[-1]} (standard error 0.020)" in text
@@ -92,15 +92,15 @@ def test_the_panel_is_the_first_prompt_of_each_level() -> None:
 
 def test_curves_begin_after_the_offline_trajectories() -> None:
     x, y, error = curve(result(offline=8192), "held_out")
-    assert x.tolist() == [8192, 8192 + 10 * 256, 8192 + 20 * 256]
-    assert y.tolist() == pytest.approx([0.4, 0.41, 0.42])
+    assert x.tolist() == [8192, 8192 + 8 * 256, 8192 + 16 * 256]
+    assert y.tolist() == pytest.approx([0.4, 0.408, 0.416])
     # An older result states the standard error of the last point only.
     assert error.tolist() == [0, 0, 0.01]
     with_errors = result()
     for point, stated in zip(with_errors["curve"], (0.0, 0.003, 0.004), strict=True):
         point["held_out_error"] = stated
     assert curve(with_errors, "held_out")[2].tolist() == [0.0, 0.003, 0.004]
-    assert curve(result(estimator="grpo", offline=0), "held_out")[0].tolist() == [0, 2560, 5120]
+    assert curve(result(estimator="grpo", offline=0), "held_out")[0].tolist() == [0, 2048, 4096]
 
 
 def test_the_mean_of_runs_is_drawn_where_all_were_saved_with_its_standard_error() -> None:
@@ -167,7 +167,7 @@ def test_runs_that_differ_in_seed_only_are_put_together(tmp_path: Path) -> None:
     assert len(found["runs"]) == 5
     assert "mean of 2" in found["text"]
     assert "+0.125 +- 0.025" in found["text"]
-    assert "13,312 (8,192)" in found["text"]
+    assert "12,288 (8,192)" in found["text"]
     assert max(len(line) for line in found["text"].splitlines()) <= 140
 
 

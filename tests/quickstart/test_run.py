@@ -17,13 +17,13 @@ from spo_verl.launching.deadline import STOPPED
 from spo_verl.launching.launch import Run, failure
 from spo_verl.launching.limits import Limits, OutOfTime, RunError
 from spo_verl.launching.runs import spent
-from spo_verl.launching.supervise import Outcome
+from spo_verl.launching.supervise import CommandEnd
 from spo_verl.quickstart import run as run_module
 from spo_verl.quickstart.__main__ import limits_from, main, parser, settings_from
 from spo_verl.quickstart.evaluate import validated
 from spo_verl.quickstart.run import quickstart
 from spo_verl.quickstart.runs import RunFolder
-from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
+from spo_verl.small.launches import Settings, training_overrides
 from spo_verl.small.model import ModelShape
 from spo_verl.small.task import MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS
 from spo_verl.small.warmstart import WarmStartReport, WarmStartSettings
@@ -67,17 +67,19 @@ def test_paths_are_quoted_and_further_overrides_come_last() -> None:
     assert listed[-1] == "spo.sampling.mode=uniform"
 
 
-def test_the_estimation_samples_the_same_policy_in_the_same_way() -> None:
-    settings = Settings(offline_trials=4)
-    estimate = estimate_overrides(settings, **PATHS, output=Path("/o.parquet"), scratch=Path("/s"))
-    training = training_overrides(settings, **PATHS, checkpoints=Path("/s"), values=None)
-    assert estimate[: len(training)] == training
-    assert "spo.estimate.trials=4" in estimate
-    assert "spo.estimate.output=/o.parquet" in estimate
+def test_offline_values_are_sampled_by_the_run_that_trains_from_them() -> None:
+    settings, place = Settings(offline_trials=4), {**PATHS, "checkpoints": Path("/s")}
+    without = training_overrides(settings, **place, values=None)
+    values = training_overrides(settings, **place, values=Path("/o.parquet"))
+    assert [one for one in values if one not in without] == [
+        "spo.initial.values=/o.parquet",
+        "spo.estimate.output=/o.parquet",
+        "spo.estimate.trials=4",
+        "spo.estimate.chunk=128",
+    ]
     # References in verl's configuration are parsed for each rollout.
-    assert f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}" in training
-    assert f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}" in training
-    assert estimate.index("trainer.resume_mode=disable") > estimate.index("trainer.resume_mode=auto")
+    assert f"actor_rollout_ref.rollout.prompt_length={MAX_PROMPT_TOKENS}" in without
+    assert f"actor_rollout_ref.rollout.response_length={MAX_RESPONSE_TOKENS}" in without
 
 
 def test_wrong_settings_are_listed_together() -> None:
@@ -147,7 +149,7 @@ def test_accuracy_is_read_from_verls_validation_metrics() -> None:
 
 
 def finished(records: list[dict], status: str = "finished", folder: Path = Path("/r")) -> Run:
-    return Run(Outcome(status, 0 if status == "finished" else 1, 90.0), folder, tuple(records))  # type: ignore[arg-type]
+    return Run(CommandEnd(status, 0 if status == "finished" else 1, 90.0), folder, tuple(records))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def finished(records: list[dict], status: str = "finished", folder: Path = Path(
 )
 def test_a_failure_says_why_and_where(status: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "train.log").write_text("Traceback (most recent call last)\nValueError: boom\n")
-    run = Run(Outcome(status, 1, 90.0, 12 * 2**30), tmp_path, ())  # type: ignore[arg-type]
+    run = Run(CommandEnd(status, 1, 90.0, 12 * 2**30), tmp_path, ())  # type: ignore[arg-type]
     message = failure(run, Limits())
     assert words in message
     assert "ValueError: boom" in message
@@ -258,10 +260,9 @@ class StandIn:
         status = self.ends.pop(0)
         if status == "stopped early":
             (folder / "train.log").write_text(f"{STOPPED}, so step 3 of 4 is its last one\n")
-        if folder.name.startswith("values"):
-            if status == "finished":
-                (folder.parents[1] / "values.parquet").write_text("")
-            return finished([], status, folder)
+        if status == "sampling":
+            return finished([], "time limit", folder)
+        (folder.parents[1] / "values.parquet").write_text("")
         step = {"finished": 4, "stopped early": 3, "before": 0}.get(status, 2)
         checkpoints = folder.parents[1] / "checkpoints"
         if step:
@@ -295,19 +296,18 @@ def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_the_stages_follow_each_other_and_a_finished_run_is_only_shown(staged, tmp_path: Path) -> None:
-    trainer, said = staged("finished", "finished"), []
+    trainer, said = staged("finished"), []
     limits = Limits(seconds=500.0, silence_s=7.0, memory_gib=3.0)
     quickstart(Settings(steps=4), tmp_path, limits=limits, say=said.append)
-    assert [name for name, _, _ in trainer.calls] == ["values-1", "training-1"]
-    assert any(override.startswith("spo.initial.values=") for override in trainer.calls[1][1])
-    for _, _, given in trainer.calls:
-        assert 400 < given["time_limit_s"] <= 500 - run_module.RESERVE_S
-        assert (given["silence_limit_s"], given["memory_limit_bytes"]) == (7.0, 3 * 2**30)
-    # The trainer is to stop before its launch is ended; a sampling has no step to stop after.
-    assert trainer.calls[0][2]["stop_after_s"] is None
-    assert trainer.calls[1][2]["stop_after_s"] == trainer.calls[1][2]["time_limit_s"] - run_module.RESERVE_S
+    [(name, overrides, given)] = trainer.calls
+    assert name == "training-1"
+    assert any(override.startswith("spo.initial.values=") for override in overrides)
+    assert 400 < given["time_limit_s"] <= 500 - run_module.RESERVE_S
+    assert (given["silence_limit_s"], given["memory_limit_bytes"]) == (7.0, 3 * 2**30)
+    # The trainer is to stop before its launch is ended.
+    assert given["stop_after_s"] == given["time_limit_s"] - run_module.RESERVE_S
     text = "\n".join(said)
-    assert all(f"[{number}/5]" in text for number in range(1, 6))
+    assert all(f"[{number}/4]" in text for number in range(1, 5))
     [folder] = tmp_path.glob("spo-seed0-*")
     assert (folder / "summary.png").exists()
     assert (folder / "result.json").exists()
@@ -316,7 +316,7 @@ def test_the_stages_follow_each_other_and_a_finished_run_is_only_shown(staged, t
     quickstart(Settings(steps=4), tmp_path, say=said.append)
     assert "this run is finished" in said[0]
     assert "What it cost" in "\n".join(said)
-    trainer = staged("finished", "finished")
+    trainer = staged("finished")
     quickstart(Settings(steps=4), tmp_path, fresh=True, say=said.append)
     assert len(list(tmp_path.glob("spo-seed0-*"))) == 2
 
@@ -329,13 +329,13 @@ def test_a_call_whose_time_is_over_shows_what_there_is_and_the_next_one_goes_on(
         assert (folder / "summary.png").exists()
         assert json.loads((folder / "result.json").read_text())["steps_done"] == found["steps_done"]
         text = "\n".join(said)
-        assert "[5/5]" in text
+        assert "[4/4]" in text
         return trainer, text
 
-    _, text = call("time limit")
+    _, text = call("sampling")
     assert "0 of 4 steps" in text
     assert "while offline values were sampled. Those of 256 of 1024 prompts are kept: the same call again" in text
-    _, text = call("finished", "before")
+    _, text = call("before")
     assert "were over before the first training step was done. Everything before it is kept" in text
     _, text = call("time limit")  # a step that hangs until the launch is ended
     assert "2 of 4 steps" in text
@@ -348,7 +348,7 @@ def test_a_call_whose_time_is_over_shows_what_there_is_and_the_next_one_goes_on(
     assert trainer.calls == []
     assert "3 of 4 steps" in text
     trainer, text = call("finished")
-    assert [name for name, _, _ in trainer.calls] == ["training-4"]
+    assert [name for name, _, _ in trainer.calls] == ["training-5"]
     assert "continuing after step 3" in text
     assert "were over" not in text
 
@@ -362,7 +362,7 @@ def test_a_call_ends_with_the_line_that_puts_the_command_on_the_path(
     (environment / "spo-verl").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(environment / "python"))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    for ends in (("finished", "stopped early"), ("finished",), ()):  # out of time, finished, shown again
+    for ends in (("stopped early",), ("finished",), ()):  # out of time, finished, shown again
         staged(*ends)
         assert main(["--steps", "4", "--folder", str(tmp_path / "runs")]) == 0
         line = capsys.readouterr().out.rstrip().splitlines()[-1]
@@ -381,7 +381,7 @@ def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: P
             return finished(list(run.metrics), "time limit", folder)
 
     staged()
-    trainer = Late("finished", "finished")
+    trainer = Late("finished")
     run_module.run_main_ppo = trainer  # put back by the fixture
     said: list[str] = []
     assert quickstart(Settings(steps=4), tmp_path, say=said.append)["steps_done"] == 4
@@ -389,7 +389,7 @@ def test_a_launch_that_was_ended_in_its_farewell_is_finished(staged, tmp_path: P
 
 
 def test_a_training_that_fails_shows_what_was_kept_and_then_why(staged, tmp_path: Path) -> None:
-    staged("finished", "silent")
+    staged("silent")
     said: list[str] = []
     with pytest.raises(RunError, match="printed nothing for 300 s and was ended as hung"):
         quickstart(Settings(steps=4), tmp_path, say=said.append)
@@ -438,11 +438,11 @@ def test_a_warm_start_that_outlasts_the_call_is_shown(staged, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("settings", [Settings(steps=4, offline_trials=0), Settings(steps=4, estimator="grpo")])
-def test_without_offline_values_there_is_one_launch(staged, tmp_path: Path, settings: Settings) -> None:
+def test_without_offline_values_none_are_asked_for(staged, tmp_path: Path, settings: Settings) -> None:
     trainer = staged("finished")
     quickstart(settings, tmp_path, say=lambda line: None)
     assert [name for name, _, _ in trainer.calls] == ["training-1"]
-    assert not any("spo.initial.values" in override for override in trainer.calls[0][1])
+    assert not any("values.parquet" in override for override in trainer.calls[0][1])
 
 
 @pytest.mark.parametrize(

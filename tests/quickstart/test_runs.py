@@ -12,7 +12,7 @@ import pytest
 
 from spo_verl.launching.launch import Run
 from spo_verl.launching.limits import RunError
-from spo_verl.launching.supervise import Outcome
+from spo_verl.launching.supervise import CommandEnd
 from spo_verl.quickstart.runs import FORMAT, RunFolder, finished_runs, open_run
 from spo_verl.small.launches import Settings
 
@@ -74,7 +74,7 @@ def attempt(run: RunFolder, records: list[tuple[int, float]], seconds: float | N
         (folder / name).write_text("")
         os.utime(folder / name, (written, written))
     if seconds is not None:
-        run.note(Run(Outcome("finished", 0, seconds, peak), folder, ()))
+        run.note(Run(CommandEnd("finished", 0, seconds, peak), folder, ()))
 
 
 def test_records_of_several_launches_are_joined(tmp_path: Path) -> None:

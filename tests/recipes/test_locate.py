@@ -84,6 +84,7 @@ def test_the_whole_command_may_be_one_text():
         ("main_ppo --config-path conf", "no folder .*trainer/conf"),
         ("main_ppo --multirun a=1", "no option --multirun"),
         (f"{ROOT}/run.sh no/recipe", "there are: ablations/"),
+        ("run_grpo.sh", "is a script, which `spo-verl convert` alone reads"),
         ("no_recipe", "command line of yours begins with an override"),
     ],
 )

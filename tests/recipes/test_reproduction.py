@@ -1,4 +1,4 @@
-"""The parity table against the recipes; commands in the pages; nothing in the result tables that was not run."""
+"""The parity block against the recipes; commands in the pages; nothing in the result tables that was not run."""
 
 import re
 import shlex
@@ -7,43 +7,45 @@ import pytest
 import yaml
 
 from spo_verl.launching.composition import problems_of
-from tests.docs.pages import DOCS, links, table_rows
+from tests.docs.pages import DOCS, blocks, links, table_rows
 from tests.recipes.helpers import RECIPES, REPOSITORY, ROOT, composed, values
 
 pytestmark = pytest.mark.long
 
 PAGE = DOCS / "reproduction.md"
-COLUMNS = ("recipe", "key", "paper", "script", "value", "file")
-SPO = "qwen3_8b_math_tir/spo"
+OURS = "\n".join(
+    file.read_text() for file in [*ROOT.rglob("*.yaml"), *(REPOSITORY / "spo_verl" / "conf" / "spo").glob("*.yaml")]
+)
+"""The recipes and presets: a value of the block is one of these, not a default of verl's."""
 PAGES = [*DOCS.glob("*.md"), *ROOT.rglob("README.md")]
 
 
 def parity():
-    """The rows of both tables; the first is of one recipe, which has no column there."""
-    text = PAGE.read_text()
-    of_spo = [[SPO, *row] for row in table_rows(text, *COLUMNS[1:])]
-    return [dict(zip(COLUMNS, row, strict=True)) for row in [*of_spo, *table_rows(text, *COLUMNS)]]
+    """The page's block of recipes and their values: (recipe, key, value), lines with a key."""
+    [block] = [block.text for block in blocks(PAGE.read_text(), "yaml") if block.text.startswith("# parity\n")]
+    rows = [(name, key, value) for name, keys in yaml.safe_load(block).items() for key, value in keys.items()]
+    return rows, re.findall(r"^  [\w.]+:", block, re.MULTILINE)
 
 
 def shown(value):
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def test_the_table_has_every_value_of_the_paper():
-    rows = parity()
-    assert len(rows) >= 75
-    assert not [row for row in rows if row["recipe"] not in RECIPES]
+def test_the_block_has_every_value_of_the_paper():
+    rows, lines = parity()
+    assert len(rows) == len(lines) >= 75  # none is written twice
+    assert not [name for name, _, _ in rows if name not in RECIPES]
 
 
-@pytest.mark.parametrize("row", parity(), ids=lambda row: f"{row['recipe']}: {row['key']}")
-def test_the_recipe_has_the_value_of_the_table(row, monkeypatch):
+@pytest.mark.parametrize(("recipe", "key", "value"), parity()[0])
+def test_the_recipe_has_the_value_of_the_block(recipe, key, value, monkeypatch):
     monkeypatch.delenv("SPO_DATA_DIR", raising=False)
-    key, file = row["key"].strip("`"), REPOSITORY / row["file"]
-    if file.name == "agents.yaml":
-        assert str(yaml.safe_load(file.read_text())[0][key]) == row["value"]
+    if key == "max_turns":
+        [entry] = yaml.safe_load((ROOT / recipe).with_name("agents.yaml").read_text())
+        assert entry[key] == value
         return
-    assert shown(values(row["recipe"])[key]) == row["value"]
-    assert re.search(rf"^\s*{key.rpartition('.')[2]}:", file.read_text(), re.MULTILINE), f"{file} does not set {key}"
+    assert shown(values(recipe)[key]) == shown(value)
+    assert re.search(rf"^\s*{key.rpartition('.')[2]}:", OURS, re.MULTILINE), f"no recipe or preset sets {key}"
 
 
 def launches():
@@ -153,7 +155,7 @@ def test_result_cells_hold_no_number_of_ours():
         table_rows(text, "", "here", "filled by"),
     ]
     with_paper = [
-        table_rows(text, "what", "paper", "here", "found in", "filled by"),
+        table_rows(text, "what", "paper", "here", "found in"),
         table_rows(text, "Table 1 of SPO++", "paper, Math-TIR", "here", "column"),
         table_rows(text, "Table 2 of SPO++: C10, points", "paper, ALFWorld", "here", "column `composite` of"),
     ]

@@ -29,6 +29,12 @@ def test_marks_are_one_token_and_any_text_survives(tokenizer):
     assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize("size", [270, 271])
+def test_two_ranks_can_divide_the_vocabulary(size):
+    texts = [message["content"] for prompt in PROMPTS for message in prompt]
+    assert len(stand_in.build_tokenizer(texts, size)) % 2 == 0
+
+
 def test_the_template_lays_out_thinking_tools_and_what_they_returned(tokenizer):
     asked = [{"role": "user", "content": "Q"}]
     assert (

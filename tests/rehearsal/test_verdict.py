@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spo_verl.launching.launch import Run
-from spo_verl.launching.supervise import Outcome
+from spo_verl.launching.supervise import CommandEnd
 from spo_verl.rehearsal.reduction import Files
 from spo_verl.rehearsal.verdict import LOSS, OURS, judge
 
@@ -23,7 +23,7 @@ def files(tmp_path):
 def run(files, **changed):
     data = {LOSS: 0.1, **dict.fromkeys(OURS, 0.5), "num_turns/max": 4, **changed}
     records = [{"step": 1, "data": dict(data)}, {"step": 2, "data": {**data, "val-core/x": 1.0}}]
-    return Run(Outcome("finished", 0, 90.0), files.folder, tuple(records))
+    return Run(CommandEnd("finished", 0, 90.0), files.folder, tuple(records))
 
 
 def failed(files, made, kind="training", *, spo=True, tools=True):
@@ -68,7 +68,7 @@ def test_an_evaluation_needs_every_response(files):
     files.dumps.mkdir()
     line = json.dumps({"score": 1.0})
     (files.dumps / "0.jsonl").write_text("\n".join([line] * 7))
-    made = Run(Outcome("finished", 0, 9.0), files.folder, ({"step": 0, "data": {"val-core/x": 1.0}},))
+    made = Run(CommandEnd("finished", 0, 9.0), files.folder, ({"step": 0, "data": {"val-core/x": 1.0}},))
     assert failed(files, made, "evaluation") == {"dumped responses"}
     (files.dumps / "0.jsonl").write_text("\n".join([line] * 8))
     assert failed(files, made, "evaluation") == set()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_verl.small.launches import Settings, estimate_overrides, training_overrides
+from spo_verl.small.launches import Settings, training_overrides
 from tests.cpu.composing import compose, composed_configs
 
 
@@ -19,11 +19,11 @@ def composed() -> dict[str, dict[str, object]]:
         ["+platform=cpu", *training_overrides(Settings(estimator=name, trajectories=64), **paths, **more)]  # type: ignore[arg-type]
         for name in estimators
     ]
-    output = {"output": Path("/o p/values.parquet"), "scratch": Path("/s")}
-    requests.append(["+platform=cpu", *estimate_overrides(Settings(trajectories=64), **paths, **output)])
+    more["values"] = Path("/o p/values.parquet")
+    requests.append(["+platform=cpu", *training_overrides(Settings(trajectories=64), **paths, **more)])  # type: ignore[arg-type]
     done = compose(requests, VERL_PLATFORM="cpu")
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip((*estimators, "estimate"), composed_configs(done), strict=True))
+    return dict(zip((*estimators, "values"), composed_configs(done), strict=True))
 
 
 def test_paths_arrive_as_they_are(composed: dict[str, dict[str, object]]) -> None:
@@ -32,8 +32,10 @@ def test_paths_arrive_as_they_are(composed: dict[str, dict[str, object]]) -> Non
         assert config["actor_rollout_ref.model.path"] == "/a model"
         assert config["trainer.device"] == "cpu"
     assert composed["spo"]["trainer.default_local_dir"] == "/check points"
-    assert composed["estimate"]["spo.estimate.output"] == "/o p/values.parquet"
-    assert composed["estimate"]["trainer.resume_mode"] == "disable"
+    # One file in both places: what is missing of it is sampled first.
+    for key in ("spo.estimate.output", "spo.initial.values"):
+        assert composed["values"][key] == "/o p/values.parquet"
+        assert composed["spo"][key] is None
 
 
 def test_the_estimators_differ_in_estimator_and_grouping_only(composed: dict[str, dict[str, object]]) -> None:

@@ -1,16 +1,19 @@
-"""The real runs of the system tests: thirteen launches, two at a time, each made once per session.
+"""The real runs of the system tests, two launches at a time, each made once per session.
 
 | run | estimator | what it is |
 |---|---|---|
 | killed | spo=bspo | constant retention, scripted outcomes, 10 steps without a stop, SIGKILLed in the next one |
 | resumed | as killed | continues after step 5 with what the killed run had then, so that six steps were made twice |
-| grpo | grpo | two steps, checkpoint at 2 |
+| grpo | grpo | two ranks, two steps, checkpoint at 2 |
 | spo | spo=paper | continues from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
 | estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
 | estimated | spo | the same command again |
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
-| orphaned | spo=paper | `colocate_async` by drift, late rollouts stopped; the tracker is killed in the sixth step |
+| orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
+| tensor | spo=paper | (slow) Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
+| megatron_grpo | grpo | (slow) Megatron on two ranks, data parallel with a distributed optimizer, two steps |
+| pipeline, continued | spo=paper | (slow) Megatron on two ranks: pipeline parallel 2, then a resume |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |
 | quickstart | spo=paper | the quickstart, small: offline values, a training out of time after one step, and the rest |
 
@@ -29,13 +32,14 @@ from pathlib import Path
 import pytest
 
 from spo_verl.data.values import OfflineValues, provenance
-from spo_verl.small.model import ModelShape, build_model, build_tokenizer
+from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
 from tests.support.gsm8k import THERE
 from tests.system.gsm8k_run import train_on_gsm8k
 from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data
 from tests.system.quickstart_run import Call, stopped_and_finished
 
 TIMES = pytest.StashKey[list[str]]()
+TWO_RANKS = "trainer.n_gpus_per_node=2"
 SCRIPTED = [
     "+spo=bspo",
     "actor_rollout_ref.rollout.n=2",
@@ -80,6 +84,7 @@ ORPHANED = [
     "trainer.v1.trainer_mode=colocate_async",
     "trainer.v1.sampler.max_off_policy_threshold=null",
     "actor_rollout_ref.rollout.agent.default_agent_loop=half_stuck",
+    TWO_RANKS,
     "trainer.total_training_steps=6",
     "trainer.save_freq=5",
     "trainer.test_freq=-1",
@@ -96,6 +101,15 @@ SEPARATE = [
     "trainer.save_freq=4",
     "trainer.test_freq=-1",
 ]
+MEGATRON = [
+    "model_engine=megatron",
+    "+spo=paper",
+    "spo.seed=7",
+    "trainer.n_gpus_per_node=2",
+    # So large that a rollout by the weights of before would be far from the policy.
+    "actor_rollout_ref.actor.optim.lr=1e-2",
+    "trainer.test_freq=-1",
+]
 EVERY_OTHER_STEP = ["trainer.save_freq=2", "trainer.test_freq=2"]
 
 
@@ -106,6 +120,9 @@ def workdir(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     build_model(tokenizer, ModelShape(layers=2), seed=0).save_pretrained(folder / "model")
+    # Megatron divides the vocabulary among the ranks.
+    tokenizer.add_tokens(["<more>"] * (len(tokenizer) % 2))
+    save(build_model(tokenizer, ModelShape(layers=2), seed=0), tokenizer, folder / "even")
     (folder / "agents.yaml").write_text(
         "- name: scripted\n  _target_: tests.support.scripted_agent.ScriptedAgentLoop\n"
         "- name: slow\n  _target_: tests.support.slow_agent.SlowAgentLoop\n"
@@ -133,8 +150,10 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         return killed, train(workdir, "resumed", scripted, feature="scripted outcomes, resumed")
 
     def grpo_then_spo() -> tuple[Run, ...]:
+        # A rank has four of a mini-batch's eight trajectories.
+        every = [*EVERY_OTHER_STEP, TWO_RANKS, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"]
         stock = ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
-        grpo = train(workdir, "grpo", [*stock, *EVERY_OTHER_STEP], checkpoints="shared")
+        grpo = train(workdir, "grpo", [*stock, *every], checkpoints="shared")
         write_partial_values(workdir / "partial.parquet")
         overrides = [
             "+spo=paper",
@@ -144,7 +163,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             "trainer.total_training_steps=6",
         ]
         feature = "after GRPO, quotas, offline values"
-        return grpo, train(workdir, "spo", [*overrides, *EVERY_OTHER_STEP], checkpoints="shared", feature=feature)
+        return grpo, train(workdir, "spo", [*overrides, *every], checkpoints="shared", feature=feature)
 
     def estimating_then_estimated() -> tuple[Run, ...]:
         first = workdir / "values.parquet.parts" / "part-000000.parquet"
@@ -184,6 +203,24 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
     def separate() -> tuple[Run, ...]:
         return (train(workdir, "separate", SEPARATE, feature="two updates per transfer"),)
 
+    megatron = [*MEGATRON, f"actor_rollout_ref.model.path={workdir}/even"]
+
+    def tensor() -> tuple[Run, ...]:
+        more = ["actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"]
+        more += ["trainer.total_training_steps=3", "trainer.save_freq=3"]
+        return (train(workdir, "tensor", [*megatron, *more], feature="sequence parallel"),)
+
+    def megatron_grpo() -> tuple[Run, ...]:
+        stock = [one for one in megatron if not one.startswith(("+spo", "spo."))]
+        stock += ["algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2", "trainer.total_training_steps=2"]
+        return (train(workdir, "megatron_grpo", stock),)
+
+    def pipeline_then_continued() -> tuple[Run, ...]:
+        split = [*megatron, "actor_rollout_ref.actor.megatron.pipeline_model_parallel_size=2", "trainer.save_freq=2"]
+        first = train(workdir, "pipeline", [*split, "trainer.total_training_steps=2"])
+        more = ["trainer.total_training_steps=4"]
+        return first, train(workdir, "continued", [*split, *more], checkpoints="pipeline", feature="resume")
+
     # Two workers take these in order, the longest first.
     every = [
         quickstart,
@@ -193,6 +230,9 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
         estimating_then_estimated,
         orphaned,
         separate,
+        tensor,
+        megatron_grpo,
+        pipeline_then_continued,
     ]
     every += [gsm8k] if THERE else []
     wanted = {name for item in request.session.items for name in item.fixturenames}
@@ -279,3 +319,23 @@ def gsm8k(launches) -> Run:
 @pytest.fixture(scope="session")
 def orphaned(launches) -> Run:
     return launches["orphaned"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def tensor(launches) -> Run:
+    return launches["tensor"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def megatron_grpo(launches) -> Run:
+    return launches["megatron_grpo"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def pipeline(launches) -> Run:
+    return launches["pipeline_then_continued"].result()[0]
+
+
+@pytest.fixture(scope="session")
+def continued(launches) -> Run:
+    return launches["pipeline_then_continued"].result()[1]

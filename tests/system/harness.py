@@ -21,7 +21,6 @@ import pandas as pd
 import psutil
 
 from spo_verl.data import prompt_key
-from spo_verl.launching.supervise import session_memory
 from tests.support import batch_probe, matrix
 from tests.support.scripted_agent import fails, outcome
 
@@ -77,17 +76,20 @@ class Run:
         Returns:
             dispatches of (uid, dataset index), and mini-batches of (uid, session, response tokens), padding included.
         """
-        notes = [json.loads(line) for line in self.batches.read_text().splitlines()]
+        notes = self.notes()
         dispatched = [list(zip(one["dispatched"], one["index"], strict=True)) for one in notes if "dispatched" in one]
         trained = [
             [
                 (uid, int(session), tuple(response))
                 for uid, session, response in zip(one["trained"], one["session"], one["response"], strict=True)
             ]
-            for one in notes
-            if "trained" in one
+            for one in merged([one for one in notes if "trained" in one])
         ]
         return dispatched, trained
+
+    def notes(self) -> list[dict]:
+        """What ``tests/support/batch_probe.py`` noted, in order."""
+        return [json.loads(line) for line in self.batches.read_text().splitlines()]
 
     def metrics(self) -> dict[int, dict[str, float]]:
         """Step -> metric -> value, from the console logger."""
@@ -113,6 +115,16 @@ class Run:
         return {
             int(step): digest for step, digest in re.findall(r"spo: loaded step=(\d+) tracker_digest=(\w+)", self.log)
         }
+
+
+def merged(notes: Sequence[dict]) -> list[dict]:
+    """Notes of the ranks' parts of the same batch as one: each rank has its own in order."""
+    of_rank = [[one for one in notes if one["rank"] == rank] for rank in sorted({one["rank"] for one in notes})]
+    lists = [name for name in notes[0] if name != "rank"] if notes else []
+    return [
+        {name: [item for part in parts for item in part[name]] for name in lists}
+        for parts in zip(*of_rank, strict=True)
+    ]
 
 
 def train(
@@ -175,6 +187,8 @@ TOY = (
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.calculate_log_probs=True",
     "actor_rollout_ref.rollout.max_model_len=64", "actor_rollout_ref.rollout.max_num_seqs=64",
+    # Each takes as long to start as the rest of a run of few steps; the quickstart has two.
+    "actor_rollout_ref.rollout.agent.num_workers=1",
     f"reward.custom_reward_function.path={REPOSITORY}/tests/support/reward.py",
 )  # fmt: skip
 """Settings of every run on the toy data, whatever it does with them."""
@@ -240,7 +254,7 @@ def launch(
         while process.poll() is None:
             time.sleep(0.2)
             if matrix.wanted() and time.monotonic() >= next_look:
-                peak = max(peak, session_memory(process.pid))
+                peak = max(peak, marked_memory(mark))
                 next_look = time.monotonic() + MEMORY_POLL_S
             if kill_when is not None and kill_when(log_path.read_text(errors="replace")):
                 ended_by_test = True
@@ -292,6 +306,18 @@ def end_marked(mark: str, patience: float = 20.0) -> None:
             for process in remaining:
                 _signal(process)
         time.sleep(0.5)
+
+
+def marked_memory(mark: str) -> int:
+    """Bytes that the processes of one launch use together, in whatever session; shared pages are counted once."""
+    return sum(_proportional_bytes(process) for process in psutil.process_iter() if _mark_of(process) == mark)
+
+
+def _proportional_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended meanwhile
+        return 0
 
 
 def scripted_values() -> tuple[np.ndarray, np.ndarray]:

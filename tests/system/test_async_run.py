@@ -60,7 +60,7 @@ def test_the_run_was_killed_with_rollouts_in_flight(async_killed):
 def test_the_resumed_run_issued_them_again_and_finished(async_killed, async_resumed):
     assert async_resumed.returncode == 0, async_resumed.log[-3000:]
     assert async_resumed.loaded() == {4: async_killed.saved()[4]}
-    reissued = int(re.search(r"froze the values of (\d+) re-issued prompts anew", async_resumed.log).group(1))
+    reissued = int(re.search(r"froze the values of (\d+) re-issued prompts again", async_resumed.log).group(1))
     assert 1 <= reissued <= len(saved(async_killed, 4).ledger.open)
     assert f"Re-issued {reissued} in-flight prompts" in async_resumed.log
     assert "count as aborted" not in async_resumed.log

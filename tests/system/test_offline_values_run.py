@@ -22,7 +22,7 @@ def test_the_interrupted_estimation_left_its_finished_part(estimating, workdir):
 
 def test_the_second_call_goes_on_and_leaves_one_file(estimated, workdir):
     assert estimated.returncode == 0, estimated.log[-3000:]
-    before = int(re.search(r"going on after (\d+) finished prompts", estimated.log).group(1))
+    before = int(re.search(r"continuing after (\d+) finished prompts", estimated.log).group(1))
     assert 0 < before < PROMPTS  # parts of ten prompts; how many were finished depends on the moment of the kill
     assert before % 10 == 0
     assert (workdir / "values.parquet").exists()

@@ -9,7 +9,7 @@ import pytest
 from spo_verl.errors import SpoCheckpointError, SpoStateError
 from spo_verl.tracker import Tracker, TrackerSettings, ledger, memory
 from spo_verl.tracker.checkpoint.folder import MANIFEST
-from spo_verl.tracker.checkpoint.layout import PROMPTS, RESPONSES, ROLLOUTS
+from spo_verl.tracker.checkpoint.schema import PROMPTS, RESPONSES, ROLLOUTS
 
 from .helpers import CONSTANT, folder_bytes, keys, observe_one, responses, train_step
 

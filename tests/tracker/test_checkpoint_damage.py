@@ -17,7 +17,7 @@ from spo_verl.errors import (
 )
 from spo_verl.tracker import Tracker, TrackerSettings
 from spo_verl.tracker.checkpoint.folder import MANIFEST, checksum
-from spo_verl.tracker.checkpoint.layout import PROMPTS, RESPONSES, ROLLOUTS
+from spo_verl.tracker.checkpoint.schema import PROMPTS, RESPONSES, ROLLOUTS
 
 from .helpers import folder_bytes, keys, rewrite_manifest, train_step
 

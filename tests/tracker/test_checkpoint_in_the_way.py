@@ -15,7 +15,7 @@ from spo_verl.tracker import Tracker
 from spo_verl.tracker.checkpoint import folder as folders
 from spo_verl.tracker.checkpoint import reading
 from spo_verl.tracker.checkpoint.folder import MANIFEST
-from spo_verl.tracker.checkpoint.layout import PROMPTS
+from spo_verl.tracker.checkpoint.schema import PROMPTS
 
 from .helpers import CONSTANT, folder_bytes, keys, train_step
 
@@ -134,7 +134,7 @@ def test_what_may_not_be_read_is_said(place, tracker, what):
         tracker.snapshot().write(folder)
         before, closed = folder_bytes(folder), (folder / what).resolve()
         closed.chmod(0)
-        with pytest.raises(SpoCheckpointError, match=r"cannot be read \(Permission denied\); mend its perm") as caught:
+        with pytest.raises(SpoCheckpointError, match=r"cannot be read \(Permission denied\); check its perm") as caught:
             Tracker.load(folder, keys(5), CONSTANT)
         assert type(caught.value) is SpoCheckpointError
         assert f"{closed}" in str(caught.value)

@@ -90,7 +90,7 @@ def test_metrics_by_hand():
 
 def test_keys_are_checked():
     Tracker.create(keys(3).view(np.uint8).reshape(3, 16), TrackerSettings())
-    with pytest.raises(SpoStateError, match="stands at positions 1 and 3"):
+    with pytest.raises(SpoStateError, match="is at positions 1 and 3"):
         Tracker.create(keys([5, 6, 7, 6]), TrackerSettings())
     with pytest.raises(SpoStateError, match="there are no prompts"):
         Tracker.create(keys(1)[:0], TrackerSettings())

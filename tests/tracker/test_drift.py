@@ -9,7 +9,7 @@ import pytest
 from spo_verl.errors import SpoCheckpointVersionError, SpoStateError
 from spo_verl.tracker import Tracker, TrackerSettings
 from spo_verl.tracker.checkpoint.folder import MANIFEST
-from spo_verl.tracker.checkpoint.layout import PROMPTS
+from spo_verl.tracker.checkpoint.schema import PROMPTS
 
 from .helpers import CONSTANT, keys, observe_one, rewrite_manifest, train_step
 

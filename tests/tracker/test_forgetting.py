@@ -9,10 +9,10 @@ import pytest
 import spo_verl.tracker
 from spo_verl.config import ForgettingMode
 from spo_verl.tracker import TrackerSettings
-from spo_verl.tracker.forgetting import RULES, forgetting
+from spo_verl.tracker.forgetting_rules import RULES, forgetting
 
 ROOM = Path(spo_verl.tracker.__file__).parent
-WHO_MAY_ASK = {"forgetting.py", "settings.py"}
+WHO_MAY_ASK = {"forgetting_rules.py", "settings.py"}
 
 
 def who_asks(source):

@@ -10,7 +10,7 @@ import pytest
 
 from spo_verl.errors import SpoConfigError, SpoError, SpoStateError
 from spo_verl.tracker import Late, PromptSources, StoredResponses, Tracker, TrackerSettings
-from spo_verl.tracker.ledger import Frozen, Ledger
+from spo_verl.tracker.ledger import Ledger, Rollout
 from spo_verl.tracker.quota import QuotaIndex
 from spo_verl.tracker.service import TrackerHost
 
@@ -263,7 +263,7 @@ def test_responses_of_any_kind():
 
 def test_ledger_and_quotas_change_wholly_or_not_at_all():
     ledger = Ledger()
-    ledger.dispatch(["a", "b"], Frozen(*(np.array([0, 1]) for _ in range(4))))
+    ledger.dispatch(["a", "b"], [Rollout(slot, 0.5, 1.0, 0) for slot in (0, 1)])
     for uids in (["a", "ghost"], ["a", "a"]):
         with pytest.raises(SpoStateError):
             ledger.settle(uids)

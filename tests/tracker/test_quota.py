@@ -180,7 +180,7 @@ def test_uniform_mode_is_uniform_within_each_source():
 
 
 def test_metrics_of_sources_by_hand(monkeypatch):
-    monkeypatch.setattr("spo_verl.tracker.metrics.SCAN_ROWS", 3)
+    monkeypatch.setattr("spo_verl.tracker.prompt_statistics.SCAN_ROWS", 3)
     alpha_P, beta_P = np.array([3.0, 1.0, 0.0, 2.0, 1.0]), np.array([1.0, 1.0, 4.0, 2.0, 3.0])
     settings = TrackerSettings(quota={"org/a.b": 1, "c": 1})
     of = PromptSources.of(["org/a.b", "c", "c", "org/a.b", "c"])

@@ -51,6 +51,22 @@ def test_what_cannot_be_is_refused_with_its_fix(given, spo, words):
     assert "set" in problem
 
 
+@pytest.mark.parametrize("key", ["lora_rank", "lora.rank"])
+@pytest.mark.parametrize("mode", ["sync", "colocate_async", "separate_async"])
+@pytest.mark.parametrize("merge", [None, False, True])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_an_adapter_reaches_rollout_processes_of_their_own_only_merged(key, mode, merge, rank):
+    given = config(mode)
+    OmegaConf.update(given, f"actor_rollout_ref.model.{key}", rank)
+    if merge is not None:
+        OmegaConf.update(given, "actor_rollout_ref.model.lora.merge", merge)
+    problems = list(contradictions(given, SpoConfig()))
+    assert len(problems) == (mode == "separate_async" and rank > 0 and not merge)
+    for problem in problems:
+        assert f"actor_rollout_ref.model.{key}=8" in problem
+        assert "set actor_rollout_ref.model.lora.merge=True" in problem
+
+
 def test_oversampling_becomes_verls_warm_up():
     for mode in ("colocate_async", "separate_async"):
         given = config(mode)

@@ -64,7 +64,7 @@ def test_from_a_step_to_equation_5_there_are_at_most_six_calls(monkeypatch, call
     assert len(calls) == 3
     for chain in calls:
         after = chain[chain.index("_step_once") + 1 :]
-        assert after == ["_ask", "call", "finish_step", "_plan", "fold", "update_evidence"]
+        assert after == ["_ask", "call", "finish_step", "_effects", "fold", "update_evidence"]
 
 
 @pytest.mark.parametrize("mode", get_args(ForgettingMode))
@@ -72,4 +72,4 @@ def test_the_way_is_the_same_under_every_forgetting_mode(calls, mode):
     tracker = Tracker.create(keys(2), TrackerSettings(forgetting_mode=mode))
     tracker.dispatch(["a"], [0], 1)
     tracker.finish_step(["a"], [0], np.array([1.0]), settle_uids=["a"])
-    assert calls == [["finish_step", "_plan", "fold", EQUATION.get(mode, "update_evidence")]]
+    assert calls == [["finish_step", "_effects", "fold", EQUATION.get(mode, "update_evidence")]]

@@ -252,3 +252,44 @@ def test_what_cannot_be_pruned_does_not_end_the_run(tmp_path, monkeypatch, caplo
     with caplog.at_level("WARNING", logger="spo_verl"):
         save_as_verl_does(mine, tmp_path, 3)
     assert "global_step_2/spo cannot be deleted" in caplog.text
+
+
+def shards(folder: Path, ranks: int) -> None:
+    """The names that verl's FSDP checkpoint manager gives its files."""
+    (folder / "actor").mkdir(parents=True, exist_ok=True)
+    for kind in ("model", "optim", "extra_state"):
+        for rank in range(ranks):
+            (folder / "actor" / f"{kind}_world_size_{ranks}_rank_{rank}.pt").write_bytes(b"")
+
+
+@pytest.mark.parametrize(("saved", "nodes", "per_node"), [(2, 1, 1), (1, 1, 2), (16, 1, 8), (8, 2, 8)])
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_shards_of_another_number_of_ranks_are_refused_with_the_ways_out(tmp_path, saved, nodes, per_node, mode):
+    folder = tmp_path / "global_step_5"
+    shards(folder, saved)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("5\n")
+    settings = {"resume_mode": mode, "resume_from_path": str(folder), "nnodes": nodes, "n_gpus_per_node": per_node}
+    with pytest.raises(SpoCheckpointError, match=f"saved by {saved} training processes") as refusal:
+        follower(tmp_path, LocalTracker(), **settings).require_same_ranks()
+    assert f"trainer.n_gpus_per_node = {nodes * per_node}:" in str(refusal.value)
+    assert f"merge --backend fsdp --local_dir {folder}/actor" in str(refusal.value)
+    assert f"++spo.initial.tracker={folder}/spo" in str(refusal.value)
+    # The same number, a run from scratch, and a checkpoint without such files (Megatron's) continue.
+    same = {**settings, "nnodes": 1, "n_gpus_per_node": saved}
+    follower(tmp_path, LocalTracker(), **same).require_same_ranks()
+    follower(tmp_path, LocalTracker(), **{**settings, "resume_mode": "disable"}).require_same_ranks()
+    shutil.rmtree(folder / "actor")
+    follower(tmp_path, LocalTracker(), **settings).require_same_ranks()
+
+
+def test_the_names_of_the_shards_are_verls():
+    import inspect
+
+    from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
+
+    assert 'f"model_world_size_{self.world_size}_rank_{self.rank}.pt"' in inspect.getsource(FSDPCheckpointManager)
+
+
+def test_without_a_marker_no_ranks_are_compared(tmp_path):
+    shards(tmp_path / "global_step_5", 2)
+    follower(tmp_path, LocalTracker(), nnodes=1, n_gpus_per_node=1).require_same_ranks()

@@ -291,6 +291,17 @@ def test_the_platform_group_without_its_environment_variable_is_explained():
         check(config)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_parts_of_sequences_without_flash_attention_are_refused(attention):
+    size = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
+    chosen = f"+actor_rollout_ref.model.override_config.attn_implementation={attention}"
+    with pytest.raises(SpoConfigError, match="attend to its own part alone"):
+        check(compose_verl(["+spo=paper", f"{size}=2", chosen]))
+    check(compose_verl(["+spo=paper", f"{size}=1", chosen]))
+    check(compose_verl(["+spo=paper", f"{size}=2"]))  # verl's own attention
+    check(compose_verl(["+spo=paper", f"{size}=2", chosen.replace(attention, "flash_attention_3")]))
+
+
 def test_bypass_mode_goes_with_references_that_the_training_engine_computes():
     for setting in ("spo.forgetting.reference=updated", "spo.forgetting.mode=constant"):
         config = compose_verl(["+spo=paper", "algorithm.rollout_correction.bypass_mode=True", setting])

@@ -7,12 +7,13 @@ import pytest
 import torch
 from verl.trainer.ppo.v1 import get_trainer_cls, replay_buffer
 
-from spo_verl.config import SpoConfig
+from spo_verl.config import SpoConfig, estimates_first, parse
 from spo_verl.data.values import OfflineValues, provenance
 from spo_verl.errors import SpoConfigError, SpoStateError, SpoValuesError
 from spo_verl.training import estimate, rewards
 from spo_verl.training.estimate import SPENT, Parts, ValueEstimator, spent_on
 from spo_verl.training.sessions import read_sessions
+from spo_verl.training.trainer import class_for
 from tests.support.actor_batches import MODES, Queue
 from tests.support.verl_config import compose_verl
 
@@ -116,12 +117,12 @@ def an_estimate(monkeypatch, *, failed: set[int], returned=lambda uids: uids):
     one.train_dataloader = SimpleNamespace(collate_fn=collate)
     one.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[1])
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "response_length": 1, "policy": "m", "trials": 2}
-    one._parts = SimpleNamespace(settings=settings, started="2026-01-01")
+    parts = SimpleNamespace(settings=settings, started="2026-01-01")
     one.replay_buffer = replay_buffer.ReplayBuffer(
         trainer_mode="sync", trainer_config={}, max_off_policy_threshold=None, max_off_policy_strategy="drop",
         sampler_kwargs={}, poll_interval=0.01,
     )  # fmt: skip
-    return one._estimate(np.arange(4))
+    return one._estimate(parts, np.arange(4))
 
 
 def test_a_failed_session_is_no_trial_of_its_prompt(monkeypatch):
@@ -133,3 +134,104 @@ def test_a_failed_session_is_no_trial_of_its_prompt(monkeypatch):
 def test_prompts_that_were_not_asked_for_are_an_error_with_its_cause(monkeypatch):
     with pytest.raises(SpoStateError, match=r"1 of 4 prompts .*custom_sampler\.path=null"):
         an_estimate(monkeypatch, failed=set(), returned=lambda uids: [*uids[:3], "another"])
+
+
+class Fitting:
+    """In the place of an SPO trainer: notes what it is asked, in order."""
+
+    def __init__(self, spo, keys, step):
+        self.spo, self._keys, self.global_steps, self.asked = spo, keys, step, []
+        self._static_value_P = None
+        self._evicted = SimpleNamespace(drain_step=lambda: self.asked.append("evicted"))
+        self._checkpoint = SimpleNamespace(create=lambda evidence: self.asked.append(evidence))
+
+    def _init_dataloader(self):
+        self.asked.append("dataloader")
+
+    def _begin_tracker(self):
+        self.asked.append("tracker")
+
+    def fit(self, agent_loop_manager):
+        self.asked.append("fit")
+
+
+def a_run_that_samples_first(tmp_path, *, there=False, step=0, baseline="value"):
+    """Two prompts, the first solved once in two trials and the second never."""
+    path = str(tmp_path / "values.parquet")
+    values = OfflineValues(
+        np.frombuffer(bytes(range(32)), dtype="V16"), np.array([1.0, 0.0]), np.array([2, 2]),
+        (provenance("estimate", policy="m", date="2026-01-01", trials=2),),
+    )  # fmt: skip
+    if there:
+        values.write(path)
+    spo, problems = parse(
+        {"initial": {"values": path}, "estimate": {"output": path}, "advantage": {"baseline": baseline}}
+    )
+    assert spo is not None, problems
+
+    class Run(estimate.ValuesFirst, Fitting):
+        def _open_parts(self):
+            return SimpleNamespace(output=path)
+
+        def _sample_missing(self, parts, agent_loop_manager):
+            self.asked.append(f"sampled by {agent_loop_manager}")
+            values.write(path)
+
+    run = Run(spo, SimpleNamespace(key_P=values.key_N), step)
+    run._init_dataloader()
+    return run
+
+
+def test_values_are_sampled_before_the_tracker_is_made_of_them_and_the_training_begins(tmp_path):
+    run = a_run_that_samples_first(tmp_path, baseline="initial")
+    run._begin_tracker()
+    run.fit("workers")
+    dataloader, sampled, evicted, (alpha_P, beta_P), fit = run.asked
+    assert (dataloader, sampled, evicted, fit) == ("dataloader", "sampled by workers", "evicted", "fit")
+    # Equation (6) with n0 = 2 and the mass 8: (successes + 1/2) / 3.
+    np.testing.assert_allclose(alpha_P / (alpha_P + beta_P), [0.5, 1 / 6])
+    np.testing.assert_allclose(alpha_P + beta_P, 8.0)
+    np.testing.assert_allclose(run._static_value_P, [0.5, 1 / 6])
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_values_that_are_there_are_not_sampled_again(tmp_path, step):
+    run = a_run_that_samples_first(tmp_path, there=True, step=step)
+    run._begin_tracker()
+    run.fit("workers")
+    assert run.asked == ["dataloader", "tracker", "fit"]
+
+
+def test_a_later_policy_is_not_taken_for_the_initial_one(tmp_path):
+    run = a_run_that_samples_first(tmp_path, step=3)
+    with pytest.raises(SpoValuesError, match=r"is missing, .* step 3, .*restore the file"):
+        run._begin_tracker()
+
+
+@pytest.mark.parametrize(
+    ("output", "values", "first"),
+    [
+        ("values.parquet", "values.parquet", True),
+        ("values.parquet", "./a/../values.parquet", True),
+        ("values.parquet", "others.parquet", False),
+        ("values.parquet", None, False),
+        (None, "values.parquet", False),
+        (3, 3, False),
+    ],
+)
+def test_one_file_in_both_settings_means_sample_first(output, values, first):
+    assert estimates_first(output, values) is first
+
+
+@pytest.mark.parametrize(("values", "made"), [("values.parquet", "ValuesFirstSpo"), ("others.parquet", "Estimating")])
+def test_the_class_of_a_run_follows_from_the_two_files(values, made):
+    config = compose_verl(
+        [
+            "+spo=paper",
+            "algorithm.adv_estimator=spo",
+            "spo.estimate.output=values.parquet",
+            f"spo.initial.values={values}",
+        ]
+    )
+    found = class_for(config, get_trainer_cls("sync"))
+    assert found.__name__.startswith(made)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.trainer.config import RolloutCorrectionConfig
@@ -25,10 +27,11 @@ from spo_verl.training.checks import check
 from spo_verl.training.movement import (
     LOSS_MODE,
     METRIC,
+    TOKENS,
     MeasuredPolicyLossConfig,
     MovementMeter,
-    mean_movement,
     measure_movement,
+    movement_metrics,
 )
 from spo_verl.training.trainer import SpoTrainer
 from tests.support.verl_config import compose_verl
@@ -76,6 +79,7 @@ def test_loss_and_gradient_are_those_of_the_wrapped_loss_to_the_bit(mode):
     assert torch.equal(loss, measured_loss)
     assert torch.equal(gradient, measured_gradient)
     assert gradient.abs().sum() > 0
+    assert measured.pop(TOKENS) == 1  # this micro-batch is the whole of its mini-batch
     assert measured.pop(METRIC) == pytest.approx(metrics["by hand"])
     assert measured == pytest.approx(metrics, nan_ok=True)
 
@@ -84,14 +88,58 @@ def test_the_movement_is_the_mean_absolute_difference_over_the_mask():
     old = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, -1.0, math.nan]])
     now = torch.tensor([[-1.5, -1.0, -9.0], [-1.25, -1.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert mean_movement(old, now, mask) == pytest.approx((0.5 + 1.0 + 0.25) / 3)  # absolute: +.5 and -1 do not cancel
-    assert mean_movement(old, now, mask.bool()) == mean_movement(old, now, mask)
-    assert mean_movement(old, now, torch.zeros_like(mask)) == 0.0
+    by_hand = (0.5 + 1.0 + 0.25) / 3  # absolute: +.5 and -1 do not cancel
+    assert movement_metrics(old, now, mask, {}) == {METRIC: pytest.approx(by_hand), TOKENS: 1}
+    assert movement_metrics(old, now, mask.bool(), {}) == movement_metrics(old, now, mask, {})
+    assert movement_metrics(old, now, torch.zeros_like(mask), {}) == {METRIC: 0, TOKENS: 0}
 
 
 def test_differences_of_half_precision_are_not_rounded_again():
     old, now = torch.tensor([[-8.0, -0.0]]).bfloat16(), torch.tensor([[-8.0625, -0.0078125]]).bfloat16()
-    assert mean_movement(old, now, torch.ones(1, 2)) == (0.0625 + 0.0078125) / 2
+    assert movement_metrics(old, now, torch.ones(1, 2), {})[METRIC] == (0.0625 + 0.0078125) / 2
+
+
+def reported(minis: list, *, ranks: int, micro: int) -> dict[str, float]:
+    """What verl makes of the metrics of an update: see TrainingWorker.train_mini_batch and PPOTrainer._update_actor.
+
+    Args:
+        minis: per mini-batch (old, now, mask), each (R, T); rows are shared out to ranks in order.
+        micro: rows per micro-batch.
+    """
+    values: dict[str, list[float]] = {METRIC: [], TOKENS: []}
+    for old, now, mask in minis:
+        batch = {"dp_size": ranks, "batch_num_tokens": int(mask.sum())}
+        of_rank = []
+        for share in torch.arange(len(mask)).chunk(ranks):
+            metrics = {name: Metric("mean") for name in values}
+            for rows in share.split(micro):
+                measured = movement_metrics(old[rows], now[rows], mask[rows], batch)
+                for name, metric in Metric.from_dict(measured, "mean").items():
+                    metrics[name].extend(metric)
+            of_rank.append(metrics)
+        for name in values:
+            values[name].append(Metric.aggregate_dp([metrics[name] for metrics in of_rank]))
+    return reduce_metrics(values)
+
+
+@given(data=st.data(), minis=st.integers(2, 3))
+@settings(max_examples=40, deadline=None)
+def test_any_number_of_ranks_and_micro_batches_measures_the_movement_of_one_rank(data, minis):
+    """Rows of 0 to 5 tokens, which no share of ranks and micro-batches deals out evenly; some are padding."""
+    rows, tokens = 8, 5
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    batches = []
+    for _ in range(minis):
+        lengths = torch.tensor(data.draw(st.lists(st.integers(0, tokens), min_size=rows, max_size=rows)))
+        lengths[0] = tokens
+        old, now = (-torch.rand(rows, tokens, generator=generator, dtype=torch.float32) for _ in range(2))
+        batches.append((old, now, torch.arange(tokens) < lengths[:, None]))
+    by_hand = sum(float((now - old).abs()[mask].mean()) for old, now, mask in batches) / minis
+    expected = 2 * minis / (minis - 1) * by_hand
+    for ranks, micro in ((1, 8), (1, 2), (2, 4), (2, 1), (4, 2)):
+        meter = MovementMeter(mini_batch_rows=rows, epochs=1, updates=1)
+        metrics = reported(batches, ranks=ranks, micro=micro)
+        assert meter.read(metrics, rows * minis, step=1) == pytest.approx(expected, rel=1e-5), (ranks, micro)
 
 
 def test_verls_ppo_loss_reports_the_movement_beside_its_own_metrics():
@@ -122,7 +170,8 @@ def test_verls_ppo_loss_reports_the_movement_beside_its_own_metrics():
     loss, stock = run(PolicyLossConfig())
     again, _ = run(MeasuredPolicyLossConfig(loss_mode=LOSS_MODE))
     assert torch.equal(loss, again)
-    assert metrics.keys() - stock.keys() == {METRIC}
+    assert metrics.keys() - stock.keys() == {METRIC, TOKENS}
+    assert metrics[TOKENS].aggregate() == 1
     assert metrics[METRIC].aggregate() == pytest.approx((0.5 + 1.0 + 0.25) / 3)
 
 
@@ -254,7 +303,7 @@ def trainer(**fields) -> SimpleNamespace:
 
 
 def test_the_trainer_reports_a_movement_only_in_this_mode():
-    metrics = {METRIC: 0.75}
+    metrics = {METRIC: 0.375, TOKENS: 0.5}  # two micro-batches
     assert SpoTrainer._measured_movement(trainer(_movement=None), metrics, 32) is None
     assert SpoTrainer._measured_movement(trainer(), metrics, 32) == pytest.approx(2.0)
 

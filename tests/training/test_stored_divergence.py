@@ -11,7 +11,7 @@ from spo_verl.config import DriftConfig, ForgettingConfig, SpoConfig
 from spo_verl.tracker import Frozen, Recall, Tracker
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.tracker.settings import TrackerSettings
-from spo_verl.training.log_probs import Output
+from spo_verl.training.outputs import Output
 from spo_verl.training.stored_divergence import (
     DivergenceProbe,
     comparable,

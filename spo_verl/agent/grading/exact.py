@@ -46,7 +46,7 @@ STABLE_BITS = 20
 """Bits in which a divisor must not depend on the random digits of constants, which begin after 32 bits or later."""
 
 APPROXIMATE_PLACES = 6
-"""A decimal with so many places and digits may stand for a number that has no finite decimal, if it is its rounding."""
+"""A decimal with so many places and digits may be the rounding of a number that has no finite decimal."""
 
 
 class NeedsAlgebra(Exception):

@@ -324,7 +324,7 @@ class _Point:
         raise TooHard(node.op)
 
     def _symbol(self, node: Node) -> Fraction:
-        """The number that stands for a variable or constant; pi is half a turn, e is positive."""
+        """The number that replaces a variable or constant; pi is half a turn, e is positive."""
         draw = random.Random(f"{self.attempt} {node.op} {node.name}")
         if node == PI:
             return Fraction(_circle(self.prime)[1], self.step)

@@ -18,7 +18,7 @@ Outcome = Literal["finished", "failed", "timeout", "output_limit", "killed"]
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """What came of one program.
+    """The result of one program.
 
     Attributes:
         stdout: what it printed.

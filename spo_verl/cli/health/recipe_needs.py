@@ -11,7 +11,8 @@ from spo_verl.cli.health.software import installed_version
 from spo_verl.conf import chosen_platform
 
 GROUP = "recipes"
-MEGATRON = ("megatron-core", "mbridge", "transformer-engine")
+TRANSFORMER_ENGINE = "transformer-engine"
+MEGATRON = ("megatron-core", "mbridge", TRANSFORMER_ENGINE)
 BRIDGE = "megatron-bridge"
 FLASH = "flash-attn"
 _FLASH_FIX = "pip install flash-attn==2.8.3 --no-build-isolation, after torch: FSDP's attention on an accelerator"
@@ -28,7 +29,7 @@ def recipe_findings(
     yield _data(environ)
     yield _logger(version)
     yield _flash(devices, environ, version)
-    yield _megatron(version)
+    yield _megatron(environ, version)
 
 
 def _recipes() -> Finding:
@@ -84,13 +85,15 @@ def _flash(devices: Answers, environ: Mapping[str, str], version: Version) -> Fi
     return Finding(GROUP, FLASH, "warn", "not installed", _FLASH_FIX)
 
 
-def _megatron(version: Version) -> Finding:
+def _megatron(environ: Mapping[str, str], version: Version) -> Finding:
     found = {package: version(package) for package in (*MEGATRON, BRIDGE)}
     there = ", ".join(f"{package} {number}" for package, number in found.items() if number is not None)
     if found["megatron-core"] is None:
         text = "not installed; needed for model_engine=megatron only: pip install -e '.[megatron]' in a checkout"
         return Finding(GROUP, "Megatron", "ok", text)
     absent = [package for package in MEGATRON if found[package] is None]
+    if chosen_platform(environ) == "cpu" and absent == [TRANSFORMER_ENGINE]:
+        absent = []  # a CPU has its layers in plain torch
     if absent:
         return Finding(GROUP, "Megatron", "warn", f"{there}; absent: {', '.join(absent)}",
                        "pip install -e '.[megatron]' in a checkout, for model_engine=megatron")  # fmt: skip

@@ -106,6 +106,7 @@ spo_fill_env() { # ROOT VENV KIND HASH
   spo_install_torch "$venv" "$here/constraints.txt" || return 1
   spo_pip "$venv" "installing verl, vLLM and Ray (600 MB; two to five minutes)" "${pins[@]}" \
     -r "$here/requirements-runtime.txt" || return 1
+  spo_pip "$venv" "installing Megatron" --no-deps "${pins[@]}" -r "$here/requirements-megatron.txt" || return 1
   if [ "$kind" = dev ]; then
     spo_pip "$venv" "installing the test tools" "${pins[@]}" -r "$here/requirements-dev.txt" || return 1
   fi
@@ -126,7 +127,8 @@ spo_make_env() { # ROOT runtime|dev
     return 1
   fi
   hash=$(spo_inputs_hash "$python" "$here/constraints.txt" "$here/requirements-runtime.txt" \
-    "$here/requirements-dev.txt" "$here/alias_wheels.py" "$root/pyproject.toml") || return 1
+    "$here/requirements-megatron.txt" "$here/requirements-dev.txt" "$here/alias_wheels.py" \
+    "$root/pyproject.toml") || return 1
   hash="$hash $root"
   SPO_ENV_PYTHON="$venv/bin/python"
   export SPO_ENV_PYTHON

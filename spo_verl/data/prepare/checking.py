@@ -14,6 +14,7 @@ from spo_verl.data.identity import prompt_key
 from spo_verl.data.prepare.answers import is_only_text
 from spo_verl.data.prepare.data_errors import RowError, SpoDataError, row_error
 from spo_verl.data.prepare.prepare_report import LISTED, stored_report
+from spo_verl.data.prepare.problem_texts import problem_key
 from spo_verl.data.prepare.problems import is_mathematics, raw_rows, read_problem
 from spo_verl.data.prepare.prompt_lengths import PromptLimit
 from spo_verl.data.prepare.published import Source
@@ -34,7 +35,8 @@ class CheckReport:
         kind: "verl" for rows in verl's columns, or the name of the source whose rows they should be.
         rows: rows that were read.
         data_sources: ``data_source`` -> rows; only for "verl".
-        duplicates: rows whose prompt, ground truth and data source are those of an earlier row; only for "verl".
+        duplicates: rows whose prompt, ground truth and data source are those of an earlier row; of a source's rows
+            those whose problem and answer are.
         only_text: rows whose ground truth the mathematical reward compares as text only; only for "verl".
         problems: the first problems, each with row and field.
         problem_count: all of them.
@@ -114,13 +116,18 @@ def check_source(
     stream = open_source(source, origin, config=config, split=split)
     report = CheckReport(stream.label, source.name)
     release = None
+    seen: set[tuple[bytes, str]] = set()
     for table in stream.batches():
         release = release or find_release(source, table.schema, stream.release)
         for raw in raw_rows(table, release, report.rows):
             try:
-                read_problem(raw, source, release)
+                problem = read_problem(raw, source, release)
             except RowError as error:
                 report.note(str(error))
+                continue
+            content = problem_key(problem.before, problem.text), problem.answer
+            report.duplicates += content in seen
+            seen.add(content)
         report.rows += table.num_rows
     return report
 

@@ -5,7 +5,7 @@ problem, the rows of one batch, and those of one row group.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from spo_verl.data.prepare.prepare_report import (
     TOO_LONG,
     PrepareReport,
 )
-from spo_verl.data.prepare.problem_texts import excerpt, is_english, problem_hash, text_hash
+from spo_verl.data.prepare.problem_texts import excerpt, is_english, problem_key, text_hash
 from spo_verl.data.prepare.problems import RawRow, SourceProblem, is_mathematics, raw_rows, read_problem
 from spo_verl.data.prepare.prompt_lengths import PromptLimit
 from spo_verl.data.prepare.published import SOURCES, Release, Source, find_source
@@ -57,7 +57,7 @@ def prepare(
     Args:
         name: of a published source (`spo_verl.data.prepare.published`), or one of the user's own (`named_source`).
         output: the Parquet file.
-        origin, config, split: where the source lies, see `spo_verl.data.prepare.streams.open_source`.
+        origin, config, split: where the source is, see `spo_verl.data.prepare.streams.open_source`.
         template: name of the instruction after each problem; default: "boxed", and "none" where the ability is not
             mathematics.
         instruction: an instruction of the user's own instead of a template.
@@ -165,7 +165,7 @@ class _Preparation:
             for group in range(before.num_row_groups):
                 for row in before.read_row_group(group).to_pylist():
                     before = row["prompt"][len(self.system) : -1]
-                    if _key(before, row["extra_info"]["problem"]) in self.conflicting:
+                    if problem_key(before, row["extra_info"]["problem"]) in self.conflicting:
                         self.report.written -= 1
                         self.report.drop(CONFLICT)
                         self._count_answer(row["reward_model"]["ground_truth"], -1)
@@ -239,7 +239,7 @@ class _Preparation:
             return NOT_ENGLISH
         if self.prompt_limit is not None and self.prompt_limit.excess(self._messages(problem)) is not None:
             return TOO_LONG
-        key = _key(problem.before, problem.text)
+        key = problem_key(problem.before, problem.text)
         if key not in self._answer_of_problem:
             self._answer_of_problem[key] = problem.answer
             return None
@@ -272,9 +272,3 @@ class _Preparation:
                 "problem": problem.text,
             },
         }
-
-
-def _key(before: Sequence[Mapping[str, str]], text: str) -> bytes:
-    """What makes two problems the same: the text, white space aside, and the messages before it."""
-    said = [f"{message['role']}\0{message['content']}" for message in before]
-    return problem_hash("\0".join([*said, text]))

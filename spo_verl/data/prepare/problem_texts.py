@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 HASH_BYTES = 16
 
@@ -47,6 +48,12 @@ def is_english(problem: str) -> bool:
 def problem_hash(problem: str) -> bytes:
     """16 bytes, equal for problems that differ in white space or in the composition of characters only."""
     return _hash(" ".join(unicodedata.normalize("NFC", problem).split()))
+
+
+def problem_key(before: Sequence[Mapping[str, str]], text: str) -> bytes:
+    """What makes two problems the same: the text, white space aside, and the messages before it."""
+    said = [f"{message['role']}\0{message['content']}" for message in before]
+    return problem_hash("\0".join([*said, text]))
 
 
 def overlap_hash(problem: str) -> bytes:

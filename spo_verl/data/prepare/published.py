@@ -16,7 +16,7 @@ Use = Literal["train", "evaluation"]
 
 @dataclass(frozen=True)
 class Release:
-    """One published form of a source: where it lies, and what its columns are called.
+    """One published form of a source: where it is, and what its columns are called.
 
     Attributes:
         name: for messages and reports.

@@ -102,7 +102,7 @@ def _exactly(files: Sequence[Path]) -> Batches:
 def open_source(
     source: Source, origin: Sequence[str] = (), *, config: str | None = None, split: str | None = None
 ) -> Stream:
-    """Open a source where the user says that it lies.
+    """Open a source where the user says that it is.
 
     Args:
         source: what it is.

@@ -2,7 +2,7 @@
 
 | file | what it holds |
 |---|---|
-| ``layout`` | what the files are called, and their columns |
+| ``schema`` | what the files are called, and their columns |
 | ``folder`` | the folder: manifest, checksums, how it appears at once or not at all |
 | ``snapshot`` | the state at one moment, its digest, and how it is written |
 | ``reading`` | a folder verified and read |

@@ -122,7 +122,7 @@ def require_file(folder: Path, name: str, hence: str = "") -> None:
 
 
 def identity(folder: Path) -> tuple[int, ...] | None:
-    """What tells a folder from another one that takes its place; None where there is none."""
+    """What distinguishes a folder from another one that takes its place; None without a folder."""
     try:
         found = folder.stat()
     except OSError:

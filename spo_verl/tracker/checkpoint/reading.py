@@ -1,4 +1,4 @@
-"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.checkpoint.layout`."""
+"""Reading a tracker checkpoint; what its files hold is in :mod:`spo_verl.tracker.checkpoint.schema`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoConfigError, SpoError
 from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
 from spo_verl.tracker.checkpoint import folder as folders
-from spo_verl.tracker.checkpoint.layout import (
+from spo_verl.tracker.checkpoint.schema import (
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
@@ -33,7 +33,7 @@ from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PUR
 from spo_verl.tracker.table import KEY_BYTES, NO_VERSION, PromptTable, usable
 
 READ_ATTEMPTS, READ_POLL_SECONDS = 400, 0.005
-"""How often a folder that is being replaced is read anew, and the pause before; a killed writer is waited for 2 s."""
+"""How often a folder that is being replaced is read again, and the pause before; a killed writer is waited for 2 s."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Saved:
 def read(folder: str | Path) -> Saved:
     """Verify a checkpoint folder (manifest, sizes, checksums, digest) and read it. Changes nothing on disk.
 
-    A folder that is replaced meanwhile is read anew, and waited for where the new one is just being put in place.
+    A folder that is replaced meanwhile is read again; while the new one is being put in place, it is waited for.
 
     Raises:
         SpoCheckpointError: there is no such folder, or it may not be read.
@@ -80,8 +80,8 @@ def read(folder: str | Path) -> Saved:
         try:
             return _read(path)
         except SpoCheckpointError:
-            # A writer that put another folder in place meanwhile: what was read is a bit of each, so it is read anew.
-            # Between its two renames there is none for an instant, and the former one stands beside the place.
+            # A writer put another folder in place meanwhile: what was read is a mixture, so it is read again.
+            # Between the writer's two renames there is no folder for an instant; the former one is next to the place.
             now = folders.identity(path)
             absent = now is None and not folders.replaced_beside(path) and folders.identity(path) is None
             if absent or (now is not None and now == before) or attempt == READ_ATTEMPTS:
@@ -99,7 +99,7 @@ def _read(path: Path) -> Saved:
     except OSError as error:
         name = error.filename or path
         raise SpoCheckpointError(
-            f"tracker checkpoint {path}: {name} cannot be read ({error.strerror or error}); mend its permissions, or "
+            f"tracker checkpoint {path}: {name} cannot be read ({error.strerror or error}); check its permissions, or "
             f"the disk. {folders.REMEDY}"
         ) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from spo_verl.errors import SpoDatasetMismatchError
 from spo_verl.tracker.checkpoint.folder import REMEDY
 from spo_verl.tracker.checkpoint.reading import Saved
-from spo_verl.tracker.forgetting import forgetting
+from spo_verl.tracker.forgetting_rules import forgetting
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.reports import LoadReport
 from spo_verl.tracker.settings import TrackerSettings, make_generators
@@ -18,7 +18,7 @@ from spo_verl.tracker.table import PromptTable, match_keys
 
 
 @dataclass(frozen=True)
-class Meeting:
+class MatchCounts:
     """How many prompts of dataset and checkpoint met; see ``LoadReport`` for the words."""
 
     matched: int
@@ -29,7 +29,7 @@ class Meeting:
 
 
 def _join(saved: PromptTable, fresh: PromptTable, old_row_P: NDArray[np.int64], aside_O: NDArray) -> PromptTable:
-    """The dataset's rows, with what is known of them, and behind them the rows kept aside."""
+    """The dataset's rows, with what is known of them, and after them the rows kept aside."""
     known_P = old_row_P >= 0
     columns = {}
     for name, saved_O in saved.columns():
@@ -39,7 +39,7 @@ def _join(saved: PromptTable, fresh: PromptTable, old_row_P: NDArray[np.int64], 
     return fresh.with_columns(np.concatenate([fresh.key_P, saved.key_P[aside_O]]), columns)
 
 
-def meet(saved: Saved, fresh: PromptTable) -> Meeting:
+def meet(saved: Saved, fresh: PromptTable) -> MatchCounts:
     """Give ``saved`` the slots of the dataset, in place; new prompts stay as they are in ``fresh``.
 
     Raises:
@@ -60,21 +60,21 @@ def meet(saved: Saved, fresh: PromptTable) -> Meeting:
     left_O = np.ones(len(table), dtype=np.bool_)
     left_O[old_row_P[known_P]] = False
     aside_O = np.flatnonzero(left_O)
-    meeting = Meeting(
+    counts = MatchCounts(
         matched=matched,
         new=size - matched,
         vanished=int((aside_O < table.active).sum()),
         returned=int((old_row_P >= table.active).sum()),
         aside=len(aside_O),
     )
-    if meeting.new or not np.array_equal(old_row_P, np.arange(table.active)):
+    if counts.new or not np.array_equal(old_row_P, np.arange(table.active)):
         new_slot_O = np.empty(len(table), dtype=np.int64)
         new_slot_O[old_row_P[known_P]] = np.flatnonzero(known_P)
         new_slot_O[aside_O] = np.arange(size, size + len(aside_O))
         saved.table = _join(table, fresh, old_row_P, aside_O)
         saved.memory = saved.memory.remapped(new_slot_O, len(saved.table))
         saved.ledger.move_slots(new_slot_O)
-    return meeting
+    return counts
 
 
 def refit(memory: ResponseMemory, references: tuple[str, ...], max_tokens: int | None) -> tuple[ResponseMemory, int]:
@@ -103,7 +103,7 @@ def _resume_generators(saved: Saved, settings: TrackerSettings) -> dict[str, np.
 
 
 def newest_version(saved: Saved) -> int:
-    """The version at which a run goes on that was not told one: that of its step, or the newest that it knows."""
+    """The version at which a run continues without being given one: that of its step, or the newest that it knows."""
     dispatched = [one.version for one in saved.ledger.open.values()]
     clock = int(saved.manifest.clock.get("version", 0))
     return max(saved.manifest.step, clock, int(saved.table.version_P.max(initial=0)), *dispatched)
@@ -116,18 +116,14 @@ def resume(
     version = newest_version(saved) if version is None else version
     before, rule = forgetting(saved.settings), forgetting(settings)
     saved.table = rule.take_over(saved.table, before, version)
-    meeting = meet(saved, before.fit(rule.enter(fresh, version)))
+    counts = meet(saved, before.fit(rule.enter(fresh, version)))
     saved.table = rule.fit(saved.table)
     saved.memory, dropped = refit(saved.memory, settings.references, settings.max_tokens)
     was, now = saved.settings.as_json(), settings.as_json()
     report = LoadReport(
         step=saved.manifest.step,
         digest=saved.manifest.digest,
-        matched=meeting.matched,
-        new=meeting.new,
-        vanished=meeting.vanished,
-        returned=meeting.returned,
-        aside=meeting.aside,
+        **asdict(counts),
         settings_changed={name: (was[name], now[name]) for name in now if was[name] != now[name]},
         responses_dropped=dropped,
         extra=saved.manifest.extra,

@@ -19,7 +19,7 @@ import spo_verl
 from spo_verl.errors import SpoCheckpointError, SpoStateError
 from spo_verl.tracker.arguments import checked_whole
 from spo_verl.tracker.checkpoint import folder as folders
-from spo_verl.tracker.checkpoint.layout import (
+from spo_verl.tracker.checkpoint.schema import (
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
@@ -69,7 +69,7 @@ class Snapshot:
     random: dict[str, Any]
     """Purpose -> state of its generator."""
     clock: dict[str, float] = field(default_factory=dict)
-    """See :class:`spo_verl.tracker.forgetting.Clock`; empty where the forgetting mode counts nothing."""
+    """See :class:`spo_verl.tracker.forgetting_rules.Clock`; empty where the forgetting mode counts nothing."""
 
     @cached_property
     def digest(self) -> str:

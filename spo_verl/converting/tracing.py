@@ -1,6 +1,6 @@
-"""Follows a script as far as the arguments of verl's command need it. Nothing is run, nothing of the machine is read.
+"""Follows a script as far as the arguments of verl's command need it. Nothing is run, and the machine is not read.
 
-A variable that the script does not set has no value, as in a shell without it; :class:`Interpreter` takes values for
+A variable that the script does not set has no value, as in a shell without it; :class:`ScriptTracer` takes values for
 those. What only a machine can answer (``$(...)``, ``[ -f FILE ]``) stays unknown: as a text it is kept as written, as
 a condition it counts as true.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from spo_verl.converting import arithmetic
@@ -32,7 +32,7 @@ from spo_verl.converting.syntax import (
     Test,
     Word,
 )
-from spo_verl.converting.values import COMPUTED, Field, Piece, Value, Via, cut, is_known, text_of
+from spo_verl.converting.values import COMPUTED, Field, TextPiece, Value, Via, cut, is_known, text_of
 from spo_verl.errors import SpoConfigError
 
 MODULE = "verl.trainer.main_ppo"
@@ -55,8 +55,15 @@ _ASSIGNING = {
     "getopts": re.compile(r"(?<!\S)([A-Za-z_]\w*)(?!\S)"),
     "printf": re.compile(r"-v\s+([A-Za-z_]\w*)"),
 }
-"""Builtins that set variables, and how the names stand in their arguments."""
+"""Builtins that set variables, and how their arguments give the names."""
 _SPACE = re.compile(r"[ \t\n]+")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ENTRY = re.compile(r"\[([^\]]+)\]=")
+_STEPS = re.compile(
+    r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*(?:(?P<after>\+\+|--)|(?P<operator>[-+*/%]?)=(?!=)(?P<right>.+))"
+    r"|(?P<before>\+\+|--)\s*(?P<other>[A-Za-z_]\w*))\s*",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Launch:
 
 
 @dataclass
-class Interpreter:
+class ScriptTracer:
     """One reading of one script.
 
     Attributes:
@@ -103,17 +110,19 @@ class Interpreter:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._scalars: dict[str, Value] = {name: (Piece(text, -1),) for name, text in self.outside.items()}
+        self._scalars: dict[str, Value] = {name: (TextPiece(text, -1),) for name, text in self.outside.items()}
         self._arrays: dict[str, tuple[Field, ...]] = {}
+        self._maps: dict[str, dict[str, Value]] = {}
         self._functions: dict[str, Block] = {}
-        self._given = tuple(Field((Piece(text, -1),), None, (0, 0)) for text in self.arguments)
+        self._given = tuple(Field((TextPiece(text, -1),), None, (0, 0)) for text in self.arguments)
         self.looping: set[str] = set()
         self._steps = 0
         self._calls = 0
         self._exit: int | None = None
         self._started = 0
         self._loops = 0
-        self._leaving = ""  # break, continue or return, until the loop or the function has ended
+        self._leaving = ""  # break, continue or return, until the loops or the function have ended
+        self._levels = 0  # of loops that a break or continue still has to end
 
     def read(self) -> None:
         """Follow the script.
@@ -173,8 +182,10 @@ class Interpreter:
         if not group.subshell:
             return self._block(group.body)
         scalars, arrays = dict(self._scalars), dict(self._arrays)
+        maps = {name: dict(entries) for name, entries in self._maps.items()}
         status = self._block(group.body)
-        self._scalars, self._arrays, self._exit, self._leaving = scalars, arrays, None, ""
+        self._scalars, self._arrays, self._maps = scalars, arrays, maps
+        self._exit, self._leaving = None, ""
         return status
 
     def _if(self, command: If) -> bool | None:
@@ -214,7 +225,7 @@ class Interpreter:
         return status
 
     def _stay(self) -> None:
-        """A check of the machine that ends the script or a function is none that it has to pass here."""
+        """A check of the machine that ends the script or a function need not be passed here."""
         self._exit = None
         if self._leaving != "break":
             self._leaving = ""
@@ -239,12 +250,24 @@ class Interpreter:
         if command.condition and self._block(command.condition) is False:
             self._skipped(command.body)
             return True
-        more = True
-        while more:  # once, and again while it takes the script's arguments
-            left = len(self._given)
-            more = self._pass(command.body) and 0 < len(self._given) < left
+        started, counters, more = self._started, _names_in(command.condition, self.script), True
+        while more:  # once, and again while it takes the script's arguments, or changes what its condition reads
+            left, read = len(self._given), self._read(counters)
+            more = self._pass(command.body)
+            changed = [name for name in counters if read[name] != self._read(counters)[name]]
+            more = more and (0 < len(self._given) < left or bool(changed))
             more = more and bool(command.condition) and self._block(command.condition) is True
+            if more and changed and self._started > started:
+                self.looping.update(changed)
+                line = line_of(self.script, _first_offset(command.condition))
+                self._note(f"line {line}: a loop; its first pass with a command decides")
+                break
         return None
+
+    def _read(self, names: Iterable[str]) -> dict[str, str]:
+        """The texts of variables that are known."""
+        values = {name: self._scalars.get(name, ()) for name in names}
+        return {name: text_of(value) if is_known(value) else "" for name, value in values.items()}
 
     def _pass(self, body: Block) -> bool:
         """One pass of a loop; whether another may follow."""
@@ -252,7 +275,11 @@ class Interpreter:
         self._block(body)
         self._loops -= 1
         left = self._leaving
-        self._leaving = left if left == "return" else ""
+        if left in ("break", "continue"):
+            self._levels -= 1
+            if self._levels:  # of a loop further out
+                return False
+            self._leaving = ""
         return self._exit is None and left in ("", "continue")
 
     def _skipped(self, block: Block) -> None:
@@ -272,6 +299,8 @@ class Interpreter:
 
     def _simple(self, command: Simple) -> bool | None:
         declaring = bool(command.words) and command.words[0].plain in DECLARING
+        if declaring:
+            self._declare(command)
         if declaring or not command.words:
             for one in command.assignments:
                 self._assign(one)
@@ -298,11 +327,12 @@ class Interpreter:
         if (name in ("break", "continue") and self._loops) or (name == "return" and self._calls):
             self._leaving = name
             code = fields[1].text if len(fields) > 1 else ""
-            return int(code) == 0 if re.fullmatch(r"[0-9]{1,3}", code) else None
+            number = int(code) if re.fullmatch(r"[0-9]{1,3}", code) else None
+            self._levels = min(number or 1, self._loops)
+            return None if number is None else number == 0 or name != "return"
         if name == "unset":
             for field_ in fields[1:]:
-                self._scalars.pop(field_.text, None)
-                self._arrays.pop(field_.text, None)
+                self._set(field_.text, None)
             return True
         if name == "shift":
             count = fields[1].text if len(fields) > 1 else "1"
@@ -317,6 +347,8 @@ class Interpreter:
             return True
         if name == "getopts" and not self._given:
             return False
+        if name == "let" and len(fields) == 2 and self._stepped(fields[1].text):
+            return True
         if name in _ASSIGNING:
             self._forget(_ASSIGNING[name], " ".join(one.text for one in fields[1:]))
         if name in ("source", ".") and len(fields) > 1:
@@ -334,8 +366,7 @@ class Interpreter:
     def _forget(self, pattern: re.Pattern[str], text: str) -> None:
         """Variables that a command sets in a way that is not followed: what they held before is not their value."""
         for found in pattern.finditer(text):
-            self._scalars[found[1]] = (Piece(f"${found[1]}", -1, known=False),)
-            self._arrays.pop(found[1], None)
+            self._set(found[1], (TextPiece(f"${found[1]}", -1, known=False),))
 
     def _call(self, name: str, arguments: Sequence[Field]) -> bool | None:
         if self._calls >= MOST_CALLS:
@@ -390,7 +421,56 @@ class Interpreter:
 
     # ---------------------------------------------------------------- variables
 
+    def _set(self, name: str, value: Value | None) -> None:
+        """Give a variable a text, or none; what was an array is one no more."""
+        self._arrays.pop(name, None)
+        self._maps.pop(name, None)
+        self._scalars.pop(name, None)
+        if value is not None:
+            self._scalars[name] = value
+
+    def _declare(self, command: Simple) -> None:
+        """``declare -A NAME``: an associative array, empty unless it is one already."""
+        words = [word.plain or "" for word in command.words[1:]]
+        if any(word.startswith("-") and "A" in word for word in words):
+            for name in (*filter(_NAME.fullmatch, words), *(one.name for one in command.assignments)):
+                if name not in self._maps:
+                    self._set(name, None)
+                    self._maps[name] = {}
+
+    def _fill(self, one: Assignment) -> None:
+        """``NAME=([key]=value ...)`` or ``NAME[key]=value`` of an associative array."""
+        entries = self._maps[one.name]
+        if not isinstance(one.value, tuple):
+            key = self._key(one.index or "")
+            if key is None:
+                self._set(one.name, (TextPiece(f"${one.name}", -1, known=False),))
+            else:
+                entries[key] = (*(entries.get(key, ()) if one.appends else ()), *self._value(one.value))
+            return
+        if not one.appends:
+            entries.clear()
+        for word in one.value:
+            value = self._value(word)
+            found = _ENTRY.match(text_of(value))
+            if found is None or not is_known(cut(value, 0, found.end())):
+                raise SpoConfigError(
+                    f"line {line_of(self.script, word.start)}: entries of an associative array are read as "
+                    "[key]=value, with a key that the script knows; give the command itself"
+                )
+            entries[found[1]] = cut(value, found.end())
+
+    def _key(self, index: str) -> str | None:
+        """The key in brackets after the name of an associative array; None where it is not known."""
+        try:
+            return self._text(Reader(index if index[:1] in ("'", '"') else f'"{index}"').read_word(), unset="")
+        except SpoConfigError:
+            return None
+
     def _assign(self, one: Assignment) -> None:
+        if one.name in self._maps and (one.index is not None or isinstance(one.value, tuple)):
+            self._fill(one)
+            return
         if isinstance(one.value, tuple):
             fields = tuple(item for word in one.value for item in self._expand(word))
             old = self._arrays.get(one.name, ()) if one.appends else ()
@@ -402,14 +482,13 @@ class Interpreter:
             self._scalars.pop(one.name, None)
             return
         value = self._value(one.value)
-        if one.indexed:
-            value = tuple(Piece(piece.text, -1, piece.via, known=False) for piece in value)
+        if one.index is not None:
+            value = tuple(TextPiece(piece.text, -1, piece.via, known=False) for piece in value)
         if one.appends:
             value = (*self._scalars.get(one.name, ()), *value)
         if sum(len(piece.text) for piece in value) > LONGEST:
             raise SpoConfigError(f"the variable {one.name} grows beyond {LONGEST} characters: give the command itself")
-        self._scalars[one.name] = value
-        self._arrays.pop(one.name, None)
+        self._set(one.name, value)
 
     def _value(self, word: Word) -> Value:
         """A word as one text, as in an assignment."""
@@ -417,7 +496,7 @@ class Interpreter:
 
     def _text(self, word: Word, *, unset: str | None = None) -> str | None:
         """A word as one text; None where it is not known. ``unset`` is taken for variables without a value."""
-        pieces = [Piece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)]
+        pieces = [TextPiece(unset, -1) if piece.unset and unset is not None else piece for piece in self._value(word)]
         return text_of(tuple(pieces)) if is_known(tuple(pieces)) else None
 
     def _expand(self, word: Word) -> list[Field]:
@@ -427,7 +506,7 @@ class Interpreter:
         """What a word becomes: one field, none or several. ``home`` of a field of an array is its element."""
         call = (word.start, word.end)
         done: list[Field] = []
-        pieces: list[Piece] = []
+        pieces: list[TextPiece] = []
         home: tuple[int, int] | None = None
         begun = False
 
@@ -474,7 +553,11 @@ class Interpreter:
         return done
 
     def _several(self, part: object) -> list[Field] | None:
-        """The fields of ``"$@"`` and ``"${NAME[@]}"``; None for another part."""
+        """The fields of ``"$@"``, ``"${NAME[@]}"`` and ``"${!NAME[@]}"``; None for another part."""
+        if isinstance(part, Reference) and part.operator == "indirect" and part.index in ("@", "*"):
+            keys = self._in_order(part) if part.name in self._maps else range(len(self._arrays.get(part.name, ())))
+            computed = (Via(COMPUTED, part.start, part.end),)
+            return [Field((TextPiece(str(key), -1, computed),), None, (part.start, part.end)) for key in keys]
         if not isinstance(part, Reference) or part.operator not in ("", ":-", "-", ":+", "+", ":"):
             return None
         if part.name in ("@", "*"):
@@ -484,6 +567,8 @@ class Interpreter:
                 if not re.fullmatch(r"[1-9]\d{0,3}", first):
                     return None
                 fields = self._given[int(first) - 1 :]
+        elif part.index in ("@", "*") and part.name in self._maps:
+            fields = tuple(Field(value, None, (0, 0)) for value in self._in_order(part).values())
         elif part.index in ("@", "*"):
             fields = self._arrays.get(part.name)
             if fields is None and part.name in self._scalars:
@@ -503,26 +588,51 @@ class Interpreter:
             return [Field(value, None, (part.start, part.end))] if value else []
         return [Field(tuple(piece.through(via) for piece in one.value), one.home, one.call) for one in fields or ()]
 
+    def _in_order(self, part: Reference) -> dict[str, Value]:
+        """The entries of an associative array of which there is no more than one: bash has an order of its own."""
+        entries = self._maps[part.name]
+        if len(entries) > 1:
+            raise SpoConfigError(
+                f"line {line_of(self.script, part.start)}: bash goes through the associative array {part.name} in an "
+                "order of its own; write the keys out, in the order that is meant"
+            )
+        return entries
+
     def _part(self, part: object) -> Value:
         if isinstance(part, Literal):
-            return (Piece(part.text, part.start),) if part.text else ()
+            return (TextPiece(part.text, part.start),) if part.text else ()
         if isinstance(part, Arithmetic):
             return (self._arithmetic(part),)
         if isinstance(part, Substitution):
             via = Via(COMPUTED, part.start, part.end)
             if part.text.strip() == "pwd" and self.folder:
-                return (Piece(self.folder, -1, (via,)),)
-            return (Piece(self.script[part.start : part.end], part.start, (via,), known=False),)
+                return (TextPiece(self.folder, -1, (via,)),)
+            return (TextPiece(self.script[part.start : part.end], part.start, (via,), known=False),)
         assert isinstance(part, Reference)
         via = Via(part.name, part.start, part.end)
         return tuple(piece.through(via) for piece in self._reference(part) if piece.text)
 
-    def _arithmetic(self, part: Arithmetic) -> Piece:
+    def _stepped(self, text: str) -> int | None:
+        """The value of ``NAME++``, ``NAME += ...`` and the like, which are carried out; None for another expression."""
+        found = _STEPS.fullmatch(text)
+        if found is None:
+            return None
+        name, sign = found["name"] or found["other"], found["after"] or found["before"]
+        old = self._named(name)
+        right = f"{name} {sign[0]} 1" if sign else found["right"]
+        new = self._number(f"{name} {found['operator']} ({right})" if found["operator"] else right)
+        if new is None:
+            return None
+        self._set(name, (TextPiece(str(new), -1),))
+        return old if found["after"] else new
+
+    def _arithmetic(self, part: Arithmetic) -> TextPiece:
         via = Via(COMPUTED, part.start, part.end)
         number = self._number(part.text)
         if number is None:
-            return Piece(self.script[part.start : part.end], part.start, (via,), known=False)
-        return Piece(str(number), -1, (via,))
+            self._forget(_ASSIGNING["let"], part.text)
+            return TextPiece(self.script[part.start : part.end], part.start, (via,), known=False)
+        return TextPiece(str(number), -1, (via,))
 
     def _number(self, text: str) -> int | None:
         inner = re.sub(r"\$\{([A-Za-z_]\w*)\}|\$([A-Za-z_]\w*)", r" \1\2 ", text)
@@ -548,12 +658,17 @@ class Interpreter:
             number = int(part.name) - 1
             return self._given[number].value if 0 <= number < len(self._given) else None
         if part.name == "#":
-            return (Piece(str(len(self._given)), -1),)
+            return (TextPiece(str(len(self._given)), -1),)
+        if part.name in self._maps:
+            key = self._key(part.index) if part.index is not None else "0"
+            if key is None:
+                return (TextPiece(self.script[part.start : part.end], part.start, known=False),)
+            return self._maps[part.name].get(key)
         if part.name in self._arrays:
             fields = self._arrays[part.name]
             index = self._number(part.index) if part.index is not None else 0
             if index is None:
-                return (Piece(self.script[part.start : part.end], part.start, known=False),)
+                return (TextPiece(self.script[part.start : part.end], part.start, known=False),)
             return fields[index].value if -len(fields) <= index < len(fields) else None
         if part.index not in (None, "0"):
             return None
@@ -561,12 +676,13 @@ class Interpreter:
 
     def _reference(self, part: Reference) -> Value:
         operator = part.operator
-        unknown = (Piece(self.script[part.start : part.end], part.start, known=False),)
+        unknown = (TextPiece(self.script[part.start : part.end], part.start, known=False),)
         if operator == "len":
             if part.index in ("@", "*"):
-                return (Piece(str(len(self._arrays.get(part.name, ()))), -1),)
+                held = self._maps.get(part.name, self._arrays.get(part.name, ()))
+                return (TextPiece(str(len(held)), -1),)
             stored = self._stored(part)
-            return (Piece(str(len(text_of(stored or ()))), -1),) if is_known(stored or ()) else unknown
+            return (TextPiece(str(len(text_of(stored or ()))), -1),) if is_known(stored or ()) else unknown
         stored = self._stored(part)
         if operator == "indirect":
             name = text_of(stored or ())
@@ -582,16 +698,19 @@ class Interpreter:
             filled = stored is not None and not (operator[0] == ":" and not text_of(stored))
             return operand if filled else ()
         if stored is None:
-            return (Piece(self.script[part.start : part.end], part.start, known=False, unset=True),)
+            return (TextPiece(self.script[part.start : part.end], part.start, known=False, unset=True),)
         if operator in ("", ":?", "?", "@"):
             return stored
         changed = _changed(text_of(stored), operator, text_of(operand))
         if changed is None or not is_known(stored) or not is_known(operand):
             return unknown
-        return (Piece(changed, -1),)
+        return (TextPiece(changed, -1),)
 
     def _test(self, command: Test) -> bool | None:
         if command.arithmetic is not None:
+            stepped = self._stepped(command.arithmetic)
+            if stepped is not None:
+                return bool(stepped)
             self._forget(_ASSIGNING["let"], command.arithmetic)
             number = self._number(command.arithmetic)
             return None if number is None else bool(number)
@@ -706,6 +825,18 @@ def _names_method(command: Simple, script: str) -> bool:
     return any(
         re.search(r"main_ppo|adv_estimator|rollout\.n=|train_batch_size", script[w.start : w.end]) for w in words
     )
+
+
+def _names_in(block: Block, script: str) -> set[str]:
+    """Names of variables that the commands of a condition may read."""
+    texts = [script[word.start : word.end] for one in _simple_commands(block) for word in one.words]
+    for step in block:
+        inner = step.command
+        while isinstance(inner, Group) and len(inner.body) == 1:
+            inner = inner.body[0].command
+        if isinstance(inner, Test):
+            texts += [inner.arithmetic or "", *(script[word.start : word.end] for word in inner.words)]
+    return set(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
 
 
 def _matters(block: Block, script: str) -> bool:

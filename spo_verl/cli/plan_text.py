@@ -4,61 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spo_verl.cli.layout import paragraph, table
 from spo_verl.planning.formulas import SYMBOLS, Figure
-from spo_verl.planning.plan import Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from spo_verl.planning.plan import Plan
+
 
 def show(plan: Plan, console: Console, *, explain: bool = False) -> None:
     """Print model, assumptions, figures by section, with ``explain`` the formulae, and the verdicts last."""
-    from rich.table import Table
-    from rich.text import Text
-
     run, shape = plan.run, plan.shape
     engine = "Megatron" if run.megatron else "FSDP"
     where = f"{run.rollout_gpus} rollout GPUs of their own" if run.separate else "which generate too"
-    console.print(
-        Text(f"{shape.name}: {shape.parameters:,} parameters ({shape.source})"), Text(
-            f"{engine} on {run.nodes} x {run.gpus_per_node} GPUs, {where}"), sep="\n", soft_wrap=True,
-    )  # fmt: skip
-    console.print(Text("assumed:", "bold"))
+    paragraph(console, f"{shape.name}: {shape.parameters:,} parameters ({shape.source})")
+    paragraph(console, f"{engine} on {run.nodes} x {run.gpus_per_node} GPUs, {where}")
+    paragraph(console, "assumed:", style="bold")
     for assumption in plan.assumptions:
-        console.print(Text(f"  {assumption}"), soft_wrap=True)
-    table = Table.grid(padding=(0, 2))
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold", justify="right")
-    table.add_column(overflow="fold", style="dim")
+        paragraph(console, assumption, first="  ")
     for title, section in plan.sections.items():
-        table.add_row(Text(title, "bold"), "", "")
-        for entry in section.values():
-            table.add_row(Text(f"  {entry.label}"), Text(text_of(entry)), Text(entry.formula))
-    console.print(table)
+        paragraph(console, title, style="bold")
+        rows = [(entry.label, text_of(entry), entry.formula) for entry in section.values()]
+        table(console, ("figure", "value", "formula"), rows)
     if explain:
         show_formulas(plan, console)
     for verdict in plan.verdicts:
         mark, style = ("fits", "green") if verdict.fits else ("DOES NOT FIT", "bold red")
-        console.print(Text(f"{mark:<12}  {verdict.what}: {verdict.reason}", style), soft_wrap=True)
+        paragraph(console, f"{verdict.what}: {verdict.reason}", first=f"{mark:<12}  ", style=style)
         if verdict.advice:
-            console.print(Text(f"              -> {verdict.advice}"), soft_wrap=True)
+            paragraph(console, verdict.advice, first="              -> ")
 
 
 def show_formulas(plan: Plan, console: Console) -> None:
     """Every figure as its expression with the numbers put in, then the symbols that occur."""
-    from rich.text import Text
-
     used: set[str] = set()
     for section in plan.sections.values():
         for entry in section.values():
             used |= entry.inputs.keys()
             numbers = ", ".join(f"{name}={_number(value)}" for name, value in entry.inputs.items())
-            console.print(Text(f"{entry.formula} = {entry.expression}"), soft_wrap=True)
-            console.print(Text(f"    {numbers}", "dim"), soft_wrap=True)
-            console.print(Text(f"    = {text_of(entry)} ({entry.label})"), soft_wrap=True)
+            paragraph(console, f"{entry.formula} = {entry.expression}", rest="    ")
+            paragraph(console, numbers, first="    ", style="dim")
+            paragraph(console, f"= {text_of(entry)} ({entry.label})", first="    ")
     for name in SYMBOLS:
         if name in used:
-            console.print(Text(f"{name}: {SYMBOLS[name]}", "dim"), soft_wrap=True)
+            paragraph(console, SYMBOLS[name], first=f"{name}: ", style="dim")
 
 
 def text_of(entry: Figure) -> str:

@@ -42,7 +42,7 @@ class Clock:
     """How far the run has come, in what the forgetting mode counts; saved with the tracker.
 
     Attributes:
-        version: the newest policy version that the tracker was told; only under ``version``.
+        version: the newest policy version that the tracker knows; only under ``version``.
         movement: sum of the policy's movements so far; only under ``drift``.
     """
 
@@ -55,7 +55,7 @@ class Clock:
             self.version = max(self.version, version)
 
     def as_json(self) -> dict[str, float]:
-        """What is saved; empty where the mode counts nothing, so that such a checkpoint is as it always was."""
+        """What is saved; empty where the mode counts nothing."""
         entries = {"version": self.version, "movement": self.movement}
         return {name: entry for name, entry in entries.items() if entry is not None}
 
@@ -97,7 +97,7 @@ class Forgetting(ABC):
     stores_movement: ClassVar[bool] = False
     """Whether the table has ``moved_P``."""
     fades: ClassVar[bool] = False
-    """Whether evidence says something else at every version, without new outcomes."""
+    """Whether values change from version to version without new outcomes."""
 
     def __init__(self, settings: TrackerSettings) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class Forgetting(ABC):
         return table.with_moved(self.stores_movement)
 
     def clock(self, saved: Mapping[str, float], table: PromptTable) -> Clock:
-        """Where a saved clock was; one that the saved run did not have starts at what the table knows, or at 0."""
+        """The saved clock; without one it starts at what the table knows, or at 0."""
         return Clock()
 
     def enter(self, table: PromptTable, version: int) -> PromptTable:
@@ -117,11 +117,11 @@ class Forgetting(ABC):
         return table
 
     def leave(self, table: PromptTable) -> PromptTable:
-        """The table for a run that goes on under another rule."""
+        """The table for a run that continues under another rule."""
         return table
 
     def take_over(self, table: PromptTable, before: Forgetting, version: int) -> PromptTable:
-        """The table of a run that goes on under this rule at a policy version, and was under another one, or this."""
+        """The table of a run that continues under this rule at a policy version; ``before`` is its former rule."""
         return table if type(before) is type(self) else self.enter(before.leave(table), version)
 
     # -- what it reads
@@ -149,9 +149,19 @@ class Forgetting(ABC):
 class Discounting(Forgetting):
     """What ``kl``, ``constant`` and ``drift`` share: discount a row at a new version, and add its outcomes."""
 
-    def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column | None:
-        """How far the policy has moved since the last discount of each row, at least 0; None: it is not measured."""
-        return None
+    measures: ClassVar[bool] = True
+    """Whether a discount follows from a measurement: then one request discounts a row once."""
+
+    def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
+        """How far the policy has moved since the last discount of each row, at least 0."""
+        return np.zeros(len(rows.slot_D))
+
+    def retention(self, divergence_B: Column) -> Column | float:
+        """What a discount keeps of the evidence."""
+        settings = self.settings
+        return core.retention(
+            divergence_B, half_life=settings.half_life, rho_min=settings.rho_min, rho_max=settings.rho_max
+        )
 
     def note_discount(self, rows: TouchedRows, at: NDArray[np.int64], clock: Clock) -> None:
         """Store with these rows what the next measurement starts from."""
@@ -161,21 +171,18 @@ class Discounting(Forgetting):
 
         A late outcome of an older version finds evidence that has been discounted beyond it: it is only added.
         """
-        divergence_D = self.divergence(rows, outcomes, clock)
-        if divergence_D is not None:  # 0 at a first visit, before which there was nothing to move away from
-            divergence_D = np.where(rows.visits_D == 0, 0.0, divergence_D)
+        # 0 at a first visit, before which there was nothing to move away from
+        divergence_D = np.where(rows.visits_D == 0, 0.0, self.divergence(rows, outcomes, clock))
         due_D = np.ones(len(rows.slot_D), dtype=np.bool_)
         reports = []
         for part in by_version(rows, outcomes):
             at = part.at
             discounted_B = (rows.version_D[at] < part.version) & due_D[at]
-            if divergence_D is None:
-                rho_B, divergence_B = np.where(discounted_B, self.settings.rho, 1.0), None
-            else:  # one measurement discounts once
+            if self.measures:
                 due_D[at] &= ~discounted_B
-                divergence_B = np.where(discounted_B, divergence_D[at], 0.0)
-                rho_B = np.where(discounted_B, self._retention(divergence_B), 1.0)
-                self.note_discount(rows, at[discounted_B], clock)
+            divergence_B = np.where(discounted_B, divergence_D[at], 0.0)
+            rho_B = np.where(discounted_B, self.retention(divergence_B), 1.0)
+            self.note_discount(rows, at[discounted_B], clock)
             alpha_B, beta_B = rows.alpha_D[at], rows.beta_D[at]
             rows.alpha_D[at], rows.beta_D[at] = core.update_evidence(
                 alpha_B, beta_B, part.reward_sum, rho_B, count=part.count
@@ -185,15 +192,14 @@ class Discounting(Forgetting):
             reports.append(_report(rows, part, rho_B, n_eff_B, discounted_B, divergence_B))
         return reports
 
-    def _retention(self, divergence_B: Column) -> Column:
-        settings = self.settings
-        return core.retention(
-            divergence_B, half_life=settings.half_life, rho_min=settings.rho_min, rho_max=settings.rho_max
-        )
-
 
 class ConstantForgetting(Discounting):
     """``constant``: ``rho`` at the first outcome of each version beyond the one of the last discount."""
+
+    measures = False
+
+    def retention(self, divergence_B: Column) -> float:
+        return self.settings.rho
 
 
 class KlForgetting(Discounting):
@@ -202,8 +208,7 @@ class KlForgetting(Discounting):
     def divergence(self, rows: TouchedRows, outcomes: Outcomes, clock: Clock) -> Column:
         """The largest divergence of the prompt's outcomes, NaN ignored, or 0: the same in any order."""
         divergence_D = np.zeros(len(rows.slot_D))
-        if outcomes.divergence_B is not None:
-            np.fmax.at(divergence_D, rows.position_B, outcomes.divergence_B)
+        np.fmax.at(divergence_D, rows.position_B, outcomes.divergence_B)
         return divergence_D
 
 

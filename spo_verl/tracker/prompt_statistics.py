@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from spo_verl.tracker.forgetting import Forgetting
+from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.table import PromptTable
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spo_verl.converting.interpreter import Launch
+from spo_verl.converting.tracing import Launch
 from spo_verl.converting.values import Field, Value, Via, cut, is_known, text_of
 from spo_verl.errors import SpoConfigError
 
