@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the test environment and runs formatting, lint, types and tests:
+# Makes the test environment and runs formatting, lint, types, the documentation site and tests:
 #   ./test.sh                      everything but the tests marked slow
 #   ./test.sh --fast               without launches of verl and without the tests marked long
 #   ./test.sh tests/core -k draw   arguments for pytest: a part
@@ -13,6 +13,8 @@ parallel() { step "pytest -m '$1'" "$SPO_ENV_PYTHON" -m pytest -n auto --maxproc
 step "ruff check" "$SPO_ENV_PYTHON" -m ruff check .
 step "ruff format --check" "$SPO_ENV_PYTHON" -m ruff format --check .
 step "mypy" "$SPO_ENV_PYTHON" -m mypy
+export NO_MKDOCS_2_WARNING=1  # an advertisement in the log
+step "mkdocs build --strict" "$SPO_ENV_PYTHON" -m mkdocs build --strict
 case "${1:-}" in
   --fast) parallel "not slow and not system and not long" ;;
   "")

@@ -822,11 +822,12 @@ def report(result: Mapping[str, Any]) -> None:
 
 def new_panels(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, Any]:
     """A figure and its axes, in the style of the package's figures: drawn without a display."""
-    from spo_verl.evaluation.figures import new_figure
+    from spo_verl.drawing import new_figure
+    from spo_verl.errors import SpoPlottingError
 
     try:
         figure, axes = new_figure(rows, columns, inches)
-    except ValueError as error:  # no matplotlib
+    except SpoPlottingError as error:
         raise SystemExit(f"--plot: {error}") from error
     for axis in axes.flat:
         axis.tick_params(labelsize=9)
@@ -837,7 +838,7 @@ def new_panels(rows: int, columns: int, inches: tuple[float, float]) -> tuple[An
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the two figures as PNG files; returns their paths."""
-    from spo_verl.evaluation.figures import SAVED
+    from spo_verl.drawing import SAVED
 
     folder.mkdir(parents=True, exist_ok=True)
     found = {
@@ -851,7 +852,8 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def draw_ratio(settings: Mapping[str, Any]) -> Any:
     """The ratio of one draw of the paper's case, and that of a very large batch over the surplus."""
-    from spo_verl.evaluation.figures import COLOURS, INCHES
+    from spo_verl.drawing import COLOURS
+    from spo_verl.evaluation.figures import INCHES
 
     figure, [[left, right]] = new_panels(1, 2, (INCHES, 4.3))
     families = paper_families()
@@ -887,7 +889,8 @@ def draw_ratio(settings: Mapping[str, Any]) -> Any:
 
 def draw_steady(steady: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
     """Rate and length bias of the five ways to form batches."""
-    from spo_verl.evaluation.figures import COLOURS, INCHES
+    from spo_verl.drawing import COLOURS
+    from spo_verl.evaluation.figures import INCHES
 
     figure, [[left, right]] = new_panels(1, 2, (INCHES, 4.0))
     labels = list(next(iter(steady.values())))

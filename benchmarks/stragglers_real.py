@@ -93,7 +93,8 @@ def draw(found: dict[str, Any], places: float, path: Path) -> None:
     """Rollouts in flight over the measured time of both runs, and how many may be."""
     from stragglers import new_panels
 
-    from spo_verl.evaluation.figures import COLOURS, INCHES, SAVED
+    from spo_verl.drawing import COLOURS, SAVED
+    from spo_verl.evaluation.figures import INCHES
 
     figure, [[axis]] = new_panels(1, 1, (INCHES, 3.6))
     for name, label, colour, style in (

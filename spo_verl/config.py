@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spo_verl.errors import SpoConfigError
@@ -32,7 +32,16 @@ Retention = Annotated[float, Field(gt=0, le=1)]
 Bonus = Annotated[float, Field(ge=0, le=1e100)]
 """Bounded above so that the weights of all prompts can be summed."""
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+Gib = Annotated[float, BeforeValidator(lambda given: _gib(given)), Field(ge=0)]
+"""``off``, false and null are 0; ``on`` and true are 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**128)]
+
+
+def _gib(given: Any) -> Any:
+    words = {"off": 0.0, "false": 0.0, "on": 1.0, "true": 1.0, "null": 0.0}
+    if given is None or isinstance(given, bool):
+        return float(bool(given))
+    return words.get(given.lower(), given) if isinstance(given, str) else given
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -169,6 +178,12 @@ class SpoConfig:
     oversample: Annotated[float, Field(ge=0)] | None = None
     """Prompts in flight beyond a batch, as a share of it (0.5: half a batch more); ``None``: as verl's
     ``num_warmup_batches`` says. Only in the asynchronous trainer modes."""
+    record: Gib = 1.0
+    """Most GiB that the record of the run (``record/`` in ``trainer.default_local_dir``) may take; its oldest rows are
+    dropped beyond it. ``off`` records nothing."""
+    samples_every: Count | None = 10
+    """Steps from one table of samples, with histograms, to the next in W&B, TensorBoard, MLflow and trackio; ``None``:
+    none. Other loggers are not given any."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

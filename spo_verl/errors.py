@@ -21,6 +21,10 @@ class SpoVersionError(SpoError, ImportError):
     """The installed verl does not have the names that the plugin builds on."""
 
 
+class SpoPlottingError(SpoError, ImportError):
+    """A picture was asked for, and matplotlib is not installed."""
+
+
 class SpoRewardError(SpoError, ValueError):
     """A reward is missing, not a number, or outside the declared range."""
 
@@ -51,3 +55,11 @@ class SpoCheckpointVersionError(SpoCheckpointError):
 
 class SpoDatasetMismatchError(SpoCheckpointError, LookupError):
     """The checkpoint and the dataset have no prompt in common."""
+
+
+class SpoRecordError(SpoError, OSError):
+    """The record of a run is missing, damaged or cannot be written; training does not depend on it."""
+
+
+class SpoRecordVersionError(SpoRecordError):
+    """The record was written by a newer format than this version reads."""

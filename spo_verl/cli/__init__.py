@@ -13,6 +13,10 @@
 | ``plan`` | what a recipe needs, from :mod:`spo_verl.planning` |
 | ``recipes`` | the recipes of the package: listed, shown, copied |
 | ``rehearse`` | a recipe or a command line run for two small steps, by :mod:`spo_verl.rehearsal` |
+| ``tracker`` with ``tracker_text``, ``prompt_lists`` | prompts of a run, by :mod:`spo_verl.history` |
+| ``watch`` with ``watch_text`` | a run while it trains |
+| ``diff``, ``export`` | two runs compared; a record as one file |
+| ``report`` | runs as an HTML page, and their curves as a picture, by :mod:`spo_verl.reporting` |
 | ``evaluate`` | metrics of generations, by :mod:`spo_verl.evaluation` |
 | ``quickstart`` | forwards to :mod:`spo_verl.quickstart` |
 

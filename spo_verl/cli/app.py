@@ -9,7 +9,24 @@ import typer
 from typer.core import TyperGroup
 
 from spo_verl import __version__
-from spo_verl.cli import config, convert, data, doctor, evaluate, plan, quickstart, recipes, rehearse, settings, values
+from spo_verl.cli import (
+    config,
+    convert,
+    data,
+    diff,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    quickstart,
+    recipes,
+    rehearse,
+    report,
+    settings,
+    tracker,
+    values,
+    watch,
+)
 from spo_verl.cli.output import COULD_NOT, print_json
 
 # typer has a copy of click in newer versions; its public error leads to the right one in all of them.
@@ -52,6 +69,12 @@ app.command("settings", help=settings.HELP, short_help=settings.SHORT_HELP)(sett
 app.add_typer(recipes.app, name="recipes", help=recipes.HELP, short_help=recipes.SHORT_HELP)
 app.command("rehearse", help=rehearse.HELP, short_help=rehearse.SHORT_HELP, context_settings=RUNS)(rehearse.rehearse)
 app.add_typer(values.app, name="values", help=values.HELP, short_help=values.SHORT_HELP)
+app.add_typer(tracker.app, name="tracker", help=tracker.HELP, short_help=tracker.SHORT_HELP)
+app.command("watch", help=watch.HELP, short_help=watch.SHORT_HELP)(watch.watch)
+app.command("diff", help=diff.HELP, short_help=diff.SHORT_HELP)(diff.diff)
+app.command("export", help=export.HELP, short_help=export.SHORT_HELP)(export.export)
+app.command("report", help=report.HELP, short_help=report.SHORT_HELP)(report.report)
+app.command("plot", help=report.PLOT_HELP, short_help=report.PLOT_SHORT_HELP)(report.plot)
 app.add_typer(data.app, name="data", help=data.HELP, short_help=data.SHORT_HELP)
 app.command("evaluate", help=evaluate.HELP, short_help=evaluate.SHORT_HELP)(evaluate.evaluate)
 app.command(

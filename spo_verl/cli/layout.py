@@ -88,6 +88,42 @@ def table(
             _print(console, line.rstrip(), style)
 
 
+def bars(console: Console, rows: Sequence[tuple[str, int]], *, first: str = "  ") -> None:
+    """Print a histogram: label, count, and a bar that is as long as the width allows and 40 characters at most."""
+    most = max((count for _, count in rows), default=0)
+    widths = [max((_cells(row[0]) for row in rows), default=0), max((len(f"{row[1]:,}") for row in rows), default=0)]
+    room = max(1, min(40, console.width - len(first) - sum(widths) - 2 * len(_GAP)))
+    for label, count in rows:
+        bar = "#" * -(-room * count // most) if most else ""
+        padded = label + " " * (widths[0] - _cells(label))
+        _print(console, f"{first}{padded}{_GAP}{count:>{widths[1]},}{_GAP}{bar}".rstrip(), "")
+
+
+_BLOCKS, _SIGNS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+
+
+def sparkline(
+    console: Console, numbers: Sequence[float | None], *, low: float = 0.0, high: float = 1.0, room: int = 60
+) -> str:
+    """Numbers as a line of small blocks, in the last ``room`` columns that the width leaves; a gap for what is missing.
+
+    With more numbers than columns each block is the mean of its stretch. Where the stream has no blocks, ASCII signs.
+    """
+    room = max(1, min(room, console.width - 20))
+    size = min(room, len(numbers))
+    signs = _BLOCKS if (console.encoding or "").lower().replace("-", "").startswith("utf8") else _SIGNS
+    line = ""
+    for place in range(size):
+        part = numbers[place * len(numbers) // size : (place + 1) * len(numbers) // size]
+        known = [number for number in part if number is not None and number == number]
+        if not known:
+            line += " "
+            continue
+        share = (sum(known) / len(known) - low) / (high - low) if high > low else 0.5
+        line += signs[min(len(signs) - 1, max(0, int(share * len(signs))))]
+    return line
+
+
 def _to_the_right(texts: Sequence[str], widths: Sequence[int]) -> list[str]:
     padded = [" " * (width - _cells(text)) + text for text, width in zip(texts, widths, strict=True)]
     return [texts[0], *padded[1:]]

@@ -13,9 +13,14 @@ PRESETS = _PACKAGE / "conf" / "spo"
 PLATFORMS = _PACKAGE / "cpu" / "conf" / "platform"
 
 
-def chosen_platform(environ: Mapping[str, str] = os.environ) -> str:
-    """The platform that ``VERL_PLATFORM`` names, as verl reads it (``cpu``); empty where it is not set."""
-    return environ.get("VERL_PLATFORM", "").strip().lower()
+def chosen_platform(environ: Mapping[str, str] | None = None) -> str:
+    """The platform that ``VERL_PLATFORM`` names, as verl reads it (``cpu``); empty where it is not set.
+
+    Args:
+        environ: where to look; None: ``os.environ`` of this moment. It is no default, because ``datasets`` puts a copy
+            in its place when verl filters prompts with several processes.
+    """
+    return (os.environ if environ is None else environ).get("VERL_PLATFORM", "").strip().lower()
 
 
 def groups(*, cpu: bool = False) -> Iterator[tuple[str, str, Any]]:

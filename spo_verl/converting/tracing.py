@@ -518,33 +518,47 @@ class ScriptTracer:
             pieces.clear()
             begun, home = False, None
 
+        def add_split(value: Value) -> None:
+            nonlocal begun
+            text = "".join(one.text if one.known else "x" * len(one.text) for one in value)  # unknown text stays whole
+            at = 0
+            for space in _SPACE.finditer(text):
+                if space.start() > at:
+                    pieces.extend(cut(value, at, space.start()))
+                    begun = True
+                finish()
+                at = space.end()
+            if at < len(text):
+                pieces.extend(cut(value, at))
+                begun = True
+
         for part in word.parts:
             several = self._several(part)
             if several is not None:
+                starred = isinstance(part, Reference) and "*" in (part.name, part.index)
+                one_text = not split or (part.quoted and starred)
                 for number, item in enumerate(several):
-                    if number:
+                    if number and not one_text:
                         finish()
+                    elif number:  # a shell puts blanks between
+                        pieces.append(TextPiece(" ", -1))
+                    if split and not part.quoted:
+                        whole = not any(_SPACE.search(piece.text) for piece in item.value if piece.known)
+                        home = item.home if whole and not pieces else home
+                        add_split(item.value)
+                        continue
                     if not pieces:
                         home = item.home
                     pieces += item.value
                     begun = True
+                begun = begun or (part.quoted and one_text)
                 continue
             value = self._part(part)
             if part.quoted or not split or isinstance(part, Literal):
                 pieces += value
                 begun = begun or part.quoted or bool(value)
                 continue
-            text = "".join(one.text if one.known else "x" * len(one.text) for one in value)  # unknown text stays whole
-            at = 0
-            for space in _SPACE.finditer(text):
-                if space.start() > at:
-                    pieces += cut(value, at, space.start())
-                    begun = True
-                finish()
-                at = space.end()
-            if at < len(text):
-                pieces += cut(value, at)
-                begun = True
+            add_split(value)
         finish()
         if not split and not done:
             return [Field((), call, call)]

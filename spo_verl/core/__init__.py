@@ -6,6 +6,7 @@ are ``SpoArgumentError`` and ``SpoRewardError``, both also ``ValueError``.
 """
 
 from spo_verl.core.advantage import normalize_advantages
+from spo_verl.core.calibration import calibrated_value, calibration_features, fit_calibration
 from spo_verl.core.divergence import divergence
 from spo_verl.core.evaluation import (
     Interval,
@@ -34,12 +35,15 @@ __all__ = [
     "average_at_k",
     "bootstrap_difference",
     "bootstrap_interval",
+    "calibrated_value",
+    "calibration_features",
     "decay",
     "degenerate_probability",
     "divergence",
     "draw",
     "effective_sample_size",
     "evidence_at",
+    "fit_calibration",
     "fold_events",
     "initial_evidence",
     "majority_at_k",

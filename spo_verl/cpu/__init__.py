@@ -8,10 +8,11 @@ sets the verl keys that a CPU needs (``conf/platform/cpu.yaml``).
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
-from spo_verl.cpu.registry import REGISTRY, Workaround, install_hooks
+from spo_verl.cpu.registry import REGISTRY, Workaround, install_hooks, look_up
 
-__all__ = ["Workaround", "activate", "workarounds"]
+__all__ = ["Workaround", "activate", "unfit_workarounds", "workarounds"]
 
 _MODULES = (
     "platform",
@@ -44,6 +45,24 @@ def workarounds() -> tuple[Workaround, ...]:
     for module in _MODULES:
         importlib.import_module(f"spo_verl.cpu.{module}")
     return tuple(REGISTRY)
+
+
+def unfit_workarounds() -> Iterator[tuple[str, str]]:
+    """Yield each workaround of verl that does not fit the installed one, and why; no import ends the search."""
+    for module in _MODULES:
+        try:
+            importlib.import_module(f"spo_verl.cpu.{module}")
+        except Exception as error:  # noqa: BLE001 - a package of another version may raise anything; it is reported
+            yield f"spo_verl/cpu/{module.replace('.', '/')}.py", f"cannot be imported ({type(error).__name__}: {error})"
+    for entry in REGISTRY:
+        if entry.module.partition(".")[0] != "verl":
+            continue
+        try:
+            _, difference = look_up(entry)
+        except Exception as error:  # noqa: BLE001 - as above
+            difference = f"{entry.module} cannot be imported ({type(error).__name__}: {error})"
+        if difference:
+            yield entry.name, difference
 
 
 def activate() -> None:

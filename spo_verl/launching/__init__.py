@@ -10,5 +10,6 @@
 | ``limits`` | what a call may use, and the errors that end it |
 | ``runs`` | folders of runs, each with the launches that it took |
 | ``progress`` | what is shown while a launch is at work |
+| ``upgrade`` | names of verl that the package builds on, looked up in another verl |
 | ``supervise`` | a command under limits of time, silence and memory, of which nothing remains |
 """

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from spo_verl.drawing import COLOURS, MARKERS, new_figure
 from spo_verl.errors import SpoStateError
-from spo_verl.evaluation.figures import COLOURS, MARKERS, new_figure
 from spo_verl.files import replacing
 from spo_verl.quickstart.report import offline_trajectories, steps_done
 from spo_verl.small.task import LEVELS

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_verl.drawing import load_plotting
 from spo_verl.errors import SpoStateError
-from spo_verl.evaluation.figures import load_plotting
 from spo_verl.files import writing
 from spo_verl.launching.launch import METRICS_NAME, Run, failure, run_main_ppo
 from spo_verl.launching.limits import Limits, OutOfTime, RunError

@@ -32,6 +32,9 @@ CALL_SECONDS = 600.0
 """How long a client waits for an answer."""
 SAVE_SECONDS = 3600.0
 """How long a client waits for a checkpoint to be read or written."""
+OVERVIEW_SECONDS = 2.0
+"""How old an overview may be: so often at most is one worked out, however many ask."""
+OVERVIEW_BINS = 20
 STOP_SECONDS = 60.0
 """How long ``stop`` waits for the actor's end."""
 
@@ -73,6 +76,7 @@ class TrackerHost:
     def __init__(self) -> None:
         self._tracker: Tracker | None = None
         self._save: _Save | None = None
+        self._overview: tuple[float, dict[str, Any]] | None = None
 
     @_takes_arguments_of(Tracker.create)
     def create(self, *args: Any, **kwargs: Any) -> int:
@@ -95,6 +99,19 @@ class TrackerHost:
             raise SpoStateError(f"the tracker has no verb {shown(verb)}; see spo_verl.tracker.Tracker.")
         attribute = getattr(tracker, verb)
         return attribute(*args, **kwargs) if callable(attribute) else attribute
+
+    def overview(self) -> dict[str, Any]:
+        """For watchers: ``metrics`` of the tracker, ``value_histogram`` of ``OVERVIEW_BINS`` bins, ``age`` in seconds.
+
+        Changes nothing of the tracker. One overview serves everyone for ``OVERVIEW_SECONDS``, so that any number of
+        watchers costs what one does: milliseconds below a million prompts.
+        """
+        now = time.monotonic()
+        if self._overview is None or now - self._overview[0] >= OVERVIEW_SECONDS:
+            tracker = self._ready()
+            bins = [int(count) for count in tracker.value_histogram(OVERVIEW_BINS)]
+            self._overview = now, {"metrics": tracker.metrics(), "value_histogram": bins}
+        return self._overview[1] | {"age": now - self._overview[0]}
 
     def begin_save(
         self, folder: str | Path, step: int, extra: dict[str, Any] | None = None, *, digest: bool = True
@@ -219,11 +236,13 @@ class TrackerReader:
     movement = _Property(Tracker.movement)
     open_uids = _Verb(Tracker.open_uids)
     recall = _Verb(Tracker.recall)
+    keys = _Verb(Tracker.keys)
     evidence = _Verb(Tracker.evidence)
     values = _Verb(Tracker.values)
     value_histogram = _Verb(Tracker.value_histogram)
     metrics = _Verb(Tracker.metrics)
     digest = _Verb(Tracker.digest)
+    overview = _OfHost(TrackerHost.overview)
 
     def _ask(self, verb: str, seconds: float, method: Any, /, *args: Any, **kwargs: Any) -> Any:
         try:

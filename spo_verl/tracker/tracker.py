@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker import checkpoint
-from spo_verl.tracker.arguments import checked_uids, checked_version, checked_whole, shown
+from spo_verl.tracker.arguments import as_integers, checked_uids, checked_version, checked_whole, shown
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
 from spo_verl.tracker.forgetting_rules import forgetting
@@ -378,6 +378,17 @@ class Tracker:
         """
         slots = np.arange(self.size) if slot_B is None else self._table.checked_slots(slot_B)
         return self._table.alpha_P[slots], self._table.beta_P[slots]
+
+    def keys(self, slot_B: ArrayLike) -> NDArray:
+        """Identities V16 (B,) of prompts, those that are kept aside included.
+
+        Raises:
+            SpoStateError: there is no such slot.
+        """
+        slots = as_integers("keys: slots", slot_B)
+        if slots.size and not 0 <= slots.min() <= slots.max() < len(self._table):
+            raise SpoStateError(f"keys: slots {slots.min()} to {slots.max()} of {len(self._table)}; pass slots from 0.")
+        return self._table.key_P[slots]
 
     def values(self) -> NDArray[np.float64]:
         """(P,) estimated success probabilities, in event time as read at the newest version."""

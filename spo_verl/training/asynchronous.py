@@ -18,6 +18,7 @@ from spo_verl.tracker.service import TrackerClient
 from spo_verl.training.abort import abort_rollouts, cancellable_client
 from spo_verl.training.checks import in_flight_problems, surplus
 from spo_verl.training.in_flight import TRAIN, EvictedRollouts
+from spo_verl.training.recording import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class OpenRollouts:
     tracker: TrackerClient
     _aborts: bool
     _evicted: EvictedRollouts
+    _recorder: Recorder
     _keys: DatasetKeys
     _sources: PromptSources | None
 
@@ -64,7 +66,7 @@ class OpenRollouts:
             self._restored_tq_prompt_count -= len(strange)
         if lost:
             logger.warning("spo: %d rollouts of the tracker are not in verl's queue; they count as aborted", len(lost))
-            self.tracker.settle(sorted(lost), "aborted")
+            self._evicted.add("aborted", lost, {}, TRAIN)
         restored_count = self._restored_tq_prompt_count
         require_enough_in_flight(self._keys, self.config, self.spo, self._sources, restored=restored_count)
 
@@ -76,7 +78,7 @@ class OpenRollouts:
         if self.trainer_mode != "sync":
             waiting = sorted(_under_way())
             if waiting:
-                self.tracker.redispatch(waiting, self.global_steps - 1)
+                self._recorder.dispatched(waiting, self.tracker.redispatch(waiting, self.global_steps - 1))
                 logger.info("spo: froze the values of %d re-issued prompts again", len(waiting))
         return int(super()._reissue_inflight_prompts(partition_id))  # type: ignore[misc]
 
@@ -88,7 +90,7 @@ class OpenRollouts:
             # A batch that was full at once left prompts of its step untouched: the version of now begins with them.
             untouched = sorted(uid for uid, tag in registered.items() if tag.get("status") == "pending")
             if untouched:
-                self.tracker.redispatch(untouched, self.global_steps - 1)
+                self._recorder.dispatched(untouched, self.tracker.redispatch(untouched, self.global_steps - 1))
             # What was stopped, or not replaced as generation was about to pause, is replaced by prompts that are drawn
             # now and answered by the version of now.
             missing = surplus(self.config) - len(registered)

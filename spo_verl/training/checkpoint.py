@@ -23,6 +23,7 @@ from spo_verl.tracker.checkpoint.folder import is_folder, remove
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.service import TrackerClient
 from spo_verl.tracker.settings import TrackerSettings
+from spo_verl.training.recording import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class CheckpointFollower:
         *,
         initial_evidence: tuple[np.ndarray, np.ndarray] | None = None,
         sources: PromptSources | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._config = trainer_config
         self._tracker = tracker
@@ -53,6 +55,7 @@ class CheckpointFollower:
         self._settings = settings
         self._initial_evidence = initial_evidence
         self._sources = sources
+        self._recorder = recorder
         self._foreign = False
         self._saving: Path | None = None
         self._saved: list[Path] = []
@@ -65,14 +68,16 @@ class CheckpointFollower:
         return Path(os.path.abspath(self._config.default_local_dir))
 
     def begin_save(self, step: int) -> None:
-        """Take the snapshot; writing continues in the tracker's actor."""
+        """Take the snapshot, and cut the record; both are written while verl saves the actor."""
         folder = self.root / f"global_step_{step}" / FOLDER
         # Without the digest: it reads the whole state, and the writer works it out anyway while training continues.
         self._tracker.begin_save(folder, step, extra={"identity_version": IDENTITY_VERSION}, digest=False)
         self._saving = folder
+        if self._recorder is not None:
+            self._recorder.cut(step)
 
     def finish_write(self) -> None:
-        """Wait until the tracker's folder is complete; does nothing when none is being written.
+        """Wait until the tracker's folder and the record are complete; does nothing when none is being written.
 
         Raises:
             SpoCheckpointError: the folder could not be written.
@@ -82,6 +87,8 @@ class CheckpointFollower:
             logger.info("spo: saved %s tracker_digest=%s bytes=%d", self._saving, report.digest, report.nbytes)
             self._saved.append(self._saving)
             self._saving = None
+            if self._recorder is not None:
+                self._recorder.flush()
 
     def end_save(self, step: int) -> None:
         """After verl's marker: prune as verl does with the actor's folders."""

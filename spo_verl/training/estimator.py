@@ -35,6 +35,7 @@ class PendingAdvantages:
         """
         self.raw_S, self.session_R, self.config = raw_S, session_R, config
         self._token_count_S: np.ndarray | None = None
+        self._advantage_S: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Rows of the batch."""
@@ -52,10 +53,10 @@ class PendingAdvantages:
         token_count_S = torch.zeros(len(self.raw_S), dtype=torch.int64, device=response_mask.device)
         token_count_S.index_add_(0, session_R[real_R], token_count_R[real_R])
         self._token_count_S = token_count_S.cpu().numpy()
-        normalized_S = normalize_advantages(
+        self._advantage_S = normalize_advantages(
             self.raw_S, self._token_count_S, measure=self.config.measure, eps=self.config.eps
         )
-        advantage_S = torch.as_tensor(normalized_S, dtype=torch.float32, device=response_mask.device)
+        advantage_S = torch.as_tensor(self._advantage_S, dtype=torch.float32, device=response_mask.device)
         advantage_R = torch.zeros(len(session_R), dtype=torch.float32, device=response_mask.device)
         advantage_R[real_R] = advantage_S[session_R[real_R]]
         return advantage_R.unsqueeze(-1) * response_mask
@@ -67,12 +68,21 @@ class PendingAdvantages:
         Raises:
             SpoStateError: the estimator has not been called.
         """
-        if self._token_count_S is None:
+        return self._completed(self._token_count_S)
+
+    @property
+    def advantage_S(self) -> np.ndarray:
+        """The normalised advantage of each session, float64 (S,); raises as ``token_count_S``."""
+        return self._completed(self._advantage_S)
+
+    @staticmethod
+    def _completed(found_S: np.ndarray | None) -> np.ndarray:
+        if found_S is None:
             raise SpoStateError(
                 "verl has not called the estimator 'spo' for this batch: a subclass of the trainer overrides "
                 "_compute_advantage; call super() in every method that it overrides."
             )
-        return self._token_count_S
+        return found_S
 
 
 _pending: ContextVar[PendingAdvantages | None] = ContextVar("spo_pending_advantages", default=None)

@@ -19,21 +19,28 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import transfer_queue as tq
 
 from spo_verl.config import SpoConfig
 from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.training.rewards import session_rewards
-from spo_verl.training.sessions import Sessions, read_sessions
+from spo_verl.training.sessions import read_sessions, response_tokens, version_spans
 
 TRAIN = "train"
 CUT_OFF = ("aborted", "failed")
 """Endings in which tasks of verl's agent loop are cancelled, wherever they are."""
+
+
+class Generated(NamedTuple):
+    """A session's response tokens, and the oldest and newest policy version that generated it, -1 where unknown."""
+
+    tokens: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -42,19 +49,29 @@ class Evictions:
 
     Attributes:
         late: what the tracker does not know yet.
-        before_draw: what it was given before a draw of this step.
-        reports: what it answered.
-        token_count: response tokens of each evicted session with an outcome.
+        absorbed: what it was given before draws of this step, with its answers.
+        generated: of each evicted session with an outcome, by uid and session.
+        ended_at: when each evicted rollout was first seen to have ended, monotonic seconds.
     """
 
     late: list[Late]
-    before_draw: list[Late]
-    reports: list[ObserveReport]
-    token_count: list[int]
+    absorbed: list[tuple[list[Late], ObserveReport]]
+    generated: dict[tuple[str, int], Generated]
+    ended_at: dict[str, float]
 
     @property
     def all(self) -> list[Late]:
-        return [*self.before_draw, *self.late]
+        return [*(entry for late, _ in self.absorbed for entry in late), *self.late]
+
+    @property
+    def reports(self) -> list[ObserveReport]:
+        """What the tracker answered before draws."""
+        return [report for _, report in self.absorbed]
+
+    @property
+    def token_count(self) -> list[int]:
+        """Response tokens of each evicted session with an outcome."""
+        return [one.tokens for one in self.generated.values()]
 
     @property
     def uids(self) -> set[str]:
@@ -79,7 +96,9 @@ class EvictedRollouts:
         self._spo, self._verified = spo, verified
         self._late: list[Late] = []
         self._absorbed: list[tuple[list[Late], ObserveReport]] = []
-        self.token_count: list[int] = []
+        self._generated: dict[tuple[str, int], Generated] = {}
+        self._ended_at: dict[str, float] = {}
+        self.seen: Mapping[str, float] = {}
 
     def add(self, kind: Any, uids: set[str], trajectories: dict[str, dict], partition: str) -> None:
         """Read what these groups have to tell; they are about to be cleared.
@@ -89,6 +108,8 @@ class EvictedRollouts:
             uids: the groups.
             trajectories: tag by key of all trajectories in the partition.
         """
+        now = time.monotonic()
+        self._ended_at |= {uid: self.seen.get(uid, now) for uid in uids}
         keys = [key for key in trajectories if key.split("_")[0] in uids]
         if kind in CUT_OFF and keys and self._verified():
             keys = wholly_written(keys, partition)
@@ -98,7 +119,9 @@ class EvictedRollouts:
             self._late.append(Late(kind, ended=sorted(uids)))
             return
         reward_S = session_rewards(keys, partition, sessions, self._spo.reward, "evicted rollout {}".format)
-        self.token_count += response_tokens(sessions, tags).tolist()
+        made = zip(response_tokens(sessions, tags).tolist(), version_spans(sessions, tags).tolist(), strict=True)
+        names = zip(sessions.uid_S, sessions.session_S.tolist(), strict=True)
+        self._generated |= {name: Generated(tokens, *span) for name, (tokens, span) in zip(names, made, strict=True)}
         self._late.append(
             Late(
                 kind,
@@ -125,18 +148,9 @@ class EvictedRollouts:
 
     def drain_step(self) -> Evictions:
         """Everything since the last call."""
-        absorbed, self._absorbed = self._absorbed, []
-        return Evictions(
-            late=self.drain(),
-            before_draw=[entry for late, _ in absorbed for entry in late],
-            reports=[report for _, report in absorbed],
-            token_count=self.drain_tokens(),
-        )
-
-    def drain_tokens(self) -> list[int]:
-        """Response tokens of each session that was added since the last call."""
-        tokens, self.token_count = self.token_count, []
-        return tokens
+        found = Evictions(self.drain(), self._absorbed, self._generated, self._ended_at)
+        self._absorbed, self._generated, self._ended_at = [], {}, {}
+        return found
 
 
 def wholly_written(keys: list[str], partition: str) -> list[str]:
@@ -163,15 +177,6 @@ def _without_reward(keys: list[str], partition: str) -> list[str]:
         middle = len(keys) // 2
         return _without_reward(keys[:middle], partition) + _without_reward(keys[middle:], partition)
     return []
-
-
-def response_tokens(sessions: Sessions, tags: list[dict]) -> np.ndarray:
-    """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
-    token_S = np.zeros(len(sessions), dtype=np.int64)
-    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
-        if session >= 0:
-            token_S[session] += int(tag.get("response_len") or 0)
-    return token_S
 
 
 class WatchedBuffer:
@@ -209,7 +214,10 @@ class WatchedBuffer:
         self._forget_aborted()
         now = time.monotonic()
         terminal = self.finished_keys[TRAIN] | self.failure_keys[TRAIN]
-        self.spo_seen = {uid: self.spo_seen.get(uid, now) for uid in terminal}
+        for uid in self.spo_seen.keys() - terminal:
+            del self.spo_seen[uid]
+        for uid in terminal:
+            self.spo_seen.setdefault(uid, now)
 
     def _forget_aborted(self) -> None:
         """Clear what cancelled rollouts were just writing when they were cleared."""
@@ -286,6 +294,7 @@ def watched_buffer(buffer: Any, spo: SpoConfig, evicted: EvictedRollouts) -> Any
     buffer.__class__ = watched_class(buffer_class)
     buffer.spo_config, buffer.spo_evicted = spo, evicted
     buffer.spo_seen, buffer.spo_aborted, buffer.spo_wanted = {}, set(), math.inf
+    evicted.seen = buffer.spo_seen
     if getattr(buffer, "refill_fn", None) is not None:
         buffer.spo_refill, buffer.refill_fn = buffer.refill_fn, buffer._refill
     return buffer

@@ -6,6 +6,7 @@ cleared again, so that nothing of it is visible to the training batch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,16 @@ def read_outputs(keys: Sequence[str], partition: str) -> list[Output]:
             old_log_prob=columns["old_log_probs"][row] if "old_log_probs" in columns else None,
         )
         for row, key in enumerate(keys)
+    ]
+
+
+def read_texts(keys: Sequence[str], partition: str, tokenizer: Any) -> list[tuple[str, str]]:
+    """Prompt and response of the given trajectories as text, without special tokens."""
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=["prompts", "responses"])
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    return [
+        (decode(prompt), decode(response))
+        for prompt, response in zip(data["prompts"].unbind(), data["responses"].unbind(), strict=True)
     ]
 
 

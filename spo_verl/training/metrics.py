@@ -1,11 +1,13 @@
 """Every metric under ``spo/``: computed here, explained in :data:`METRICS`, which `pages` writes into docs/metrics.md.
 
 verl's aggregator keeps scalars only and chooses how to combine the parts of a step by substrings of the key
-(``max``, ``min``, ``sum``/``total``, else a weighted mean); the names are chosen with that in mind and tested.
+(``max``, ``min``, ``sum``/``total``, else a weighted mean); the names are chosen with that in mind and tested. With "_"
+for "/", as verl's RL-Insight logger writes it, every name is one that Prometheus accepts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +29,15 @@ GRPO_GROUP = 8
 METRICS: dict[str, str] = {
     # the batch
     "reward/mean": "Mean reward, mapped to [0, 1]. Compare estimators on held-out prompts: the sampler moves it.",
+    "reward/min": "The smallest.",
+    "reward/max": "The largest.",
     "value/batch_mean": "Mean frozen value (baseline).",
     "advantage/raw_mean": "Mean of reward minus frozen value; near 0 when the tracker is calibrated.",
     "advantage/raw_variance": "Variance (unbiased) of reward minus frozen value; figure 3b of the paper.",
     "advantage/variance_removed": "1 - variance of the raw advantage / variance of the reward; the paper sees about "
     "one half.",
-    "advantage/near_zero_1e-4_share": "Share of rollouts with |raw advantage| <= 1e-4; figure 3a.",
-    "advantage/near_zero_0.02_share": "The same with 0.02.",
+    "advantage/near_zero_0_0001_share": "Share of rollouts with |raw advantage| <= 1e-4; figure 3a.",
+    "advantage/near_zero_0_02_share": "The same with 0.02.",
     "advantage/grpo_degenerate_share": "Share of samples without signal in groups of 8: mean of p^8 + (1-p)^8.",
     "first_visit_share": "Share of prompts never observed before.",
     "n_eff/revisit_mean": "Mean effective sample size of the other prompts, before this step's outcomes.",
@@ -125,12 +129,14 @@ def batch_metrics(reward_S: np.ndarray, value_S: np.ndarray, lag_B: np.ndarray) 
     raw_variance = float(np.var(raw_S, ddof=1)) if len(raw_S) > 1 else 0.0
     return {
         "reward/mean": float(reward_S.mean()),
+        "reward/min": float(reward_S.min()),
+        "reward/max": float(reward_S.max()),
         "value/batch_mean": float(value_S.mean()),
         "advantage/raw_mean": float(raw_S.mean()),
         "advantage/raw_variance": raw_variance,
         "advantage/variance_removed": 1.0 - raw_variance / reward_variance if reward_variance > 0 else 0.0,
-        "advantage/near_zero_1e-4_share": float((np.abs(raw_S) <= 1e-4).mean()),
-        "advantage/near_zero_0.02_share": float((np.abs(raw_S) <= 0.02).mean()),
+        "advantage/near_zero_0_0001_share": float((np.abs(raw_S) <= 1e-4).mean()),
+        "advantage/near_zero_0_02_share": float((np.abs(raw_S) <= 0.02).mean()),
         "advantage/grpo_degenerate_share": float(np.mean(degenerate_probability(value_S, GRPO_GROUP))),
         "staleness/mean": float(lag_B.mean()),
         "staleness/max": float(lag_B.max()),
@@ -229,6 +235,32 @@ def table_metrics(metrics: Mapping[str, float], value_bins: np.ndarray) -> dict[
         "bytes/tracker": metrics["table_bytes"],
         "bytes/memory": metrics["memory_bytes"],
     }
+
+
+def prometheus_name(key: str) -> str:
+    """What verl's RL-Insight logger makes of a key (``RLInsightLogger.log``); RL-Insight adds its prefix."""
+    return key.replace("/", "_")
+
+
+def source_labels(names: Sequence[str]) -> dict[str, str]:
+    """How each data source is written in the key of a metric.
+
+    What Prometheus does not accept in a name becomes "_". Names that are no longer distinct in Prometheus get "_" and
+    eight hex digits of a hash of their own.
+
+    Args:
+        names: the data sources, distinct.
+    """
+    written = {name: re.sub(r"[^a-zA-Z0-9_/]", "_", name) for name in names}
+    taken = Counter(map(prometheus_name, written.values()))
+    return {
+        name: label if taken[prometheus_name(label)] == 1 else f"{label}_{_digest(name)}"
+        for name, label in written.items()
+    }
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
 
 
 def pattern_of(key: str) -> str:

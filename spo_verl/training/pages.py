@@ -1,6 +1,6 @@
-"""Reference pages written from the code: docs/metrics.md and docs/seams.md.
+"""Reference files written from the code: docs/metrics.md, docs/seams.md and docs/grafana.json.
 
-``python -m spo_verl.training.pages metrics > docs/metrics.md``; a test compares both pages with this output.
+``python -m spo_verl.training.pages metrics > docs/metrics.md``; a test compares each file with this output.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 
 from spo_verl.agent.seams import SEAMS as AGENT_SEAMS
 from spo_verl.seam import Seam
+from spo_verl.training.dashboard import dashboard
+from spo_verl.training.early_warnings import WARNINGS
+from spo_verl.training.health import HEALTH
 from spo_verl.training.metrics import METRICS, PREFIX
 from spo_verl.training.seams import SEAMS as TRAINING_SEAMS
 
@@ -19,7 +22,11 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "evidence/observed_total": ("Evidence", ""),
     "evidence/failed_total": ("Rollouts that were not trained on, or later", "In the asynchronous modes only."),
     "value/mean": ("The whole tracker", "All prompts of the dataset, after the step."),
-    "source/<name>/drawn_share": ("Data sources", "With [quotas](data-sources.md) only; `<name>` is the data source."),
+    "source/<name>/drawn_share": (
+        "Data sources",
+        "With [quotas](data-sources.md) only. `<name>` is the data source, with `_` for what Prometheus does not\n"
+        "accept in a name; sources that are then alike get `_` and a hash of their own.",
+    ),
     "seconds_total/draw": ("Seconds of the step", ""),
 }
 """First metric of each section -> heading of the section and the sentence below it."""
@@ -29,6 +36,47 @@ _METRICS = f"""# Metrics under `{PREFIX}`
 Logged once per training step. A metric with nothing to report is absent. Where a step has several updates, their values
 are combined by the key: `max`, `min`, `total` (sum), others the mean weighted by samples.
 Written by `python -m spo_verl.training.pages metrics`.
+"""
+
+_HEADER = ["| key | meaning | healthy | otherwise |", "|---|---|---|---|"]
+
+_WARNINGS = """## Early warnings
+
+The log says each of these once, as `spo: early warning, NAME. What was seen. What to do.`
+
+| name | when | because | what to do |
+|---|---|---|---|
+"""
+
+_ELSEWHERE = """
+## Histograms and samples
+
+Every `spo.samples_every` steps (10; `null`: never), in the run of each of these loggers:
+
+| `trainer.logger` | histograms | samples |
+|---|---|---|
+| `wandb`, `trackio` | `spo/histogram/*` | table `spo/samples` |
+| `tensorboard` | `spo/histogram/*` | text `spo/samples` |
+| `mlflow` | artifacts `spo/histogram/step_<n>.json`: counts and edges | tables `spo/samples/step_<n>.json` |
+
+Histograms: values and effective sample sizes of all prompts, raw advantages and retentions of the step. Samples: eight,
+from the lowest to the highest raw advantage, with dataset row, prompt, response, reward, value and normalised
+advantage. A logger that raises an error is left out, with a warning.
+
+## Grafana
+
+`trainer.logger=[console,rl_insight]` gives every number to Prometheus (package `rl-insight` 0.3). Import
+[grafana.json](grafana.json): a panel for every metric above, with its healthy range.
+
+## Texts that verl writes
+
+- `trainer.rollout_data_dir=<folder>`: `<step>.jsonl` with prompt, response, true answer, score and uid of every rollout
+  that was trained on.
+- `trainer.validation_data_dir=<folder>`: those of each validation.
+- `trainer.log_val_generations=10`: ten validation samples, always of the same prompts, as a table in W&B, TensorBoard,
+  MLflow, trackio, SwanLab or ClearML. 0 by default.
+- `scripts/rollout_viewer.py <folder>`, in verl's repository and not in its wheel, shows these files in a terminal, with
+  search. It asks for `textual==0.52.1`.
 """
 
 _SEAMS = """# Names of verl that the plugin builds on
@@ -46,8 +94,14 @@ def metrics_page() -> str:
     for key, meaning in METRICS.items():
         if key in SECTIONS:
             heading, sentence = SECTIONS[key]
-            lines += [f"## {heading}\n", *([f"{sentence}\n"] if sentence else []), "| key | meaning |", "|---|---|"]
-        lines.append(f"| `{PREFIX}{key}` | {_cell(meaning)} |")
+            lines += [f"## {heading}\n", *([f"{sentence}\n"] if sentence else []), *_HEADER]
+        lines.append(f"| `{PREFIX}{key}` | {' | '.join(map(_cell, (meaning, *HEALTH[key])))} |")
+    lines.append(_WARNINGS.rstrip())
+    lines += [
+        f"| {' | '.join(map(_cell, (warning.name, warning.condition, warning.reason, warning.fix)))} |"
+        for warning in WARNINGS
+    ]
+    lines.append(_ELSEWHERE.rstrip())
     return _spaced(lines)
 
 
@@ -78,9 +132,11 @@ def _spaced(lines: Iterable[str]) -> str:
     return "\n".join(lines).replace("|\n## ", "|\n\n## ") + "\n"
 
 
-PAGES = {"metrics": metrics_page, "seams": seams_page}
+PAGES = {"metrics": metrics_page, "seams": seams_page, "dashboard": dashboard}
+FILES = {"metrics": "metrics.md", "seams": "seams.md", "dashboard": "grafana.json"}
+"""Where each belongs, in ``docs/``."""
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Print a reference page, for docs/PAGE.md.")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", choices=PAGES)
     print(PAGES[parser.parse_args().page](), end="")

@@ -12,6 +12,7 @@ from spo_verl.config import SpoConfig, refuse
 from spo_verl.data.identity import DatasetKeys
 from spo_verl.data.prompt_sources import prompt_sources
 from spo_verl.tracker.quota import PromptSources, parts_of, quota_problems
+from spo_verl.training.metrics import source_labels
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class SourceRecord:
 
     def __init__(self, sources: PromptSources) -> None:
         self._sources = sources
+        self._labels = source_labels(sources.names)
         self._drawn_Q = np.zeros(len(sources.names), dtype=np.int64)
         self._values: dict[str, float] = {}
 
@@ -56,13 +58,17 @@ class SourceRecord:
 
     def note_values(self, tracker_metrics: Mapping[str, float]) -> None:
         """What the tracker says of its sources after an update, see ``Tracker.metrics``."""
-        self._values = {key: value for key, value in tracker_metrics.items() if key.startswith("source/")}
+        self._values = {
+            f"source/{label}/value_mean": tracker_metrics[key]
+            for name, label in self._labels.items()
+            if (key := f"source/{name}/value_mean") in tracker_metrics
+        }
 
     def drain(self) -> dict[str, float]:
         """The step's metrics, under the names of ``METRICS``; where nothing was drawn there are no shares."""
         drawn = int(self._drawn_Q.sum())
-        shares = zip(self._sources.names, self._drawn_Q / drawn, strict=True) if drawn else ()
-        metrics = self._values | {f"source/{name}/drawn_share": float(share) for name, share in shares}
+        shares = zip(self._labels.values(), self._drawn_Q / drawn, strict=True) if drawn else ()
+        metrics = self._values | {f"source/{label}/drawn_share": float(share) for label, share in shares}
         self._drawn_Q[:] = 0
         self._values = {}
         return metrics

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 from spo_verl import SUPPORTED_VERL
 from spo_verl.errors import SpoVersionError
@@ -34,6 +34,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_BASE, "PPOTrainer._compute_old_log_prob", "override", "(self, batch, metrics)"),
     Seam(_BASE, "PPOTrainer._compute_advantage", "override", "(self, batch, metrics)"),
     Seam(_BASE, "PPOTrainer._save_checkpoint", "override", "(self)"),
+    Seam(_BASE, "PPOTrainer._validate", "override", "(self)"),
     Seam(_BASE, "PPOTrainer._load_checkpoint", "override", "(self)"),
     Seam(
         _BASE,
@@ -116,6 +117,15 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_BASE, "get_trainer_cls", "read", "(name)"),
     Seam("verl.trainer.ppo.v1.trainer_sync", "PPOTrainerSync", "override", "(config)"),
     Seam("verl.trainer.ppo.ray_trainer", "RayPPOTrainer.__init__", "wrap"),
+    # histograms and samples
+    Seam(
+        "verl.utils.tracking",
+        "Tracking",
+        "read",
+        "(project_name, experiment_name, default_backend='console', config=None)",
+    ),
+    Seam("verl.utils.tracking", "_TensorboardAdapter", "read", "(project_name, experiment_name)"),
+    Seam("verl.utils.tracking", "_TrackioLoggingAdapter", "read", "(trackio)"),
     # estimator
     Seam("verl.trainer.ppo.core_algos", "register_adv_est", "read", "(name_or_enum)"),
     Seam("verl.trainer.ppo.core_algos", "get_adv_estimator_fn", "read", "(name_or_enum)"),
@@ -195,16 +205,39 @@ def plain_signature(callable_: Any) -> str:
     return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
 
 
-def mismatches() -> Iterator[str]:
-    """Yield each seam that the installed verl does not have as expected, as a sentence."""
-    for seam in SEAMS:
+class Difference(NamedTuple):
+    """A seam that the installed verl does not have as expected: its module, its name or its signature differs."""
+
+    seam: Seam
+    differs: Literal["module", "name", "signature"]
+    what: str
+
+
+def differences(seams: Iterable[Seam]) -> Iterator[Difference]:
+    """Yield each seam that the installed verl does not have as expected, and what is different."""
+    for seam in seams:
         try:
-            found = functools.reduce(getattr, seam.name.split("."), importlib.import_module(seam.module))
-        except (ImportError, AttributeError) as error:
-            yield f"{seam.target} is gone ({error})"
+            module = importlib.import_module(seam.module)
+        except ModuleNotFoundError as error:
+            own = error.name is not None and f"{seam.module}.".startswith(f"{error.name}.")
+            yield Difference(seam, "module", f"{'is gone' if own else 'cannot be imported'} ({error})")
+            continue
+        except Exception as error:  # noqa: BLE001 - another version's module may raise anything; it is reported
+            yield Difference(seam, "module", f"cannot be imported ({type(error).__name__}: {error})")
+            continue
+        try:
+            found = functools.reduce(getattr, seam.name.split("."), module)
+        except AttributeError as error:
+            yield Difference(seam, "name", f"is gone ({error})")
             continue
         if seam.signature and (signature := plain_signature(found)) != seam.signature:
-            yield f"{seam.target} is {signature}, expected {seam.signature}"
+            yield Difference(seam, "signature", f"is {signature}, expected {seam.signature}")
+
+
+def mismatches() -> Iterator[str]:
+    """Yield each seam of the trainer that the installed verl does not have as expected, as a sentence."""
+    for seam, _, what in differences(SEAMS):
+        yield f"{seam.target} {what}"
 
 
 def require() -> None:

@@ -85,6 +85,26 @@ def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> Ses
     )
 
 
+def response_tokens(sessions: Sessions, tags: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Generated and observed tokens of each session, int64 (S,), all its outputs together."""
+    token_S = np.zeros(len(sessions), dtype=np.int64)
+    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
+        if session >= 0:
+            token_S[session] += int(tag.get("response_len") or 0)
+    return token_S
+
+
+def version_spans(sessions: Sessions, tags: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Oldest and newest policy version that generated each session, int64 (S, 2), all its outputs together; or -1."""
+    span_S = np.full((len(sessions), 2), -1, dtype=np.int64)
+    for session, tag in zip(sessions.session_R.tolist(), tags, strict=True):
+        first, last = tag.get("min_global_steps"), tag.get("max_global_steps")
+        if session >= 0 and first is not None and last is not None:
+            oldest, newest = span_S[session]
+            span_S[session] = int(first) if oldest < 0 else min(oldest, int(first)), max(newest, int(last))
+    return span_S
+
+
 def split_key(key: str) -> tuple[str, int, int]:
     """The uid, session and output index that a trajectory key names; :class:`SpoStateError` for another form."""
     parts = key.rsplit("_", 2)

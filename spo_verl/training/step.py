@@ -12,9 +12,8 @@ import numpy as np
 
 from spo_verl.config import AdvantageConfig
 from spo_verl.tracker.reports import Frozen
-from spo_verl.training.in_flight import response_tokens
 from spo_verl.training.metrics import batch_metrics, length_metrics
-from spo_verl.training.sessions import Sessions
+from spo_verl.training.sessions import Sessions, response_tokens, version_spans
 from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
 
 
@@ -28,6 +27,7 @@ class Recalled:
         advantage: says which baseline is subtracted.
         version: the policy version that generates now and is about to be updated.
         length_S: int64, response tokens.
+        span_S: int64 (S, 2), oldest and newest policy version that generated, -1 where unknown.
         probe: measures the divergence; None where forgetting does not go by one.
     """
 
@@ -36,6 +36,7 @@ class Recalled:
     advantage: AdvantageConfig
     version: int
     length_S: np.ndarray
+    span_S: np.ndarray
     probe: DivergenceProbe | None
 
     @classmethod
@@ -58,7 +59,8 @@ class Recalled:
         """
         if static_value_P is not None:
             frozen = replace(frozen, value_B=static_value_P[frozen.slot_B])
-        return cls(sessions, frozen, advantage, version, response_tokens(sessions, batch.tags), probe)
+        length_S, span_S = response_tokens(sessions, batch.tags), version_spans(sessions, batch.tags)
+        return cls(sessions, frozen, advantage, version, length_S, span_S, probe)
 
     @property
     def value_S(self) -> np.ndarray:
@@ -82,11 +84,13 @@ class Rewarded:
     Attributes:
         recalled: the stage before.
         reward_S: float64, in [0, 1].
+        advantage_S: float64, normalised over the batch.
         token_count_S: int64, generated tokens that the loss sees.
     """
 
     recalled: Recalled
     reward_S: np.ndarray
+    advantage_S: np.ndarray
     token_count_S: np.ndarray
 
     def outcomes(self, divergence: Divergence | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from spo_verl.config import estimates_first, refuse
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.data.loader import PrioritizedDataLoader
 from spo_verl.errors import SpoConfigError, SpoStateError
-from spo_verl.tracker.reports import Draw
+from spo_verl.tracker.reports import Draw, ObserveReport
 from spo_verl.tracker.service import TrackerClient, start_service
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import megatron_checks, seams
@@ -56,10 +56,11 @@ from spo_verl.training.asynchronous import OpenRollouts
 from spo_verl.training.asynchronous import require_enough_in_flight as _require_enough_in_flight
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import aborts, apply_oversampling, check, select
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
-from spo_verl.training.log_probs import LogProbScorer, read_outputs
+from spo_verl.training.log_probs import LogProbScorer, read_outputs, read_texts
 from spo_verl.training.logs import configure_logging
 from spo_verl.training.metrics import (
     VALUE_BINS,
@@ -73,8 +74,10 @@ from spo_verl.training.metrics import (
 from spo_verl.training.movement import MovementMeter, measure_movement
 from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
 from spo_verl.training.quotas import SourceRecord, read_sources
+from spo_verl.training.recording import Recorder
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
+from spo_verl.training.samples import SampleLog, step_samples
 from spo_verl.training.sessions import read_sessions
 from spo_verl.training.step import Recalled, Rewarded
 from spo_verl.training.stored_divergence import Divergence, DivergenceProbe
@@ -104,6 +107,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     train_dataloader: Any
     train_dataloader_it: Any
     actor_rollout_wg: Any
+    logger: Any
+    tokenizer: Any
     total_training_steps: int
     steps_per_epoch: int
     reward_loop_manager: Any
@@ -126,6 +131,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             stoppable_rollouts(config)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
+        self._samples = SampleLog(self.spo.samples_every)
+        self._warnings = EarlyWarnings(RunFacts.of(self.spo, int(config.data.train_batch_size)))
         self._dispatched: set[str] = set()
         self._stage: Recalled | Rewarded | None = None
         self._source_record: SourceRecord | None = None
@@ -147,7 +154,10 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         _require_enough_in_flight(keys, self.config, self.spo, sources)
         self._source_record = None if sources is None else SourceRecord(sources)
         # A namespace of its own: several runs may share one Ray cluster.
-        self.tracker: TrackerClient = start_service("spo_tracker", f"spo-{uuid.uuid4().hex[:12]}")
+        namespace = f"spo-{uuid.uuid4().hex[:12]}"
+        self.tracker: TrackerClient = start_service("spo_tracker", namespace)
+        service = {"name": self.tracker.name, "namespace": namespace}
+        self._recorder = Recorder.of(self.config, self.spo, keys, self.train_dataset, service)
         evidence = initial_evidence(self.spo, keys.key_P)
         self._static_value_P = static_values(self.spo, evidence)
         self._checkpoint = CheckpointFollower(
@@ -157,6 +167,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             TrackerSettings.of(self.spo),
             initial_evidence=evidence,
             sources=sources,
+            recorder=self._recorder,
         )
         self.train_dataloader = PrioritizedDataLoader(
             self.train_dataset,
@@ -195,8 +206,10 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
 
     def fit(self, agent_loop_manager: Any) -> None:
         try:
+            self._recorder.begin(self.global_steps, self.tracker)
             super().fit(agent_loop_manager)  # type: ignore[misc]
         finally:
+            self._recorder.close()
             self.tracker.stop()
 
     # ------------------------------------------------------------------ draw
@@ -235,6 +248,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         uids = [str(uid) for uid in batch["uid"]]
         with self._stopwatch("dispatch"):
             frozen = self.tracker.dispatch(uids, slot_B, self.global_steps - 1)
+            self._recorder.dispatched(uids, frozen)
         if self._choose_n is not None:
             n_B = choose(self._choose_n, frozen.value_B, frozen.n_eff_B)
             tu.assign_non_tensor_stack(batch, "__rollout_n__", n_B.tolist())
@@ -299,7 +313,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         pending = PendingAdvantages(recalled.raw_advantage(reward_S), sessions.session_R, self.spo.advantage)
         with pending_advantages(pending):
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        self._stage = Rewarded(recalled, reward_S, pending.token_count_S)
+        self._stage = Rewarded(recalled, reward_S, pending.advantage_S, pending.token_count_S)
         return batch
 
     def _describe_prompt(self, uid: str) -> str:
@@ -330,6 +344,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
                 **rewarded.outcomes(divergence), settle_uids=sorted(ended), late=evicted.late, movement=movement
             )
             bins = self.tracker.value_histogram(VALUE_BINS)
+        seen = self.replay_buffer.spo_seen
+        self._recorder.observed(self.global_steps, rewarded, divergence, evicted, report.observe, ended, seen)
         if self._source_record is not None:
             self._source_record.note_values(report.metrics)
         metrics.update(
@@ -345,7 +361,29 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
                 }
             )
         )
+        if self._samples.due(self.logger.logger, self.global_steps):
+            self._show_samples(batch, rewarded, report.observe)
         return batch
+
+    def _show_samples(self, batch: KVBatchMeta, rewarded: Rewarded, report: ObserveReport) -> None:
+        """Histograms and a table of samples for the loggers that can show them."""
+
+        def texts(chosen: np.ndarray) -> list[tuple[str, str]]:
+            keys = [batch.keys[row] for row in rewarded.recalled.sessions.final_row_S[chosen]]
+            return read_texts(keys, batch.partition_id, self.tokenizer)
+
+        before = rewarded.recalled
+        samples = step_samples(
+            raw_S=before.raw_advantage(rewarded.reward_S),
+            advantage_S=rewarded.advantage_S,
+            reward_S=rewarded.reward_S,
+            value_S=before.value_S,
+            row_S=self._keys.row_of_slot_P[before.frozen.slot_B[before.sessions.prompt_S]],
+            evidence=self.tracker.evidence(),
+            rho_B=report.rho_B[report.discounted_B],
+            texts=texts,
+        )
+        self._samples.show(self.logger.logger, samples, self.global_steps)
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)  # type: ignore[misc]
@@ -353,6 +391,14 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         if self._source_record is not None:
             # Here and not in _step_once: verl's aggregator would read words such as "min" in the name of a source.
             metrics.update(prefixed(self._source_record.drain()))
+        self._warnings.read(metrics)
+        self._recorder.numbers(self.global_steps, metrics)
+
+    def _validate(self) -> dict[str, float]:
+        metrics: dict[str, float] = super()._validate()  # type: ignore[misc]
+        if self.global_steps == 0:  # later ones are among the numbers of their step
+            self._recorder.numbers(0, metrics)
+        return metrics
 
     # ------------------------------------------------------------------ save
 

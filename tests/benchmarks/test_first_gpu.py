@@ -148,6 +148,7 @@ runpy.run_module("benchmarks.first_gpu", run_name="__main__")
 """
 
 
+@pytest.mark.long
 def test_part_two_runs_where_verl_is_absent(tmp_path):
     command = [sys.executable, "-c", BLOCKED, str(tmp_path / "out")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

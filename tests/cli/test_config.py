@@ -266,8 +266,8 @@ def test_nothing_is_cut_in_a_narrow_terminal(monkeypatch):
     "before",
     [
         ["python3", "-m", "verl.trainer.main_ppo"],
-        ["VERL_PLATFORM=cpu", "python", "-u", "-m", "verl.trainer.main_ppo"],
-        ["env", "A=b c", "/opt/bin/python3.11", "verl/trainer/main_ppo.py"],
+        pytest.param(["VERL_PLATFORM=cpu", "python", "-u", "-m", "verl.trainer.main_ppo"], marks=pytest.mark.long),
+        pytest.param(["env", "A=b c", "/opt/bin/python3.11", "verl/trainer/main_ppo.py"], marks=pytest.mark.long),
         ["CUDA_VISIBLE_DEVICES=0", "nohup", "srun", "-n", "1", "python3", "-X", "dev", "-m", "verl.trainer.main_ppo"],
     ],
 )

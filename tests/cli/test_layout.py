@@ -1,6 +1,7 @@
 """Tables and paragraphs: every word is printed whole, at any width, and no line is longer than a word makes it."""
 
 import io
+import re
 import shlex
 
 import pytest
@@ -8,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from spo_verl.cli.layout import command, paragraph, table
+from spo_verl.cli.layout import bars, command, paragraph, sparkline, table
 from tests.cli.helpers import run
+from tests.support.records import made_run
 
 WORD = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=70)
 TEXT = st.lists(WORD, min_size=1, max_size=12).map(" ".join)
 HEADINGS = {*("recipe", "what", "it", "is", "for", "name", "use", "release", "rows", "licence", "hub", "id", "trains")}
 HEADINGS |= {"value", "figure", "formula", "(configuration,", "split)"}
+RUN_HEADINGS = {*("key", "row", "text", "sd", "step", "adv", "diverg", "ending", "steps", "setting", "source", "run")}
+RUN_HEADINGS |= {"value", "n_eff", "draws", "drift", "reward", "rho", "tokens", "coverage", "prompts", "A", "B"}
+"""Of tables over runs; with ``heading: text`` in the lists of a narrow terminal."""
 WIDTHS = st.integers(20, 140)
 
 
@@ -135,3 +140,45 @@ def test_verbs_in_a_narrow_terminal_cut_no_word_and_stay_within_it(verb, monkeyp
         assert set(" ".join(lines).split()) >= {word for word in words if word not in HEADINGS}
         words_of = [line.removeprefix("start:").removesuffix("\\").split() for line in lines if len(line) > width]
         assert [found for found in words_of if len(found) > 1] == []  # a word alone may be wider than the terminal
+
+
+@pytest.fixture(scope="module")
+def made_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate("ab"):
+        made_run(folder / name, mode="separate_async", prompts=40, steps=3, batch=12, checkpoint_every=2, seed=seed)
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["tracker show a", "tracker prompt a 6", "tracker prompt a 3", "watch a", "diff a b"])
+def test_verbs_over_runs_in_a_narrow_terminal(made_runs, verb, monkeypatch):
+    monkeypatch.chdir(made_runs)
+    query = ("what is",) if verb.endswith("3") else ()  # several prompts are listed
+    arguments = [*verb.split()[: -1 if query else None], *query]
+    words = run(*arguments).stdout.split()
+    drawn = re.compile(r"[#\u2581-\u2588]+")
+    for width in (40, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = run(*arguments).stdout.splitlines()
+        seen = set(" ".join(lines).split())
+        assert {word for word in words if not drawn.fullmatch(word)} - seen - RUN_HEADINGS == set()
+        assert [line for line in lines if len(line) > width and len(line.split()) > 1] == []
+
+
+def test_bars_fit_and_sparklines_have_signs_for_every_stream():
+    rows = [("0.0 to 0.1", 0), ("0.1 to 0.2", 1), ("0.2 to 1.0", 1234567)]
+    for width in (40, 60, 140):
+        lines = printed(width, lambda console: bars(console, rows))
+        assert [line.split("  ")[1] for line in lines] == [label for label, _ in rows]
+        assert max(map(len, lines)) <= width
+        assert [line.count("#") for line in lines] == [0, 1, min(40, width - 25)]
+
+    def line(numbers, encoding="utf-8", **more):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        return sparkline(Console(file=stream, width=40), numbers, **more)
+
+    assert line([0, 0.5, 1, None, float("nan"), 2, -1]) == "\u2581\u2585\u2588  \u2588\u2581"
+    assert line([0, 0.5, 1, 0.99], "ascii") == "_=##"
+    assert line([0.0] * 50 + [1.0] * 50, "ascii") == "_" * 10 + "#" * 10
+    assert line([3, 3], low=3, high=3) == "\u2585\u2585"
+    assert line([]) == ""

@@ -110,6 +110,13 @@ WAYS = (
     'declare -A M=([a]=5); for key in "${!M[@]}"; do N=${M[$key]}; done',
     "declare -A M=([a]=5); (M[a]=7); N=${M[a]:-3}${M[b]:-4}",
     "L=(2 4 8); for i in ${!L[@]}; do N=${L[$i]}; done",
+    'L=(2 4); A="${L[@]}"; N=${A#* }',
+    "L=(2 4); A=${L[*]}; N=${A% *}",
+    "L=('2 4' 8); for i in ${L[@]}; do N=$i; break; done",
+    "L=('2 4' 8); for i in \"${L[@]}\"; do N=${i#* }; break; done",
+    "L=('2 4' 8); for i in \"${L[*]}\"; do N=${i##* }; break; done",
+    "L=('' ' 5 ' ''); for i in ${L[*]}; do N=$i; done",
+    "L=(3 4); for i in 1${L[@]}5; do N=$i; done",
 )
 
 # A command in a loop that counts itself: the first pass decides, and the other passes start the same.

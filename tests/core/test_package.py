@@ -33,6 +33,9 @@ SIGNATURES = {
     "majority_at_k": "(answers_PG, correct_PG, k, *, subsets=1000, seed=0)",
     "bootstrap_interval": "(value_P, stratum_P=None, *, level=0.95, resamples=10000, seed=0)",
     "bootstrap_difference": "(value_P, other_P, stratum_P=None, *, level=0.95, resamples=10000, seed=0)",
+    "calibration_features": "(value_B, n_eff_B, age_B, source_B=None, *, sources=0, extra_BF=None, clip=0.01)",
+    "fit_calibration": "(feature_BF, reward_B, weight_B=None, *, precision=5.0)",
+    "calibrated_value": "(feature_BF, coefficient_F)",
     "Interval": "(mean, low, high, level, prompts)",
 }
 

@@ -86,6 +86,7 @@ source.install()
 """
 
 
+@pytest.mark.long
 def test_packages_are_compiled_once_and_again_when_they_change(tmp_path: Path) -> None:
     (tmp_path / "mbridge").mkdir()
     (tmp_path / "mbridge" / "__init__.py").write_text("import torch\nx = torch.cuda.current_device().type\n")

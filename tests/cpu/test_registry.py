@@ -65,7 +65,7 @@ def test_a_target_that_does_not_fit_is_a_clear_error(target: str, parameters: tu
     with pytest.raises(SpoVersionError, match=words) as caught:
         check_target(entry, fake_module())
     message = str(caught.value)
-    assert "patches/some-name.md" in message
+    assert "patches/README.md#some-name" in message
     assert "0.9.1" in message
     assert "constraints.txt" in message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import pytest
 
@@ -107,3 +108,11 @@ def test_without_the_platform_the_group_does_not_exist() -> None:
 @pytest.mark.parametrize(("environ", "platform"), [({}, ""), ({"VERL_PLATFORM": " CPU\n"}, "cpu")])
 def test_the_platform_is_read_as_verl_reads_it(environ: dict[str, str], platform: str) -> None:
     assert chosen_platform(environ) == platform
+
+
+def test_the_platform_is_of_the_environment_of_this_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filtering prompts with several processes leaves a copy as ``os.environ``."""
+    monkeypatch.setattr(os, "environ", {**os.environ, "VERL_PLATFORM": "cpu"})
+    assert chosen_platform() == "cpu"
+    os.environ["VERL_PLATFORM"] = ""
+    assert chosen_platform() == ""

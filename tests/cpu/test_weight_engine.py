@@ -12,6 +12,7 @@ from spo_verl.cpu.weight_transfer import ENGINE_MODULE
 from tests.cpu.weight_peers import describe, peers
 
 base = pytest.importorskip("verl.checkpoint_engine.base")
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@
 | ``spo-verl ...`` in a bash block, after ``$``, or in inline code | verb, options and required arguments |
 | a key of verl or ``spo`` in inline code | it exists |
 | a relative link, with or without anchor | it leads somewhere |
+| a message in ``docs/troubleshooting.md`` | the code writes it |
+| a notebook | it runs, on a made run |
 | a Python block | it runs, in order, in a folder with the files that the page names |
 
 Conventions: ``<...>`` and a bare ``...`` are the reader's own text. A block whose first line is ``# file: NAME`` is a

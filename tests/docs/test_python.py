@@ -13,7 +13,7 @@ import pytest
 from spo_verl.data.values import OfflineValues
 from tests.cli.helpers import row, run, write_rows
 from tests.docs.commands import spo_verl_lines
-from tests.docs.pages import DOCS, PAGES, blocks, name_of
+from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, name_of
 
 pytestmark = pytest.mark.long
 
@@ -33,6 +33,13 @@ dataset = [
     "docs/offline-values.md": """
 dataset = [{"prompt": [{"role": "user", "content": text}]} for text in ("1 + 1", "2 + 2")]
 successes_P, trials_P = [3, 8], [8, 8]
+""",
+    "docs/record.md": f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from tests.support.records import made_run
+made_run(Path("run1"), mode="separate_async", prompts=60, steps=6, batch=16)
 """,
     "docs/data-sources.md": """
 names = ("code", "math", "math", "math")

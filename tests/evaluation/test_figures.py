@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from spo_verl import drawing
 from spo_verl.evaluation import figures
 from spo_verl.evaluation.generations import read_generations
 from spo_verl.evaluation.scores import EvaluationSettings, evaluate
@@ -71,7 +72,7 @@ def seen(colour, lost):
 
 @pytest.mark.parametrize("lost", ["long", "medium"])
 def test_colours_of_any_two_runs_differ_without_red_or_green(lost):
-    for one, other in itertools.combinations(figures.COLOURS, 2):
+    for one, other in itertools.combinations(drawing.COLOURS, 2):
         distance = sum((a - b) ** 2 for a, b in zip(seen(one, lost), seen(other, lost), strict=True)) ** 0.5
         assert distance > 0.05, (one, other, distance)
-    assert len(set(figures.MARKERS)) == len(figures.MARKERS) == len(figures.COLOURS)
+    assert len(set(drawing.MARKERS)) == len(drawing.MARKERS) == len(drawing.COLOURS)

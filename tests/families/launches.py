@@ -45,6 +45,9 @@ class Family:
     Attributes:
         family, feature: as :mod:`tests.support.matrix` records them.
         difference: most by which a token's probability may differ between the two engines.
+        low, high: declared range of the rewards.
+        sessions: of each prompt in a batch.
+        outputs: of each session.
     """
 
     family: str
@@ -52,6 +55,10 @@ class Family:
     save: Callable[[Path], None]
     overrides: Sequence[str] = ("+spo=paper",)
     difference: float = 1e-5
+    low: float = 0.0
+    high: float = 1.0
+    sessions: int = 1
+    outputs: int = 1
 
 
 LORA = (
@@ -67,7 +74,55 @@ FAMILIES = {
         models.save_dense,
         (*LORA, "actor_rollout_ref.rollout.load_format=safetensors"),
     ),
+    "lora_megatron": Family(
+        "dense",
+        "lora, merged",
+        models.save_dense,
+        (
+            "model_engine=megatron",
+            "+spo=paper",
+            "actor_rollout_ref.model.lora.rank=8",
+            "actor_rollout_ref.model.lora.alpha=16",
+            "actor_rollout_ref.model.lora.merge=True",
+        ),
+    ),
     "experts": Family("moe", "", models.save_experts),
+    "turns": Family(
+        "dense",
+        "a tool, two outputs per session",
+        models.save_dense,
+        (
+            "+spo=bspo",
+            "actor_rollout_ref.rollout.n=2",
+            "actor_rollout_ref.rollout.agent.default_agent_loop=two_turns",
+        ),
+        sessions=2,
+        outputs=2,
+    ),
+    "reward_model": Family(
+        "dense",
+        "colocated reward model",
+        models.save_dense,
+        (
+            "+spo=paper",
+            "reward.custom_reward_function.path=null",
+            "reward.reward_model.enable=True",
+            "reward.reward_model.rollout.name=vllm",
+            "reward.reward_model.rollout.dtype=float32",
+            "reward.reward_model.rollout.tensor_model_parallel_size=1",
+            "reward.reward_model.rollout.free_cache_engine=False",
+            "+reward.reward_model.rollout.enable_sleep_mode=False",
+            "reward.reward_model.rollout.max_model_len=64",
+            "reward.reward_model.rollout.max_num_seqs=16",
+            "reward.reward_model.rollout.prompt_length=32",
+            "reward.reward_model.rollout.response_length=8",
+            "+reward.reward_model.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=67108864",
+            "spo.reward.low=-16",
+            "spo.reward.high=16",
+        ),
+        low=-16.0,
+        high=16.0,
+    ),
 }
 
 
@@ -77,4 +132,12 @@ def launch(name: str, folder: Path) -> Run:
     one.save(folder / "model")
     pd.DataFrame(text_rows(PROMPTS)).to_parquet(folder / "train.parquet")
     pd.DataFrame(text_rows(PROMPTS, 1000)).to_parquet(folder / "val.parquet")
-    return train(folder, name, [*one.overrides, *COMMON], family=one.family, feature=one.feature)
+    overrides = list(one.overrides)
+    if name == "turns":
+        loops = folder / "agents.yaml"
+        loops.write_text("- name: two_turns\n  _target_: tests.support.two_turns.TwoTurnAgentLoop\n")
+        overrides.append(f"actor_rollout_ref.rollout.agent.agent_loop_config_path={loops}")
+    if name == "reward_model":
+        models.save_classifier(folder / "reward_model")
+        overrides.append(f"reward.reward_model.model_path={folder}/reward_model")
+    return train(folder, name, [*overrides, *COMMON], family=one.family, feature=one.feature)

@@ -48,6 +48,15 @@ def save_experts(folder: Path) -> None:
     save(seeded(Qwen3MoeForCausalLM, config), tokenizer, folder)
 
 
+def save_classifier(folder: Path) -> None:
+    """A reward model: one number for a conversation."""
+    from transformers import Qwen3Config, Qwen3ForSequenceClassification
+
+    tokenizer = build_tokenizer()
+    config = Qwen3Config(**common(tokenizer), head_dim=32, rope_theta=ModelShape.rope_theta, num_labels=1)
+    save(seeded(Qwen3ForSequenceClassification, config), tokenizer, folder)
+
+
 def seeded(model_class: Any, config: Any) -> Any:
     """A freshly initialised fp32 model; the same weights every time."""
     import torch
@@ -55,6 +64,7 @@ def seeded(model_class: Any, config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(config).to(torch.float32)
-    model.generation_config.eos_token_id = config.get_text_config().eos_token_id
-    model.generation_config.pad_token_id = config.get_text_config().pad_token_id
+    if model.can_generate():
+        model.generation_config.eos_token_id = config.get_text_config().eos_token_id
+        model.generation_config.pad_token_id = config.get_text_config().pad_token_id
     return model

@@ -26,7 +26,8 @@ def family(run):
 
 
 def outcomes(run) -> dict[int, dict[int, list[float]]]:
-    """Step -> prompt -> outcomes, from verl's own dump of the rollouts."""
+    """Step -> prompt -> outcome of each session in [0, 1], from verl's own dump of the rollouts."""
+    family = FAMILIES[run.name]
     prompt_of = {uid: index for batch in run.mini_batches()[0] for uid, index in batch}
     found: dict[int, dict[int, list[float]]] = {}
     for step in range(1, STEPS + 1):
@@ -40,7 +41,7 @@ def outcomes(run) -> dict[int, dict[int, list[float]]]:
             final[where] = max(final.get(where, (-1, 0.0)), (int(output), record["score"]))
         of_prompt = found.setdefault(step, defaultdict(list))
         for (prompt, _), (_, score) in sorted(final.items()):
-            of_prompt[prompt].append(score)
+            of_prompt[prompt].append((score - family.low) / (family.high - family.low))
     return found
 
 
@@ -61,10 +62,11 @@ def test_it_ends_with_a_checkpoint_and_its_marker(run):
     assert (run.checkpoints / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
 
 
-def test_every_prompt_is_in_every_batch(run):
+def test_every_prompt_is_in_every_batch(run, family):
+    every = dict.fromkeys(range(PROMPTS), family.sessions)
     for step, of_prompt in outcomes(run).items():
-        assert {prompt: len(rewards) for prompt, rewards in of_prompt.items()} == dict.fromkeys(range(PROMPTS), 1)
-        assert run.metrics()[step]["spo/evidence/observed_total"] == PROMPTS
+        assert {prompt: len(rewards) for prompt, rewards in of_prompt.items()} == every
+        assert run.metrics()[step]["spo/evidence/observed_total"] == PROMPTS * family.sessions
         assert run.metrics()[step]["spo/rollouts/failed_total"] == 0.0
 
 
@@ -104,3 +106,9 @@ def test_the_divergence_is_nought_until_the_policy_moves(run):
     # the same numbers in another batch: half a unit of the last place in float16 for a few tokens at most
     assert second["spo/divergence/mean"] < 2e-4
     assert third["spo/divergence/mean"] > 1e-3
+
+
+def test_every_output_is_trained_on(run, family):
+    _, trained = run.mini_batches()
+    rows = [entry for mini in trained for entry in mini if not entry[0].startswith("pad")]
+    assert len(rows) == STEPS * PROMPTS * family.sessions * family.outputs

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 TESTS_OF_FILE = {
     "_checks.py": ("test_evidence.py",),
+    "calibration.py": ("test_calibration.py",),
     "evidence.py": ("test_evidence.py",),
     "event_time.py": ("test_event_time.py",),
     "forgetting.py": ("test_forgetting.py",),
@@ -320,9 +321,36 @@ CHECKS = [
     ("shapes may differ", "array in named.values()}) > 1", "array in named.values()}) > 9"),
 ]
 
+_PRECISION = "+ np.diag(precision_F)"
+_GRADIENT = "- precision_F * (coefficient_F - prior_F)"
+
+CALIBRATION = [
+    ("the prior's slope is 0", "    prior_F[0] = 1.0\n", ""),
+    ("the prior's intercept is 1", "    prior_F[0] = 1.0\n", "    prior_F[:2] = 1.0\n"),
+    ("the penalty draws to 0", _GRADIENT, "- precision_F * coefficient_F"),
+    ("no penalty in the gradient", _GRADIENT, ""),
+    ("a Hessian without the prior", _PRECISION, "+ 1e-9 * np.diag(precision_F)"),
+    ("half of the penalty in J", "fit - 0.5 * (precision_F", "fit - 0.25 * (precision_F"),
+    ("failures are fitted", "weight_B * (reward_B - p_B)", "weight_B * (1.0 - reward_B - p_B)"),
+    ("weights are ignored in the gradient", "weight_B * (reward_B - p_B)", "(reward_B - p_B)"),
+    ("weights are ignored in J", "fit = weight_B @ (", "fit = np.sum("),
+    ("one Newton step", "MOST_STEPS = 100", "MOST_STEPS = 1"),
+    ("the value's sign is lost", "np.exp(-np.logaddexp(0.0, -logit))", "np.exp(-np.logaddexp(0.0, logit))"),
+    ("a logit without its failures", "np.log(clipped_B) - np.log1p(-clipped_B)", "np.log(clipped_B)"),
+    ("values are not clipped above", "np.clip(value_B, clip, 1.0 - clip)", "np.clip(value_B, clip, 1.0 - 1e-15)"),
+    ("values are not clipped below", "np.clip(value_B, clip, 1.0 - clip)", "np.clip(value_B, 1e-15, 1.0 - clip)"),
+    ("N_eff without its root", "logit_B / np.sqrt(np.maximum(n_eff_B, 1.0))", "logit_B / np.maximum(n_eff_B, 1.0)"),
+    ("N_eff without its floor", "np.sqrt(np.maximum(n_eff_B, 1.0))", "np.sqrt(np.maximum(n_eff_B, 1e-9))"),
+    ("age as it is", "np.log1p(age_B)", "age_B"),
+    ("the next data source", "index_B[:, None] == np.arange(sources)", "index_B[:, None] == np.arange(sources) + 1"),
+    ("indicators of a single source", "if sources > 1:", "if sources > 0:"),
+    ("extra columns are left out", "        parts.append(extra_BF)\n", ""),
+]
+
 MUTATIONS = tuple(
     Mutation(name, file, old, new)
     for file, rows in (
+        ("calibration.py", CALIBRATION),
         ("evidence.py", EVIDENCE),
         ("event_time.py", EVENT_TIME),
         ("forgetting.py", FORGETTING),

@@ -161,6 +161,8 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
             "spo.sampling.quota={toy0: 1, toy1: 3}",
             f"spo.initial.values={workdir}/partial.parquet",
             "trainer.total_training_steps=6",
+            "trainer.logger=[console,tensorboard]",
+            "spo.samples_every=2",
         ]
         feature = "after GRPO, quotas, offline values"
         return grpo, train(workdir, "spo", [*overrides, *every], checkpoints="shared", feature=feature)

@@ -199,6 +199,11 @@ def rollouts_of(workdir: Path, name: str) -> Path:
     return workdir / f"rollouts_{name}"
 
 
+def tensorboard_of(workdir: Path, name: str) -> Path:
+    """Where a run with that logger writes its events."""
+    return workdir / f"tensorboard_{name}"
+
+
 def probe_of(workdir: Path, name: str) -> Path:
     """Where the run notes what is dispatched and what the actor receives."""
     return workdir / f"{name}.batches.jsonl"
@@ -236,6 +241,7 @@ def launch(
         "HYDRA_FULL_ERROR": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
+        "TENSORBOARD_DIR": str(tensorboard_of(workdir, name)),
         RUN_MARK: mark,
         **probe,
     }

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.group_signal import read_run
 from benchmarks.reward_curves import read_curve
@@ -12,7 +13,7 @@ from spo_verl.tracker import Tracker, TrackerSettings
 from spo_verl.training.metrics import METRICS, PREFIX, pattern_of
 from tests.support.scripted_agent import fails, outcome, several_outputs
 from tests.system import mini_batches
-from tests.system.harness import PROMPTS, Run, toy_keys
+from tests.system.harness import PROMPTS, Run, tensorboard_of, toy_keys
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(5400)]
 
@@ -53,6 +54,27 @@ def test_every_metric_that_a_run_logs_is_explained_and_the_expected_ones_are_the
     late = {"late/carried_tokens_mean", "late/evicted_tokens_mean"}  # nothing is late in sync
     assert METRICS.keys() - named == {*late, "drift/movement_total"}  # movement belongs to mode=drift
     assert named <= METRICS.keys()
+
+
+def test_histograms_and_samples_are_in_tensorboard(spo):
+    events = EventAccumulator(
+        str(tensorboard_of(spo.checkpoints.parent, spo.name)), {"histograms": 0, "tensors": 0}
+    ).Reload()
+    texts = events.Tensors("spo/samples/text_summary")
+    assert [one.step for one in texts] == [4, 6]  # every second step
+    for one in texts:
+        text = one.tensor_proto.string_val[0].decode()
+        assert text.count("**row ") == 8
+        assert len(re.findall(r"\d\+1=", text)) >= 8  # the prompts of the toy data
+    for name in ("value", "n_eff", "raw_advantage", "retention"):
+        assert [one.step for one in events.Histograms(f"spo/histogram/{name}")] == [4, 6]
+    assert events.Histograms("spo/histogram/value")[0].histogram_value.num == PROMPTS
+    assert "took no histograms and samples" not in spo.log
+
+
+def test_an_early_warning_is_said_once(spo):
+    said = re.findall("spo: early warning, ([^.]*)[.]", spo.log)
+    assert len(said) == len(set(said))
 
 
 def test_quotas_hold_in_every_batch(spo):

@@ -303,3 +303,12 @@ def test_the_service_refuses_what_the_tracker_has_not(tmp_path):
     assert (host.call("digest"), list(tmp_path.iterdir())) == (before, [])
     host.begin_save(tmp_path / "spo", 1)
     assert host.end_save().digest == before
+
+
+def test_keys_of_prompts_by_their_slots():
+    tracker = Tracker.create(keys(5), TrackerSettings())
+    assert tracker.keys([3, 0]).tolist() == keys(5)[[3, 0]].tolist()
+    assert tracker.keys([]).tolist() == []
+    for wrong in ([5], [-1], [0, 7]):
+        with pytest.raises(SpoStateError, match="of 5; pass slots from 0"):
+            tracker.keys(wrong)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spo_verl.errors import SpoCheckpointError, SpoDatasetMismatchError, SpoRewardError, SpoServiceError, SpoStateError
-from spo_verl.tracker import Late, PromptSources, Tracker, TrackerSettings
+from spo_verl.history.observing import Observer, services_at
+from spo_verl.tracker import Late, PromptSources, Tracker, TrackerSettings, service
 from spo_verl.tracker.service import TrackerClient, TrackerHost, TrackerReader, connect, start_service
 from tests.support.local_ray import start_ray
 
@@ -56,6 +57,62 @@ def test_same_state_through_the_client_and_another_one(client):
     np.testing.assert_array_equal(client.values(), plain.values())
     np.testing.assert_array_equal(client.evidence([3])[0], plain.evidence([3])[0])
     np.testing.assert_array_equal(client.value_histogram(5), plain.value_histogram(5))
+
+
+def test_watchers_change_nothing_and_share_one_overview(client):
+    client.create(keys(30), SETTINGS)
+    for version in range(3):
+        train_step(client, version, 7)
+    digest, metrics = client.digest(), client.metrics()
+    reader = TrackerReader(client._actor, client.name)
+    seen = [reader.overview() for _ in range(10)]
+    assert all(one["metrics"] == metrics for one in seen)
+    assert sum(seen[0]["value_histogram"]) == 30
+    assert client.digest() == digest
+
+
+def test_an_overview_is_worked_out_once_in_a_while_however_many_ask(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(service.time, "monotonic", lambda: now[0])
+    host = TrackerHost()
+    with pytest.raises(SpoStateError, match="no tracker yet"):
+        host.overview()
+    host.create(keys(30), SETTINGS)
+    first = host.overview()
+    assert first["age"] == 0
+    assert first["value_histogram"][service.OVERVIEW_BINS // 2] == 30
+    host.call("draw", 5)
+    now[0] += service.OVERVIEW_SECONDS / 2
+    assert host.overview()["metrics"] == first["metrics"]
+    assert host.overview()["age"] == service.OVERVIEW_SECONDS / 2
+    now[0] += service.OVERVIEW_SECONDS / 2
+    assert host.overview()["metrics"]["drawn"] == 5
+
+
+def test_a_watcher_in_a_process_of_its_own_finds_and_reads_the_service(cluster):
+    namespace = f"spo-{uuid.uuid4().hex[:8]}"
+    client = start_service("spo_tracker", namespace)
+    client.create(keys(30), SETTINGS)
+    train_step(client, 0, 7)
+    address = cluster.get_runtime_context().gcs_address
+    digest = client.digest()
+    assert {"name": "spo_tracker", "namespace": namespace} in services_at(address)
+    with Observer(address, "spo_tracker", namespace) as observer:
+        observer.wait(120)
+        assert observer.error is None
+        assert observer.latest["metrics"] == client.metrics()
+        assert client.digest() == digest
+        client.stop()
+        deadline = time.monotonic() + 60
+        while observer.error is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "SpoServiceError" in observer.error
+    with Observer(address, "spo_tracker", namespace) as observer:
+        observer.wait(120)
+        assert "there is no tracker service" in observer.error
+    with Observer("127.0.0.1:1", "spo_tracker", namespace) as observer:
+        observer.wait(120)
+        assert "ConnectionRefusedError" in observer.error
 
 
 def test_single_verbs(client):

@@ -12,6 +12,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -25,13 +26,17 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from spo_verl.config import SpoConfig
+from spo_verl.data.identity import DatasetKeys
 from spo_verl.data.loader import PrioritizedDataLoader
+from spo_verl.record import RecordWriter
 from spo_verl.tracker import PromptSources, Tracker
 from spo_verl.tracker.settings import TrackerSettings
-from spo_verl.training import asynchronous, in_flight, rewards, trainer
+from spo_verl.training import asynchronous, in_flight, recording, rewards, trainer
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import spo_advantage
 from spo_verl.training.metrics import Stopwatch
 from spo_verl.training.quotas import SourceRecord
+from spo_verl.training.samples import SampleLog
 
 POLLS = 400
 """More than any simulated step needs; then it waits for ever."""
@@ -139,7 +144,9 @@ class World:
             reward = float(self.rng.integers(2))
             key = f"{uid}_{session}_0"
             self.outcomes[uid, session] = self.queue.rewards[key] = reward
-            self.queue.items["train"][key] = {"response_len": 3, "global_steps": 0}
+            began = self.began.get(uid, 0)
+            spans = {"min_global_steps": began, "max_global_steps": max(began, self.version)}
+            self.queue.items["train"][key] = {"response_len": 3, "global_steps": 0, **spans}
 
     def poll(self, *_: Any) -> float:
         self.polls += 1
@@ -173,6 +180,7 @@ class Client:
 
     def __init__(self, tracker: Tracker, world: World) -> None:
         self.tracker, self.world, self.most_open, self.observed = tracker, world, 0, Counter[tuple[str, int]]()
+        self.frozen: dict[str, tuple[float, float]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tracker, name)
@@ -181,12 +189,18 @@ class Client:
         frozen = self.tracker.dispatch(uids, slot_B, version)
         self.world.recorded.update(dict.fromkeys(uids, version))
         self.world.slot.update(zip(uids, np.asarray(slot_B).tolist(), strict=True))
+        self._note(uids, frozen)
         self.most_open = max(self.most_open, self.tracker.open_count)
         return frozen
 
     def redispatch(self, uids, version):
         self.world.recorded.update(dict.fromkeys(uids, version))
-        return self.tracker.redispatch(uids, version)
+        frozen = self.tracker.redispatch(uids, version)
+        self._note(uids, frozen)
+        return frozen
+
+    def _note(self, uids, frozen):
+        self.frozen.update(zip(uids, zip(frozen.value_B.tolist(), frozen.n_eff_B.tolist(), strict=True), strict=True))
 
     def absorb(self, late):
         for entry in late:
@@ -264,6 +278,8 @@ class Setting:
     """Rollouts in flight at the checkpoint that is resumed; a third of them has finished."""
     resumed: int = 0
     """Step of that checkpoint."""
+    record: Path | None = None
+    """Folder of the record; None records nothing."""
 
     def config(self) -> Any:
         v1 = {
@@ -311,6 +327,8 @@ def build(setting: Setting, world: World) -> Any:
     made._aborts = trainer.aborts(made.config, setting.spo)
     made._choose_n = made._movement = made._stage = made._static_value_P = None
     made._stopwatch, made._dispatched, made.logged = Stopwatch(), set(), []
+    made._samples = SampleLog(setting.spo.samples_every)
+    made._warnings = EarlyWarnings(RunFacts.of(setting.spo, setting.batch))
     made.in_flight = []
     made.use_reference_policy = made.use_critic = False
     made._restored_tq_prompt_count, made.global_steps = setting.restored, setting.resumed
@@ -326,7 +344,12 @@ def build(setting: Setting, world: World) -> Any:
     tracker = Tracker.create(
         keys(setting.prompts), TrackerSettings.of(setting.spo), alpha_P=value_P, beta_P=1 - value_P, sources=sources
     )
-    made._keys, made._sources = SimpleNamespace(key_P=keys(setting.prompts)), sources
+    key_P, rows = keys(setting.prompts), np.arange(setting.prompts)
+    made._keys, made._sources = DatasetKeys(key_P, rows, rows.copy()), sources
+    writer = None if setting.record is None else RecordWriter(setting.record, 2**30)
+    made._recorder = recording.Recorder(
+        writer, recording.Prompts(made._keys, []), mode=setting.spo.forgetting.mode, run={"made": True}
+    )
     made.tracker = Client(tracker, world)
     made.train_dataloader = PrioritizedDataLoader(
         [{"raw_prompt": f"p{row}", "index": row} for row in range(setting.prompts)],

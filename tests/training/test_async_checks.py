@@ -142,9 +142,6 @@ class OpenRollouts:
     def open_uids(self) -> list[str]:
         return self.uids
 
-    def settle(self, uids, kind) -> None:
-        self.calls.append(("settle", uids, kind))
-
     def redispatch(self, uids, version) -> None:
         self.calls.append(("redispatch", sorted(uids), version))
 
@@ -159,6 +156,7 @@ def restored(monkeypatch, items: dict[str, dict], known: list[str]):
     made = object.__new__(SpoTrainer)
     made.trainer_mode, made.global_steps = "colocate_async", 5
     made.config, made.spo = config(), SpoConfig()
+    made._evicted, made._recorder = Evicted(), SimpleNamespace(dispatched=lambda uids, frozen: None)
     made._keys, made._sources = SimpleNamespace(key_P=np.zeros(40)), None
     made.tracker, made._restored_tq_prompt_count = (
         OpenRollouts(known),
@@ -174,7 +172,7 @@ def test_after_a_restart_queue_and_tracker_hold_the_same_rollouts(monkeypatch):
     # c was dispatched without SPO: it and its trajectory go. "gone" is in no queue any more.
     assert set(queue.items) == {"a", "b", "b_0_0"}
     assert made._restored_tq_prompt_count == 2
-    assert made.tracker.calls == [("settle", ["gone"], "aborted")]
+    assert made._evicted.calls == [("aborted", {"gone"}, set(), "train")]
 
 
 def test_nothing_is_said_or_done_where_they_agree(monkeypatch):
@@ -214,7 +212,7 @@ def test_at_the_end_of_a_version_nothing_is_left_and_what_had_finished_is_eviden
     items = {"a": prompt("running"), "a_0_0": {}, "b": prompt("pending"), "c": prompt("finished"), "c_0_0": {}}
     items |= {"d": prompt("running"), "e": prompt("failure"), "taken_0_0": {}}
     made, queue = restored(monkeypatch, items, [])
-    made.agent_loop_manager, made._evicted, made.replay_buffer = "manager", Evicted(), SimpleNamespace()
+    made.agent_loop_manager, made.replay_buffer = "manager", SimpleNamespace()
     made._aborts = True
 
     def cancel(manager, uids) -> None:

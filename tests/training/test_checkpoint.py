@@ -10,10 +10,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from spo_verl.data.loader import PrioritizedDataLoader
-from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
+from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError, SpoStateError
+from spo_verl.record import RecordWriter
 from spo_verl.tracker import TrackerSettings
 from spo_verl.tracker.service import TrackerHost
 from spo_verl.training.checkpoint import CheckpointFollower
+from spo_verl.training.recording import Recorder
+from tests.record.helpers import names, rows
 
 KEYS = np.arange(8 * 16, dtype=np.uint8).reshape(8, 16).view("V16").ravel()
 
@@ -80,6 +83,22 @@ def test_the_dataloader_waits_for_the_tracker_before_verl_writes_its_marker(tmp_
     assert loader.state_dict() == {}  # verl's call just before the marker
     assert manifest.exists()
     mine.end_save(5)
+
+
+def test_the_record_is_cut_with_the_snapshot_and_on_the_disk_before_the_marker(tmp_path):
+    writer = RecordWriter(tmp_path / "record", 2**30)
+    writer.resume(0)
+    for step in (1, 2, 3):
+        writer.append(step, rows(step))
+    recorder = Recorder(writer, None, mode="kl", run={})
+    config = OmegaConf.create({"default_local_dir": str(tmp_path), "resume_mode": "auto"})
+    mine = CheckpointFollower(config, trained(), KEYS, TrackerSettings(), recorder=recorder)
+    mine.begin_save(3)
+    with pytest.raises(SpoStateError, match="rollouts of step 3 after step 3 was over"):
+        writer.append(3, rows(3))
+    mine.finish_write()  # verl writes its marker after this
+    assert names(tmp_path / "record", "rollouts") == [(1, 3)]
+    writer.close()
 
 
 def test_a_failed_write_stops_verl_before_its_marker(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ OTHER_VALUES = {
     "spo.bspo": True,
     "spo.rollout_n": "spo_verl.training.rollout_n:more_where_uncertain",
     "spo.oversample": 0.5,
+    "spo.record": 2.5,
+    "spo.samples_every": 25,
     "spo.reward.key": "acc",
     "spo.reward.low": -1.0,
     "spo.reward.high": 2.0,
@@ -90,6 +92,12 @@ def test_every_key_can_be_set_on_the_command_line(preset, plus):
     values = [f"{plus}{key}={spelled(value)}" for key, value in OTHER_VALUES.items()]
     settings, _ = parse(OmegaConf.to_container(compose_verl([*STOCK, *preset, *values]).spo))
     assert {key: read(settings, key) for key in OTHER_VALUES} == OTHER_VALUES
+
+
+@pytest.mark.parametrize(("given", "limit"), [("off", 0), (False, 0), (None, 0), (0, 0), ("0.5", 0.5), (True, 1)])
+def test_the_record_is_switched_off_in_one_word(given, limit):
+    settings, problems = parse({"record": given})
+    assert (settings.record, problems) == (limit, [])
 
 
 @pytest.mark.parametrize("key", OTHER_VALUES)

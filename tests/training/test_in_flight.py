@@ -14,8 +14,8 @@ from verl.trainer.ppo.v1 import replay_buffer as verl_buffer
 from spo_verl.config import LateConfig, SpoConfig
 from spo_verl.errors import SpoRewardError
 from spo_verl.training import in_flight, rewards
-from spo_verl.training.in_flight import EvictedRollouts, first_to_finish, response_tokens, watched_buffer
-from spo_verl.training.sessions import read_sessions
+from spo_verl.training.in_flight import EvictedRollouts, first_to_finish, watched_buffer
+from spo_verl.training.sessions import read_sessions, response_tokens
 
 
 class FakeQueue:
@@ -119,9 +119,9 @@ def test_stale_rollouts_are_evidence_and_failed_ones_are_not(queue):
     assert by_kind["stale"].over == ["stale"]
     assert list(by_kind["failed"].uids) == []
     assert by_kind["failed"].over == ["broken"]
-    assert evicted.drain_tokens() == [7]
+    assert evicted.drain_step().token_count == [7]
     assert evicted.drain() == []
-    assert evicted.drain_tokens() == []
+    assert evicted.drain_step().token_count == []
 
 
 def test_dropping_what_an_earlier_batch_left_behind(queue):
@@ -206,7 +206,7 @@ def test_a_session_whose_writing_was_cut_off_has_delivered_nothing(queue, kind):
     told = dict(zip(zip(late.uids, late.session_B, strict=True), late.reward_B, strict=True))
     assert told == {("u", 0): 1.0, ("v", 0): 0.0}
     assert (late.kind, sorted(late.ended)) == (kind, ["u", "v"])
-    assert evicted.drain_tokens() == [2, 2]
+    assert evicted.drain_step().token_count == [2, 2]
 
 
 def test_without_a_written_session_the_prompts_only_end(queue):

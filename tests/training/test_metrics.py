@@ -1,15 +1,30 @@
 """Metric names survive verl's aggregator with the meaning they have here; every metric is explained."""
 
+import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from verl.trainer.ppo.v1.utils import MetricsAggregator
+from verl.utils.tracking import RLInsightLogger
 
 from spo_verl.agent.seams import SEAMS as AGENT_SEAMS
 from spo_verl.training import pages
-from spo_verl.training.metrics import METRICS, Stopwatch, batch_metrics, divergence_metrics, pattern_of, prefixed
+from spo_verl.training.metrics import (
+    METRICS,
+    Stopwatch,
+    batch_metrics,
+    divergence_metrics,
+    pattern_of,
+    prefixed,
+    prometheus_name,
+    source_labels,
+)
 from spo_verl.training.seams import SEAMS as TRAINING_SEAMS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -17,8 +32,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.mark.parametrize("name", pages.PAGES)
 def test_the_page_is_what_its_command_prints(name):
-    page = DOCS / f"{name}.md"
-    assert page.read_text() == pages.PAGES[name](), f"python -m spo_verl.training.pages {name} > docs/{name}.md"
+    file = pages.FILES[name]
+    written = (DOCS / file).read_text()
+    assert written == pages.PAGES[name](), f"python -m spo_verl.training.pages {name} > docs/{file}"
 
 
 def test_every_metric_is_in_a_section_and_every_seam_in_its_row():
@@ -59,6 +75,66 @@ def test_an_unexplained_metric_is_refused():
         prefixed({"no_such_metric": 1.0})
 
 
+def every_key(sources):
+    """Every key that can be logged, with these data sources."""
+    for pattern in METRICS:
+        if "<name>" in pattern:
+            yield from (pattern.replace("<name>", label) for label in source_labels(sources).values())
+        else:
+            yield from {pattern.replace("<k>", str(k)) for k in range(10)}
+
+
+def test_the_dashboard_shows_every_metric_and_no_other():
+    """Its queries against the names that RL-Insight gives to what verl's logger hands over."""
+    made = json.loads((DOCS / "grafana.json").read_text())
+    panels = [panel for panel in made["panels"] if panel["type"] != "row"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    exported = {"rl_insight_monitor_" + prometheus_name(f"spo/{key}") for key in every_key(["org/a.b", "math"])}
+    shown = set()
+    for query in queries:
+        name, labels = re.fullmatch(r"(\w*)\{(.*)\}", query).groups()
+        pattern = name or re.match('__name__=~"([^"]*)",', labels)[1]
+        found = {one for one in exported if re.fullmatch(pattern, one)}
+        assert found, query
+        assert not shown & found, query
+        assert labels.endswith('project=~"$project",experiment_name=~"$experiment_name"')
+        shown |= found
+    assert shown == exported
+    assert {"datasource", "project", "experiment_name"} == {one["name"] for one in made["templating"]["list"]}
+    assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
+    corners = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in made["panels"]]
+    assert len(set(corners)) == len(corners), "no panel lies on another"
+
+
+@given(st.lists(st.text(min_size=1) | st.text("aB_/.-", min_size=1, max_size=4), unique=True, max_size=6))
+@example(["a/b", "a_b", "a.b", "a-b", "A/b"])
+@example(["openai/gsm8k", "数学", "物理", "1e-4", "\ud800", " ", "with blank"])
+def test_prometheus_takes_every_key_and_keeps_them_apart(sources):
+    keys = list(prefixed(dict.fromkeys(every_key(sources), 1.0)))
+    names = [prometheus_name(key) for key in keys]
+    assert all(re.fullmatch("[a-zA-Z_:][a-zA-Z0-9_:]*", name) for name in names), names
+    assert len(set(names)) == len(keys) == len(METRICS) + 9 + 2 * (len(sources) - 1)
+
+
+def test_sources_keep_their_names_where_they_can():
+    assert source_labels(["openai/gsm8k", "code_v2"]) == {"openai/gsm8k": "openai/gsm8k", "code_v2": "code_v2"}
+    assert source_labels(["code.v2"]) == {"code.v2": "code_v2"}
+    two = source_labels(["code.v2", "code_v2", "math"])
+    assert re.fullmatch("code_v2_[0-9a-f]{8}", two["code.v2"])
+    assert two["math"] == "math"
+
+
+def test_the_names_are_those_of_the_rl_insight_logger(monkeypatch):
+    """verl's logger with a stand-in for the package rl_insight, whose gauge only notes what it is given."""
+    seen = {}
+    monkeypatch.setenv(RLInsightLogger.ENABLE_ENV, "1")
+    monkeypatch.setattr(RLInsightLogger, "_init_done", True)
+    monkeypatch.setattr(RLInsightLogger, "_rl_insight_module", SimpleNamespace(metric_gauge=seen.__setitem__))
+    logged = prefixed(dict.fromkeys(every_key(["org/a.b"]), 0.5))
+    RLInsightLogger.log(logged, step=1)
+    assert seen == {prometheus_name(key): 0.5 for key in logged}
+
+
 def test_batch_metrics_by_hand():
     metrics = batch_metrics(
         reward_S=np.array([1.0, 0.0, 1.0, 0.0]),
@@ -71,11 +147,12 @@ def test_batch_metrics_by_hand():
     variance = sum(d * d for d in deviations) / 3
     assert metrics["advantage/raw_variance"] == pytest.approx(variance)
     assert metrics["advantage/variance_removed"] == pytest.approx(1 - variance * 3)
-    assert metrics["advantage/near_zero_0.02_share"] == 0.25
-    assert metrics["advantage/near_zero_1e-4_share"] == 0.0
+    assert metrics["advantage/near_zero_0_02_share"] == 0.25
+    assert metrics["advantage/near_zero_0_0001_share"] == 0.0
     # p^8 + (1-p)^8: .75 and .25 give .1001282 + .0000153 each, .5 gives 2/256, .015 gives .985^8
     expected = (2 * (0.75**8 + 0.25**8) + 2 * 0.5**8 + 0.985**8 + 0.015**8) / 4
     assert metrics["advantage/grpo_degenerate_share"] == pytest.approx(expected)
+    assert (metrics["reward/mean"], metrics["reward/min"], metrics["reward/max"]) == (0.5, 0.0, 1.0)
     assert metrics["staleness/mean"] == 1.0
     assert metrics["staleness/max"] == 2.0
 

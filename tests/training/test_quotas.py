@@ -1,6 +1,7 @@
 """Quotas in a run: refused with all problems when the data is read, logged, and reported with every step."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import PromptSources, TrackerSettings
 from spo_verl.tracker.service import TrackerHost
 from spo_verl.training.checkpoint import CheckpointFollower
-from spo_verl.training.metrics import METRICS, pattern_of, prefixed
+from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
+from spo_verl.training.metrics import METRICS, Stopwatch, pattern_of, prefixed
 from spo_verl.training.quotas import SourceRecord, read_sources
 from spo_verl.training.trainer import SpoTrainer
 from tests.data.rows import row
@@ -95,9 +97,9 @@ def test_metrics_of_a_step_and_the_next_one():
     record = record_of_a_step()
     assert record.drain() == {
         "source/minerva/value_mean": 0.25,
-        "source/org/a.b/value_mean": 0.5,
+        "source/org/a_b/value_mean": 0.5,
         "source/minerva/drawn_share": 0.25,
-        "source/org/a.b/drawn_share": 0.75,
+        "source/org/a_b/drawn_share": 0.75,
         "source/summary/drawn_share": 0.0,
     }
     assert record.drain() == {}
@@ -105,8 +107,8 @@ def test_metrics_of_a_step_and_the_next_one():
 
 def test_names_of_sources_do_not_need_an_explanation_each():
     metrics = prefixed(record_of_a_step().drain())
-    assert metrics["spo/source/org/a.b/drawn_share"] == 0.75
-    assert pattern_of("source/org/a.b/drawn_share") == "source/<name>/drawn_share"
+    assert metrics["spo/source/org/a_b/drawn_share"] == 0.75
+    assert pattern_of("source/org/a_b/drawn_share") == "source/<name>/drawn_share"
     assert {pattern_of(key) for key in METRICS} == set(METRICS)
     with pytest.raises(KeyError, match="source/org/a.b/luck"):
         prefixed({"source/org/a.b/luck": 1.0})
@@ -124,9 +126,9 @@ def test_they_reach_the_log_past_the_aggregator_which_would_misread_some_names()
 
     class Trainer(SpoTrainer, Mode):
         def __init__(self):
-            from spo_verl.training.metrics import Stopwatch
-
             self._stopwatch, self._source_record = Stopwatch(), record_of_a_step()
+            self._recorder, self.global_steps = SimpleNamespace(numbers=lambda step, metrics: None), 1
+            self._warnings = EarlyWarnings(RunFacts(batch=4))
 
     metrics: dict[str, float] = {}
     Trainer()._compute_metrics(None, metrics)

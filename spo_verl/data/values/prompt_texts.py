@@ -129,11 +129,26 @@ def _is_content(content: Any) -> bool:
     return content is None or (isinstance(content, Iterable) and not isinstance(content, (bytes, bytearray)))
 
 
-def _text_of(messages: Any, truth: Any) -> PromptText:
+def last_user_message(messages: Any) -> str:
+    """Content of the last user message as it was written, with a mark for each medium; "" without one."""
+    if not _are_messages(messages):
+        return ""
+    return next((_content(one.get("content")) for one in reversed(_spoken(messages)) if _is_users(one)), "")
+
+
+def _spoken(messages: Any) -> list[Mapping[str, Any]]:
     listed = [messages] if isinstance(messages, (str, Mapping)) else list(messages)
-    spoken = [({"content": one} if isinstance(one, str) else one) for one in listed]
+    return [({"content": one} if isinstance(one, str) else one) for one in listed]
+
+
+def _is_users(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("role", "user") == "user")
+
+
+def _text_of(messages: Any, truth: Any) -> PromptText:
+    spoken = _spoken(messages)
     texts = [_content(one.get("content")) for one in spoken]
-    asked = [text for one, text in zip(spoken, texts, strict=True) if one.get("role", "user") == "user"]
+    asked = [text for one, text in zip(spoken, texts, strict=True) if _is_users(one)]
     given = [text for one, text in zip(spoken, texts, strict=True) if one.get("role") != "assistant"]
     pieces = (squeeze(piece) for text in given for piece in _MEDIA_MARKS.split(text))
     return PromptText(

@@ -9,7 +9,7 @@
 | ``reconcile`` | what was read meets the dataset and the settings of now |
 """
 
-from spo_verl.tracker.checkpoint.reading import Saved, read
+from spo_verl.tracker.checkpoint.reading import Saved, read, read_prompts
 from spo_verl.tracker.checkpoint.snapshot import Snapshot
 
-__all__ = ["Saved", "Snapshot", "read"]
+__all__ = ["Saved", "Snapshot", "read", "read_prompts"]

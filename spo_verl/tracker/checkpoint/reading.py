@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.responses import PackedResponses
 from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PURPOSES, TrackerSettings
 from spo_verl.tracker.table import KEY_BYTES, NO_VERSION, PromptTable, usable
+
+Content = TypeVar("Content")
 
 READ_ATTEMPTS, READ_POLL_SECONDS = 400, 0.005
 """How often a folder that is being replaced is read again, and the pause before; a killed writer is waited for 2 s."""
@@ -74,11 +76,26 @@ def read(folder: str | Path) -> Saved:
         SpoCheckpointDamagedError: something is missing, truncated, altered or inconsistent; names the file.
         SpoCheckpointVersionError: a newer format, or settings that this version does not know.
     """
-    path = target_of(folder)
+    return _patiently(target_of(folder), _read_whole)
+
+
+def read_prompts(folder: str | Path) -> tuple[folders.Manifest, PromptTable]:
+    """The manifest and the table of prompts alone: stored responses and rollouts are neither read nor verified.
+
+    A second for a million prompts, however many responses are stored.
+
+    Raises:
+        SpoCheckpointError: and its children, as for :func:`read`.
+    """
+    return _patiently(target_of(folder), _read_prompts_alone)
+
+
+def _patiently(path: Path, reading: Callable[[Path], Content]) -> Content:
+    """Read a folder, again where a writer replaces it meanwhile."""
     for attempt in range(1, READ_ATTEMPTS + 1):
         before = folders.identity(path)
         try:
-            return _read(path)
+            return _attempt(path, reading)
         except SpoCheckpointError:
             # A writer put another folder in place meanwhile: what was read is a mixture, so it is read again.
             # Between the writer's two renames there is no folder for an instant; the former one is next to the place.
@@ -90,10 +107,10 @@ def read(folder: str | Path) -> Saved:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _read(path: Path) -> Saved:
-    """One attempt at :func:`read`; every error names the folder, and the file where it is one file's."""
+def _attempt(path: Path, reading: Callable[[Path], Content]) -> Content:
+    """One attempt; every error names the folder, and the file where it is one file's."""
     try:
-        return _read_whole(path)
+        return reading(path)
     except SpoError:
         raise
     except OSError as error:
@@ -102,6 +119,14 @@ def _read(path: Path) -> Saved:
             f"tracker checkpoint {path}: {name} cannot be read ({error.strerror or error}); check its permissions, or "
             f"the disk. {folders.REMEDY}"
         ) from error
+
+
+def _read_prompts_alone(path: Path) -> tuple[folders.Manifest, PromptTable]:
+    manifest = folders.read_manifest(path)
+    _check_names(path, manifest)
+    folders.verify_files(path, manifest, {PROMPTS, RESPONSES, ROLLOUTS}, contents={PROMPTS})
+    _check_values(path, manifest)
+    return manifest, _read_prompts(path, manifest)
 
 
 def _read_whole(path: Path) -> Saved:
