@@ -220,13 +220,14 @@ def launch(
     seconds: float = 1200.0,
     family: str = "dense",
     feature: str = "",
+    meant_to_fail: bool = False,
 ) -> Run:
     """Run a command to its end, or SIGKILL it as soon as ``kill_when`` holds for its log.
 
     With a ``victim`` only its process of that title (Ray names them after their actors) is killed, and the command goes
     on by itself.
-    Everything that the command started is gone when this returns. ``family`` of the model and ``feature`` are for
-    :mod:`tests.support.matrix`.
+    Everything that the command started is gone when this returns. ``family`` of the model, ``feature`` and
+    ``meant_to_fail`` (it is to end with an error) are for :mod:`tests.support.matrix`.
     """
     mark = uuid.uuid4().hex
     log_path = workdir / f"{name}.log"
@@ -291,7 +292,7 @@ def launch(
                 feature=feature,
                 seconds=run.seconds,
                 peak_bytes=peak,
-                passed=ended_by_test or run.returncode == 0,
+                passed=ended_by_test or (run.returncode != 0) == meant_to_fail,
             )
         )
     return run
