@@ -10,6 +10,9 @@ from spo_verl.cpu.registry import declare
 DEFAULTS: dict[str, str] = {
     # vLLM compiles parts of its sampler, which needs a C++ compiler and takes minutes on two cores.
     "TORCHDYNAMO_DISABLE": "1",
+    # vLLM binds its threads to the cores of a NUMA node each: there is no second node for a second rank, and every
+    # replica gets the same core of the first.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Ray starts as many idle workers as it was given CPUs; here that number is a count of slots.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",

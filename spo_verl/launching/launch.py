@@ -48,7 +48,6 @@ CPU_ENVIRONMENT: dict[str, str] = {
     "VERL_PLATFORM": "cpu",
     # More threads than idle cores make OpenMP wait in a spin, which slows a model of this size down twentyfold.
     "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
