@@ -90,7 +90,7 @@ class ForgettingConfig:
 
     mode: ForgettingMode = "kl"
     """Retention: ``kl``, by each prompt's divergence; ``constant``, ``rho`` per visit; ``version``, ``rho`` per policy
-    version since the outcome's (SPO++); ``drift``, by the policy's movement, without a forward."""
+    version since the outcome was generated (SPO++); ``drift``, by the policy's movement, without a forward."""
     reference: Literal["acting", "updated"] = "acting"
     """Which policies the divergence compares (see docs/algorithm.md)."""
     half_life: Positive = 0.06
@@ -143,7 +143,7 @@ class LateConfig:
     """Rollouts that a batch did not wait for: ``carry``, they may join a later one; ``abort``, they are stopped at the
     end of their policy version; ``drop``, they become evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least share of each batch in the order of dispatch; that of finishing favours short responses."""
+    """Least share of each batch taken in the order of dispatch; the order of finishing favours short responses."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
