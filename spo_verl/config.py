@@ -51,7 +51,7 @@ class RewardConfig:
     key: str | None = None
     """Key of the reward's extra info (e.g. ``acc``); ``None``: the trajectory's score."""
     low: float = 0.0
-    """Lower end of the range of rewards, which is mapped to [0, 1]."""
+    """Lower end of the range of rewards, mapped to [0, 1]."""
     high: float = 1.0
     """Upper end of the range; a reward outside stops the run."""
 
@@ -61,11 +61,11 @@ class InitialConfig:
     """What is known of the prompts before the first step, equation (6)."""
 
     values: str | None = None
-    """Parquet file of offline values (``spo-verl values``); prompts that it lacks start at (1/2, 1/2)."""
+    """Parquet file of offline values (``spo-verl values``); other prompts start at (1/2, 1/2)."""
     prior: Literal["jeffreys", "none"] = "jeffreys"
     """Smoothing of the offline success rates."""
     tracker: str | None = None
-    """``spo`` folder of another run's checkpoint, whose values become the initial ones here."""
+    """``spo`` folder of another run's checkpoint, to start from its values."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -73,16 +73,15 @@ class SamplingConfig:
     """How prompts are drawn, equation (11)."""
 
     mode: SamplingMode = "prioritized"
-    """By the weight of equation (11), or all prompts alike."""
+    """By the weight of equation (11), or all alike."""
     gamma: Share = 0.0
     """Exponent of the effective sample size."""
     epsilon: Bonus = 0.05
     """Exploration bonus."""
     quota: dict[str, Positive] | None = None
-    """Part of every batch for each data source, in braces: ``'{openai/gsm8k: 3, code: 1}'``; only proportions count.
-    ``None``: sources play no part."""
+    """Part of every batch for each data source: ``'{openai/gsm8k: 3, code: 1}'``; only proportions count."""
     max_in_flight: Count | None = 1
-    """A prompt with so many rollouts under way is not drawn; ``None``: no limit."""
+    """A prompt with so many open rollouts is not drawn; ``None``: no limit."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -90,23 +89,23 @@ class ForgettingConfig:
     """How fast evidence is discounted as the policy drifts."""
 
     mode: ForgettingMode = "kl"
-    """Retention: ``kl``, by each prompt's divergence; ``constant``, ``rho`` at every visit; ``version``, ``rho`` per
-    policy version since the outcome was generated (SPO++); ``drift``, by the policy's movement, without a forward."""
+    """Retention: ``kl``, by each prompt's divergence; ``constant``, ``rho`` per visit; ``version``, ``rho`` per policy
+    version since the outcome was generated (SPO++); ``drift``, by the policy's movement, without a forward."""
     reference: Literal["acting", "updated"] = "acting"
     """Which policies the divergence compares (see docs/algorithm.md)."""
     half_life: Positive = 0.06
-    """D_half: the divergence at which half of the evidence is forgotten."""
+    """D_half: divergence at which half of the evidence is forgotten."""
     rho_min: Retention = 0.875
     """Lower bound of the retention (``mode=kl``, ``drift``); 1 / (1 - rho_min) is the mass of offline values."""
     rho_max: Retention = 0.96
     """Upper bound of the retention (``mode=kl``, ``drift``), and that of a first visit."""
     rho: Retention = 0.875
-    """Retention of ``mode=constant``, and retention per policy version of ``mode=version``."""
+    """Retention of ``mode=constant``, and per policy version of ``mode=version``."""
     floor: Annotated[float, Field(ge=0)] = 0.0
-    """With ``mode=version``: mass of a prior that does not decay, so that a prompt that is not visited returns to 1/2;
-    0 is equation (3) of SPO++."""
+    """With ``mode=version``: mass of a prior that does not decay, so an unvisited prompt returns to 1/2; 0 is equation
+    (3) of SPO++."""
     drift_scale: Positive = 1.0
-    """With ``mode=drift``: factor on the summed movement, which is then used as the divergence."""
+    """With ``mode=drift``: factor on the summed movement, which takes the place of the divergence."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -114,14 +113,14 @@ class DriftConfig:
     """Measuring the divergence on stored responses."""
 
     tokens: Literal["generated", "all"] = "generated"
-    """Tokens that the divergence is the mean over: those that the policy generated, or also what tools returned, as in
-    the published recipe."""
+    """Tokens in the mean of the divergence: those that the policy generated, or (as in the published recipe) what tools
+    returned too."""
     max_tokens: Count | None = None
-    """Stored tokens per response; ``None`` stores all of them."""
+    """Stored tokens per response; ``None``: all."""
     measure_both: bool = False
-    """Also measure the divergence of the other reference, for comparison."""
+    """Measure the divergence of the other reference too."""
     max_prompts: Count | None = None
-    """Stored responses scored per step at most; ``None``: all. Prompts beyond it get the step's mean retention."""
+    """Stored responses scored per step at most (``None``: all); other prompts get the step's mean retention."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -129,8 +128,7 @@ class AdvantageConfig:
     """From rewards to advantages, equations (8) and (9)."""
 
     baseline: Literal["value", "initial", "none"] = "value"
-    """Subtracted from the reward: the tracker's value; as ablations ``initial``, the value before training
-    (``spo.initial``), or nothing."""
+    """Subtracted from the reward: the tracker's value; as ablations ``initial``, that before training, or nothing."""
     measure: Literal["trajectory", "token"] = "trajectory"
     """What a rollout weighs in the normalisation: itself, or its generated tokens (SPO++)."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
@@ -143,10 +141,9 @@ class LateConfig:
 
     policy: Literal["carry", "abort", "drop"] = "carry"
     """Rollouts that a batch did not wait for: ``carry``, they may join a later one; ``abort``, they are stopped at the
-    end of their policy version; ``drop``, they finish, and become evidence without training."""
+    end of their policy version; ``drop``, they become evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
-    """At least this share of each batch is taken in the order of dispatch: the order of finishing favours short
-    responses."""
+    """Least share of each batch taken in the order of dispatch; the order of finishing favours short responses."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -154,8 +151,8 @@ class EstimateConfig:
     """Estimating offline values instead of training, or before it."""
 
     output: str | None = None
-    """Parquet file to write; when set, the run estimates and does not train. If ``spo.initial.values`` is the same
-    file, it estimates what is missing and then trains."""
+    """Parquet file to write: the run estimates and does not train. If ``spo.initial.values`` is the same file, it
+    estimates what is missing and then trains."""
     trials: Count = 8
     """Responses per prompt, n0."""
     chunk: Count = 256
@@ -167,23 +164,22 @@ class SpoConfig:
     """All settings of the plugin."""
 
     preset: str | None = None
-    """Name of the preset that was composed; set by the preset itself."""
+    """Name of the preset, which sets it."""
     seed: Seed = 0
     """Seed of the plugin's own random choices (the draws of prompts)."""
     bspo: bool = False
     """Several independent rollouts per prompt (``rollout.n`` > 1) are intended."""
     rollout_n: str | None = None
-    """``module:function`` that chooses the number of rollouts of each prompt from its value and effective sample size;
-    ``None``: ``rollout.n`` for all. Needs ``spo.bspo``."""
+    """``module:function`` that chooses each prompt's number of rollouts from its value and effective sample size;
+    ``None``: ``rollout.n``. Needs ``spo.bspo``."""
     oversample: Annotated[float, Field(ge=0)] | None = None
-    """Prompts in flight beyond a batch, as a share of it (0.5: half a batch more); ``None``: as verl's
-    ``num_warmup_batches`` says. Only in the asynchronous trainer modes."""
+    """Prompts in flight beyond a batch, as a share of it, in the asynchronous trainer modes; ``None``: verl's
+    ``num_warmup_batches``."""
     record: Gib = 1.0
-    """Most GiB that the record of the run (``record/`` in ``trainer.default_local_dir``) may take; its oldest rows are
-    dropped beyond it. ``off`` records nothing."""
+    """Most GiB of the record of the run (``record/`` in ``trainer.default_local_dir``); beyond it the oldest rows are
+    dropped. ``off`` records nothing."""
     samples_every: Count | None = 10
-    """Steps from one table of samples, with histograms, to the next in W&B, TensorBoard, MLflow and trackio; ``None``:
-    none. Other loggers are not given any."""
+    """Steps between tables of samples, with histograms, in W&B, TensorBoard, MLflow and trackio; ``None``: none."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -21,7 +21,7 @@ AXES = re.compile(r"_?[a-z]\w*_(?P<axes>[A-Z0-9]{1,3})")
 """Names that are arrays; constants are capitals throughout."""
 NO_AXES = {"memory_limit_MB"}
 """Names of others that look the same: of a service's request."""
-ROW = re.compile(r"^\| `_(?P<letter>[A-Z])` \| (?P<meaning>[^|]+) \| (?P<rooms>[^|]+) \|$", re.MULTILINE)
+ENTRY = re.compile(r"^- `_(?P<letter>[A-Z])` \((?P<rooms>[^)]+)\): \w", re.MULTILINE)
 SHAPE = re.compile(
     r"(?P<names>(?:`*\w+`*, )*`*\w+_(?P<axes>[A-Z]+)`*)(?: \||:)[^\n(]{0,12}\((?P<shape>[A-Z](?:, [A-Z])*),?\)"
 )
@@ -64,10 +64,10 @@ def used_letters() -> dict[str, dict[str, set[str]]]:
 
 def rooms_of_glossary() -> dict[str, set[str] | None]:
     """Letter -> rooms; None for any."""
-    rows = ROW.findall(GLOSSARY.read_text())
-    letters = [letter for letter, _, _ in rows]
-    assert len(letters) == len(set(letters)), "a letter has two rows"
-    return {letter: None if rooms == "any" else set(re.findall(r"`(\w+)`", rooms)) for letter, _, rooms in rows}
+    entries = ENTRY.findall(GLOSSARY.read_text())
+    letters = [letter for letter, _ in entries]
+    assert len(letters) == len(set(letters)), "a letter has two entries"
+    return {letter: None if rooms == "any" else set(re.findall(r"`(\w+)`", rooms)) for letter, rooms in entries}
 
 
 def test_the_letters_of_the_code_are_those_of_the_glossary_and_where_it_says():

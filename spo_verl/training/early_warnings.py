@@ -214,7 +214,7 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "values near 0 or 1",
         f"`value/bin_0` and `value/bin_9` together at {AT_ENDS} or more for {FEW} steps",
         "there the variance of a reward is at most 0.09, about a third of the largest",
-        "Look at the rewards of some samples. If they are right, exchange solved and hopeless prompts for others.",
+        "Look at some rewards. If they are right, exchange solved and hopeless prompts for others.",
         _values_at_ends,
     ),
     EarlyWarning(
@@ -231,8 +231,8 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         f"mean of `advantage/raw_mean` over {FEW} steps more than {BIAS} and 4 standard errors from 0, with at most a "
         "tenth of new prompts or with `spo.initial`",
         "0.1 is the standard error of a single prompt's value at an effective sample size of 25",
-        "If rewards are above the values, the policy improves faster than evidence is forgotten: lower "
-        "spo.forgetting.rho_min and rho_max. From the first step: spo.initial has values of another policy or reward.",
+        "Rewards above the values: the policy improves faster than evidence is forgotten; lower spo.forgetting.rho_min "
+        "and rho_max. From the first step: spo.initial has values of another policy or reward.",
         _calibration_off,
     ),
     EarlyWarning(
@@ -240,15 +240,14 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         f"the last rewards (at least {FEW} steps and {OUTCOMES} prompts) differ, but fill half of the declared range "
         "at most",
         "rewards of 0 and 1 that are declared as -1 to 1 do",
-        "Set spo.reward.low and spo.reward.high to the smallest and the largest reward that your function returns.",
+        "Set spo.reward.low and spo.reward.high to your function's lowest and highest reward.",
         _reward_range,
     ),
     EarlyWarning(
         "evidence fades",
         f"`n_eff/revisit_mean` below 1 for {FEW} steps",
         "1 is what a prompt without any trial starts with",
-        "Raise spo.forgetting.rho, set spo.forgetting.floor, or train on fewer prompts so that each is visited more "
-        "often.",
+        "Raise spo.forgetting.rho, set spo.forgetting.floor, or train on fewer prompts.",
         _evidence_fades,
     ),
     EarlyWarning(

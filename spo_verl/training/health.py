@@ -20,17 +20,15 @@ HEALTH: dict[str, Health] = {
     # the batch
     "reward/mean": Health(
         "Above 0 and below 1. The sampler prefers prompts that are right half of the time.",
-        "Near 0: look at the samples for a wrong format or reward, or take easier prompts. Near 1: take harder ones.",
+        "Near 0: look at samples for a wrong format or reward, or take easier prompts. Near 1: take harder ones.",
     ),
-    "reward/min": Health(
-        "0, sooner or later.", "Set `spo.reward.low` to the lowest reward that your function returns."
-    ),
-    "reward/max": Health("1, sooner or later.", "Set `spo.reward.high` to the highest reward that it returns."),
+    "reward/min": Health("0, sooner or later.", "Set `spo.reward.low` to your function's lowest reward."),
+    "reward/max": Health("1, sooner or later.", "Set `spo.reward.high` to its highest reward."),
     "value/batch_mean": Health("Close to `spo/reward/mean`.", "See `spo/advantage/raw_mean`."),
     "advantage/raw_mean": Health(
         "Within 0.1 of 0, once `spo/first_visit_share` is below 0.1. Above 0 while the policy improves.",
-        "Forget faster: lower `spo.forgetting.rho_min` and `rho_max`. From the first step: the values of "
-        "`spo.initial` are of another policy or reward.",
+        "Lower `spo.forgetting.rho_min` and `rho_max`. From the first step: the values of `spo.initial` are of another "
+        "policy or reward.",
     ),
     "advantage/raw_variance": Health(
         "Below the variance of the reward, which is at most 0.25 for rewards of 0 and 1.",
@@ -52,19 +50,18 @@ HEALTH: dict[str, Health] = {
     ),
     "first_visit_share": Health(
         "Falls from 1 towards 0 as `spo/coverage` grows.",
-        "Still high late in the run: prompts are visited once only. Use fewer prompts, or offline values.",
+        "High late in the run: most prompts are visited once. Use fewer, or offline values.",
     ),
     "n_eff/revisit_mean": Health(
-        "Above 1; with a constant retention rho it settles at 1 / (1 - rho): between 8 and 25 for the default bounds.",
-        "Below 1: evidence fades between visits. Raise `spo.forgetting.rho`, set `spo.forgetting.floor`, or use fewer "
-        "prompts.",
+        "Above 1; with a constant retention rho it settles at 1 / (1 - rho): 8 to 25 for the default bounds.",
+        "Evidence fades between visits: raise `spo.forgetting.rho`, set `spo.forgetting.floor`, or use fewer prompts.",
     ),
     "staleness/mean": Health(
         "0 in sync. Else compare with the surplus in flight, in batches.",
         "Lower `spo.oversample` or `num_warmup_batches`.",
     ),
     "staleness/max": Health(
-        "Bounded by `trainer.v1.sampler.max_off_policy_threshold`, where that is set.",
+        "Bounded by `trainer.v1.sampler.max_off_policy_threshold`, if set.",
         "Set it, or choose `spo.late.policy=abort`.",
     ),
     # forgetting
@@ -78,12 +75,12 @@ HEALTH: dict[str, Health] = {
         "Well below 1.", "Near 1 for long: raise `spo.forgetting.half_life`, or lower the learning rate."
     ),
     "divergence/mean": Health(
-        "0.06 to 0.19 of `spo.forgetting.half_life` (0.0035 to 0.0116 by default): there the retention is between its "
+        "0.06 to 0.19 of `spo.forgetting.half_life` (0.0035 to 0.0116 by default): the retention is then between its "
         "bounds.",
         "Set `half_life` so that it is.",
     ),
     "divergence/max": Health(
-        "Compare with the mean.", "Far above it: a few responses have become impossible; look at them."
+        "Compare with the mean.", "Far above it: look at the few responses that have become impossible."
     ),
     "divergence_acting/mean": Health("Compare with `spo/divergence_updated/mean`, which leaves one update out.", ""),
     "divergence_updated/mean": Health("Compare with `spo/divergence_acting/mean`.", ""),
@@ -98,8 +95,8 @@ HEALTH: dict[str, Health] = {
     ),
     # evidence
     "evidence/observed_total": Health("In sync: prompts times rollouts per prompt.", "See the failed rollouts."),
-    "evidence/untrained_total": Health("0.", "Look for empty responses, and at what rejects tokens from the loss."),
-    "evidence/duplicate_total": Health("0.", "Nothing is lost, but report it: an outcome was handed over twice."),
+    "evidence/untrained_total": Health("0.", "Look for empty responses, and for what rejects tokens from the loss."),
+    "evidence/duplicate_total": Health("0.", "Nothing is lost, but report it."),
     "rollouts/failed_total": Health("0.", "Read the errors of the agent loop in the log."),
     # rollouts that were not trained on
     "evidence/failed_total": Health("0.", "Read the errors of the agent loop in the log."),
@@ -111,7 +108,7 @@ HEALTH: dict[str, Health] = {
     "evidence/aborted_total": Health("Compare with `spo/rollouts/aborted_total`.", ""),
     "rollouts/aborted_total": Health(
         "With `abort` the surplus, `spo.oversample` times the batch.",
-        "More than the batch: only the shortest half is learnt from. Lower `spo.oversample`.",
+        "More than the batch: only the shortest half trains. Lower `spo.oversample`.",
     ),
     "rollouts/stale_total": Health("Small against the batch.", "As for `spo/evidence/stale_total`."),
     "rollouts/surplus_total": Health("As `spo/evidence/surplus_total`.", ""),
@@ -122,20 +119,20 @@ HEALTH: dict[str, Health] = {
         "Falls for long: the batch prefers short responses. Set `spo.late.length_bound`.",
     ),
     "late/evicted_tokens_mean": Health(
-        "Close to the tokens of the rollouts that were trained on.",
-        "Above 1.5 times those: long responses are not learnt from. Choose `spo.late.policy=carry`.",
+        "Close to those of the rollouts that were trained on.",
+        "Above 1.5 times those: long responses do not train. Choose `spo.late.policy=carry`.",
     ),
     # the whole tracker
     "value/mean": Health("Compare with the accuracy on the training prompts.", "See `spo/advantage/raw_mean`."),
     "value/bin_<k>": Health(
         "Less than 0.9 in `bin_0` and `bin_9` together.",
-        "Most prompts are solved or hopeless: exchange prompts, and look at the rewards.",
+        "Most prompts are solved or hopeless: exchange them, and look at the rewards.",
     ),
     "n_eff/mean": Health("Compare with `spo/n_eff/revisit_mean`.", "See there."),
     "coverage": Health("Grows until 1.", "Stops below 1: raise `spo.sampling.epsilon`."),
     "effective_prompts": Health(
         "Between the batch and the number of prompts.",
-        "Near the batch: always the same prompts are drawn. Raise `spo.sampling.epsilon`.",
+        "Near the batch: the same prompts are always drawn. Raise `spo.sampling.epsilon`.",
     ),
     "open_rollouts": Health("0 in sync. Else the surplus in flight.", "Grows: rollouts do not return; read the log."),
     "bytes/tracker": Health("What `spo-verl plan` says.", ""),
@@ -143,7 +140,7 @@ HEALTH: dict[str, Health] = {
     # data sources, with quotas
     "source/<name>/drawn_share": Health("The share of `spo.sampling.quota`, on average.", ""),
     "source/<name>/value_mean": Health(
-        "Compare the sources with each other.", "Near 0 or 1: give the source a smaller part, or other prompts."
+        "Compare the sources with each other.", "Near 0 or 1: give the source a smaller part or other prompts."
     ),
     # time of the step spent here, seconds
     "seconds_total/draw": Health("Far below `timing_s/step`.", "Shorten what the dataset does for each row."),

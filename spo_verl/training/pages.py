@@ -33,8 +33,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
 
 _METRICS = f"""# Metrics under `{PREFIX}`
 
-Logged once per training step. A metric with nothing to report is absent. Where a step has several updates, their values
-are combined by the key: `max`, `min`, `total` (sum), others the mean weighted by samples.
+Logged once per training step; a metric with nothing to report is absent. Several updates of a step are combined by the
+key: `max`, `min`, `total` (sum), others the mean weighted by samples.
 Written by `python -m spo_verl.training.pages metrics`.
 """
 
@@ -51,13 +51,11 @@ The log says each of these once, as `spo: early warning, NAME. What was seen. Wh
 _ELSEWHERE = """
 ## Histograms and samples
 
-Every `spo.samples_every` steps (10; `null`: never), in the run of each of these loggers:
+Every `spo.samples_every` steps (10; `null`: never), by `trainer.logger`:
 
-| `trainer.logger` | histograms | samples |
-|---|---|---|
-| `wandb`, `trackio` | `spo/histogram/*` | table `spo/samples` |
-| `tensorboard` | `spo/histogram/*` | text `spo/samples` |
-| `mlflow` | artifacts `spo/histogram/step_<n>.json`: counts and edges | tables `spo/samples/step_<n>.json` |
+- `wandb`, `trackio`: `spo/histogram/*`, table `spo/samples`
+- `tensorboard`: `spo/histogram/*`, text `spo/samples`
+- `mlflow`: artifacts `spo/histogram/step_<n>.json` (counts and edges), tables `spo/samples/step_<n>.json`
 
 Histograms: values and effective sample sizes of all prompts, raw advantages and retentions of the step. Samples: eight,
 from the lowest to the highest raw advantage, with dataset row, prompt, response, reward, value and normalised
@@ -73,10 +71,10 @@ advantage. A logger that raises an error is left out, with a warning.
 - `trainer.rollout_data_dir=<folder>`: `<step>.jsonl` with prompt, response, true answer, score and uid of every rollout
   that was trained on.
 - `trainer.validation_data_dir=<folder>`: those of each validation.
-- `trainer.log_val_generations=10`: ten validation samples, always of the same prompts, as a table in W&B, TensorBoard,
-  MLflow, trackio, SwanLab or ClearML. 0 by default.
-- `scripts/rollout_viewer.py <folder>`, in verl's repository and not in its wheel, shows these files in a terminal, with
-  search. It asks for `textual==0.52.1`.
+- `trainer.log_val_generations=10` (default 0): ten validation samples, always of the same prompts, as a table in W&B,
+  TensorBoard, MLflow, trackio, SwanLab or ClearML.
+- `scripts/rollout_viewer.py <folder>`, in verl's repository, not its wheel, shows these files in a terminal
+  (`textual==0.52.1`).
 """
 
 _SEAMS = """# Names of verl that the plugin builds on
@@ -84,7 +82,7 @@ _SEAMS = """# Names of verl that the plugin builds on
 An SPO run, and `spo-verl doctor`, check those of the trainer with their signatures. What a CPU needs:
 [patches](../patches/README.md). Written by `python -m spo_verl.training.pages seams`.
 
-*Overridden*: a method that SPO's classes replace and call; *wrapped*: extended in place; *read*: called as it is.
+*Overridden*: SPO's classes replace and call it; *wrapped*: extended in place; *read*: called as it is.
 """
 
 
@@ -109,18 +107,19 @@ def seams_page() -> str:
     """The page ``docs/seams.md``."""
     lines = [_SEAMS]
     for room, seams in (("Trainer", TRAINING_SEAMS), ("Agent loop and reward", AGENT_SEAMS)):
-        lines += [f"## {room}\n", "| module | overridden | wrapped | read |", "|---|---|---|---|", *_rows(seams)]
-    return _spaced(lines)
+        lines += [f"## {room}\n", *_entries(seams), ""]
+    return "\n".join(lines)
 
 
-def _rows(seams: Iterable[Seam]) -> Iterator[str]:
+def _entries(seams: Iterable[Seam]) -> Iterator[str]:
+    """One line of a list per module: its names by their use."""
     seams = tuple(seams)
     for module in dict.fromkeys(seam.module for seam in seams):
-        cells = (
-            ", ".join(f"`{seam.name}`" for seam in seams if (seam.module, seam.use) == (module, use))
-            for use in ("override", "wrap", "read")
-        )
-        yield f"| `{module}` | {' | '.join(cells)} |"
+        used = {
+            word: [f"`{seam.name}`" for seam in seams if (seam.module, seam.use) == (module, use)]
+            for word, use in (("overridden", "override"), ("wrapped", "wrap"), ("read", "read"))
+        }
+        yield f"- `{module}`: {'; '.join(f'{word} ' + ', '.join(names) for word, names in used.items() if names)}"
 
 
 def _cell(text: str) -> str:

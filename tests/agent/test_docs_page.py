@@ -50,6 +50,6 @@ def test_the_examples_are_valid_entries():
         config.parse(entry)
 
 
-def test_every_limit_has_its_row():
+def test_every_limit_has_its_line():
     for limit in config.LIMITS:
-        assert f"| `{limit}` |" in PAGE
+        assert f"- `{limit}`: " in PAGE
