@@ -16,7 +16,7 @@ SEPARATE = [
     "trainer.v1.separate_async.num_warmup_batches=0",
 ]
 LAYOUTS = {
-    "four_ranks": [FOUR],
+    "four_ranks": [FOUR, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4"],
     "one_replica_of_two": [TWO, "actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
     "two_to_two": [TWO, *SEPARATE],
     "two_to_one": [TWO, *SEPARATE, "actor_rollout_ref.rollout.n_gpus_per_node=1"],
