@@ -7,7 +7,10 @@ from tests.system.harness import train
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = ["+spo=paper", "trainer.total_training_steps=2", "trainer.save_freq=2", "trainer.test_freq=-1",
-         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2", "ray_kwargs.ray_init.num_cpus=48"]  # fmt: skip
+         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+         # Of 16 rollouts four ranks have four each, of a mini-batch of separate_async two ranks.
+         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+         "ray_kwargs.ray_init.num_cpus=48"]  # fmt: skip
 TWO, FOUR = "trainer.n_gpus_per_node=2", "trainer.n_gpus_per_node=4"
 SEPARATE = [
     "trainer.v1.trainer_mode=separate_async",
@@ -16,7 +19,7 @@ SEPARATE = [
     "trainer.v1.separate_async.num_warmup_batches=0",
 ]
 LAYOUTS = {
-    "four_ranks": [FOUR, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4"],
+    "four_ranks": [FOUR],
     "one_replica_of_two": [TWO, "actor_rollout_ref.rollout.tensor_model_parallel_size=2"],
     "two_to_two": [TWO, *SEPARATE],
     "two_to_one": [TWO, *SEPARATE, "actor_rollout_ref.rollout.n_gpus_per_node=1"],
