@@ -7,7 +7,7 @@
     python benchmarks/coverage.py --matrix matrix.jsonl
 
 Rehearsals: every recipe has its row; a cell without a rehearsal in the given folders keeps what it says, a new one is
-"-" (not run), and of several rehearsals the newest counts. Launches of the tests: one row per combination, of which the
+"not run", and of several rehearsals the newest counts. Launches of the tests: one row per combination, of which the
 last one in the file counts; a row that is not in the file stays as it is.
 """
 
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "coverage.md"
 COLUMNS = ("dp", "dp, 2 ranks", "megatron", "megatron, 2 ranks")
 """Rehearsals by engine and training processes."""
-NOT_RUN = "-"
+NOT_RUN = "not run"
 FAILED = "failed"
 COMBINATION = ("engine", "mode", "ranks", "layout", "family", "feature")
 MODES = ("sync", "colocate_async", "separate_async", "estimate")
