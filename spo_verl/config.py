@@ -74,8 +74,8 @@ class ValueConfig:
     """How a prompt's value is read from its evidence."""
 
     readout: ReadOut = "raw"
-    """Value that baselines and sampling weights take: ``raw``, alpha / (alpha + beta); ``calibrated``, that value corrected
-    by a few coefficients that are fitted on the last outcomes of all prompts (docs/algorithm.md)."""
+    """Value that baselines and sampling weights take: ``raw``, alpha / (alpha + beta); ``calibrated``, that value after
+    a correction that is fitted on the last outcomes of all prompts (docs/algorithm.md)."""
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """With ``readout=calibrated``: outcomes that the fit looks at, the last ones."""
 

@@ -53,7 +53,9 @@ def stated_sources(dataset: Any, row_of_slot_P: np.ndarray) -> PromptSources | N
     table = table_of(dataset)
     if table is None or COLUMN not in table.column_names:
         return None
-    return PromptSources.of(_labels_of_table(table, row_of_slot_P, lambda label, _: "" if label is None else str(label)))
+    return PromptSources.of(
+        _labels_of_table(table, row_of_slot_P, lambda label, _: "" if label is None else str(label))
+    )
 
 
 def _labels_of_table(table: Any, row_P: np.ndarray, name_of: Callable[[Any, int], str]) -> Iterator[str]:

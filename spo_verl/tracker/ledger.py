@@ -27,8 +27,8 @@ RECENT_LIMIT = 16_384
 class Rollout(NamedTuple):
     """What was frozen when the rollout was dispatched, and the sessions observed since.
 
-    With the calibrated read-out ``raw`` is the evidence's own value, of which ``value`` was read, and ``age`` the policy
-    versions since the prompt's newest outcome; else both are None.
+    With the calibrated read-out ``raw`` is the evidence's own value, from which ``value`` was read, and ``age`` the
+    policy versions since the prompt's newest outcome; else both are None.
     """
 
     slot: int

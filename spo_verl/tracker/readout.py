@@ -178,7 +178,8 @@ class CalibratedReadOut:
         if isinstance(rows, slice):
             return self._source_P[rows].astype(np.int64)
         inside_B = rows < self._prompts
-        return np.where(inside_B, self._source_P[np.where(inside_B, rows, 0)], NO_SOURCE).astype(np.int64)
+        found_B = self._source_P[np.where(inside_B, rows, 0)].astype(np.int64)
+        return np.where(inside_B, found_B, NO_SOURCE)
 
 
 _NOTHING = {name: np.zeros(0, dtype=dtype) for name, dtype in OUTCOMES.items()}
@@ -186,7 +187,7 @@ _NOTHING = {name: np.zeros(0, dtype=dtype) for name, dtype in OUTCOMES.items()}
 
 def ages(version_B: NDArray[np.int64], version: int) -> NDArray[np.int64]:
     """Policy versions from the newest outcome of each prompt, or from the start of the run, to this version."""
-    return np.maximum(version - np.maximum(version_B, 0), 0)
+    return np.asarray(np.maximum(version - np.maximum(version_B, 0), 0))
 
 
 def read_rows(

@@ -70,7 +70,9 @@ class Tracker:
         self._clock = self._rule.clock(clock or {}, self._table)
         self._readout: CalibratedReadOut | None = None
         if settings.readout == "calibrated":
-            self._readout = CalibratedReadOut(settings.window, table.active, _checked_sources(sources, table), calibration)
+            self._readout = CalibratedReadOut(
+                settings.window, table.active, _checked_sources(sources, table), calibration
+            )
         self._drawing = Drawing(settings, self._rule, self._table, generators, sources, self._version, self._readout)
 
     # -- making one
@@ -92,8 +94,8 @@ class Tracker:
             key_P: identities, V16 (P,) or uint8 (P, 16), each once.
             settings: see :class:`TrackerSettings`.
             alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
-            sources: data source of each prompt; needed with ``settings.quota``, used by the calibrated read-out, else not
-                looked at.
+            sources: data source of each prompt; needed with ``settings.quota``, used by the calibrated read-out, and
+                otherwise not looked at.
             version: policy version at which the run continues, not negative. In event time the given evidence is of
                 this version (z_0) and decays from it.
 
@@ -558,7 +560,8 @@ class Tracker:
 def _checked_sources(sources: PromptSources | None, table: PromptTable) -> PromptSources | None:
     if sources is not None and (not isinstance(sources, PromptSources) or len(sources.source_P) != table.active):
         raise SpoStateError(
-            f"sources are {shown(sources)} and there are {table.active} prompts; pass PromptSources of every slot, or None."
+            f"sources are {shown(sources)} and there are {table.active} prompts; pass PromptSources of every slot, or "
+            "None."
         )
     return sources
 

@@ -232,7 +232,8 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "tenth of new prompts or with `spo.initial`",
         "0.1 is the standard error of a single prompt's value at an effective sample size of 25",
         "If rewards are above the values, the policy improves faster than evidence is forgotten: set "
-        "spo.value.readout=calibrated, or lower spo.forgetting.rho_min and rho_max. From the first step: spo.initial has values of another policy or reward.",
+        "spo.value.readout=calibrated, or lower spo.forgetting.rho_min and rho_max. From the first step: spo.initial "
+        "has values of another policy or reward.",
         _calibration_off,
     ),
     EarlyWarning(

@@ -29,8 +29,8 @@ HEALTH: dict[str, Health] = {
     "value/batch_mean": Health("Close to `spo/reward/mean`.", "See `spo/advantage/raw_mean`."),
     "advantage/raw_mean": Health(
         "Within 0.1 of 0, once `spo/first_visit_share` is below 0.1. Above 0 while the policy improves.",
-        "Set `spo.value.readout=calibrated`, or forget faster: lower `spo.forgetting.rho_min` and `rho_max`. From the first step: the values of "
-        "`spo.initial` are of another policy or reward.",
+        "Set `spo.value.readout=calibrated`, or forget faster: lower `spo.forgetting.rho_min` and `rho_max`. From the "
+        "first step: the values of `spo.initial` are of another policy or reward.",
     ),
     "advantage/raw_variance": Health(
         "Below the variance of the reward, which is at most 0.25 for rewards of 0 and 1.",

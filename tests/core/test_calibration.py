@@ -65,7 +65,11 @@ def test_a_prompt_of_no_source_has_no_indicator():
 @given(st.integers(0, 10**6), st.integers(0, 4))
 def test_what_is_read_is_the_value_of_the_features(seed, sources):
     rng = np.random.default_rng(seed)
-    value, n_eff, age = rng.choice([0.0, 1.0, *rng.uniform(0, 1, 8)], 60), rng.uniform(0, 25, 60), rng.integers(0, 99, 60)
+    value, n_eff, age = (
+        rng.choice([0.0, 1.0, *rng.uniform(0, 1, 8)], 60),
+        rng.uniform(0, 25, 60),
+        rng.integers(0, 99, 60),
+    )
     source = rng.integers(-1, max(sources, 1), 60)
     features = calibration_features(value, n_eff, age, source, sources=sources)
     coefficients = rng.normal(size=features.shape[1])

@@ -319,9 +319,7 @@ def test_error_and_bias_on_a_policy_that_improves(climb):
 
 def test_a_shorter_window_follows_a_policy_that_improves_fast():
     problem = climbing(400, seed=1, climb=0.03)
-    (_, long), (_, short) = (
-        simulated(problem, 64, 60, seed=1, window=window)["calibrated"] for window in (2048, 512)
-    )
+    (_, long), (_, short) = (simulated(problem, 64, 60, seed=1, window=window)["calibrated"] for window in (2048, 512))
     assert long < short < -0.01
     assert abs(short) < 0.6 * abs(long)
 
@@ -383,7 +381,9 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, mode, sampling):
     steady = trained(mode, sampling_mode=sampling)
     written = steady.snapshot().write(tmp_path / "spo", step=8)
     before = folder_bytes(tmp_path)
-    resumed, report = Tracker.load(tmp_path / "spo", keys(30), steady.settings, sources=sources_of(range(30)), version=8)
+    resumed, report = Tracker.load(
+        tmp_path / "spo", keys(30), steady.settings, sources=sources_of(range(30)), version=8
+    )
     assert report.digest == written.digest == steady.digest() == resumed.digest()
     assert resumed.values().tobytes() == steady.values().tobytes()
     for version in range(9, 16):

@@ -184,7 +184,7 @@ def _is_count(given: object) -> bool:
 
 
 def _wrong_types(content: Mapping[str, Any]) -> Iterator[str]:
-    """What is not as :class:`Manifest` says, apart from what is within settings, counters, random, clock and readout."""
+    """What is not as :class:`Manifest` says, apart from the insides of settings, counters, random, clock, readout."""
     for name in ("spo_verl_version", "digest"):
         if not isinstance(content[name], str):
             yield f"has the {name} {shown(content[name])}, which is not text"

@@ -206,7 +206,9 @@ def _is_readout(sources: Any, coefficients: Any, version: Any) -> bool:
     if not named or sources != sorted(set(sources)) or len(sources) > MOST_SOURCES:
         return False
     listed = isinstance(coefficients, list) and len(coefficients) == features_of(len(sources))
-    return listed and all(isinstance(one, float) for one in coefficients) and is_whole(version) and 0 <= version <= LARGEST
+    return (
+        listed and all(isinstance(one, float) for one in coefficients) and is_whole(version) and 0 <= version <= LARGEST
+    )
 
 
 @contextmanager
@@ -305,7 +307,7 @@ def _rollout_problem(row: Mapping[str, Any], rows: int) -> bool:
         and 0 <= row["value"] <= 1
         and 0 <= row["n_eff"] < np.inf
         and row["version"] >= 0
-        and (raw is None or (0 <= raw <= 1 and age >= 0))
+        and (raw is None or age is None or (0 <= raw <= 1 and age >= 0))
     )
 
 
@@ -332,9 +334,9 @@ def _read_calibration(path: Path, manifest: folders.Manifest) -> Calibration | N
     parts: dict[str, list[Any]] = {name: [] for name in OUTCOME_COLUMNS}
     with _batches(path, OUTCOMES, OUTCOMES_SCHEMA) as batches:
         for batch in batches:
-            for name, columns in parts.items():
+            for name, part in parts.items():
                 # Copied: the file's memory map is about to be closed.
-                columns.append(np.array(batch.column(name.removesuffix("_N")).to_numpy()))
+                part.append(np.array(batch.column(name.removesuffix("_N")).to_numpy()))
     columns = {name: np.concatenate([np.zeros(0, dtype), *parts[name]]) for name, dtype in OUTCOME_COLUMNS.items()}
     sources = tuple(manifest.readout["sources"])
     coefficient_F = np.array(manifest.readout["coefficients"], dtype=np.float64)

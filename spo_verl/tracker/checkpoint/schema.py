@@ -4,11 +4,12 @@
 |---|---|---|
 | ``prompts.arrow`` | prompt slot | key, alpha, beta, draws, visits, version; moved under ``forgetting_mode=drift`` |
 | ``responses.arrow`` | stored response, by slot | slot, prompt_hash, token, mask, log_prob_<name>... |
-| ``rollouts.arrow`` | rollout | uid, open, slot, value, n_eff, version, sessions; raw, age under ``readout=calibrated`` |
-| ``outcomes.arrow`` | outcome of the fit, oldest first | value, n_eff, age, source, reward |
+| ``rollouts.arrow`` | rollout | uid, open, slot, value, n_eff, version, sessions; calibrated: raw, age |
+| ``outcomes.arrow`` | outcome of the fit, oldest first | calibrated: value, n_eff, age, source, reward |
 
 Prompts of the dataset come before those kept aside. ``mask`` holds eight tokens per byte. Open rollouts come by uid
-before the ended ones by age, which have only uid and sessions. ``outcomes.arrow`` is there under ``readout=calibrated`` only.
+before the ended ones by age, which have only uid and sessions. What is marked "calibrated", a whole file among it, is
+there with the calibrated read-out only.
 
 How the folder is made and verified is in :mod:`spo_verl.tracker.checkpoint.folder`, what writes it in
 :mod:`spo_verl.tracker.checkpoint.snapshot`, what reads it in :mod:`spo_verl.tracker.checkpoint.reading`.
