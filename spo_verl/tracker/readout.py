@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from spo_verl import core
 from spo_verl.core.calibration import OWN_FEATURES
+from spo_verl.tracker.arguments import LARGEST
 from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.ledger import Rollout
 from spo_verl.tracker.quota import PromptSources
@@ -170,7 +171,8 @@ class CalibratedReadOut:
         Args:
             version_B: policy versions of the outcomes that came last; ages are then counted to the version after them.
         """
-        self.state = self.state.fitted(max(self.state.version, int(version_B.max(initial=-1)) + 1))
+        after = min(int(version_B.max(initial=-1)) + 1, LARGEST)
+        self.state = self.state.fitted(max(self.state.version, after))
 
     def _sources_of(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64] | None:
         if self._source_P is None:

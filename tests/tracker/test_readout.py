@@ -11,6 +11,7 @@ from scipy import optimize
 
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker import Late, PromptSources, Tracker, TrackerSettings, readout
+from spo_verl.tracker.arguments import LARGEST
 from spo_verl.tracker.checkpoint.folder import MANIFEST
 from spo_verl.tracker.checkpoint.schema import OUTCOMES
 
@@ -53,7 +54,7 @@ class NaiveReadOut:
 
     def __init__(self, sources, window):
         self.sources, self.window = sorted(set(sources)), window
-        self.newest, self.outcomes = {}, []
+        self.newest, self.outcomes, self.now = {}, [], 0
         self.c = np.array([1.0] + [0.0] * (3 + len(self.sources)))
 
     def features(self, value, n_eff, age, source):
@@ -120,7 +121,13 @@ def test_against_a_naive_read_out(mode):
         for uid in chosen:
             slot, generated, _ = held.pop(uid)
             naive.newest[slot] = max(naive.newest.get(slot, 0), generated)
+        naive.now = max([naive.now, *(int(uid.split(".")[0]) + 1 for uid in groups[1].ended)])
         naive.fit()
+        if mode != "version":  # elsewhere evidence does not fade
+            for slot, (alpha, beta) in enumerate(np.transpose(tracker.evidence()).tolist()):
+                age = max(naive.now - naive.newest.get(slot, 0), 0)
+                x = naive.features(alpha / (alpha + beta), alpha + beta, age, names[slot])
+                assert tracker.values()[slot] == pytest.approx(naive.read(x), abs=2e-6)
         np.testing.assert_allclose(coefficients(tracker), naive.c, atol=2e-5)
         assert [part.tolist() for part in tracker.evidence()] == [part.tolist() for part in raw.evidence()]
     metrics = tracker.metrics()
@@ -289,11 +296,11 @@ def climbing(prompts, *, seed, climb):
     return start_P, climb, [f"level {source}" for source in source_P], {}
 
 
-def simulated(problem, batch, steps, *, seed, rho=0.9, **changes):
+def simulated(problem, batch, steps, *, seed, rho=0.9, kinds=("raw", "calibrated"), **changes):
     """(squared error, bias) of raw and calibrated frozen values."""
     start_P, climb, labels, evidence = problem
     found = {}
-    for kind in ("raw", "calibrated"):
+    for kind in kinds:
         of_kind = changes if kind == "calibrated" else {}
         given_ = TrackerSettings(forgetting_mode="constant", rho=rho, readout=kind, seed=seed, **of_kind)
         tracker = Tracker.create(keys(len(start_P)), given_, sources=PromptSources.of(labels), **evidence)
@@ -319,7 +326,10 @@ def test_error_and_bias_on_a_policy_that_improves(climb):
 
 def test_a_shorter_window_follows_a_policy_that_improves_fast():
     problem = climbing(400, seed=1, climb=0.03)
-    (_, long), (_, short) = (simulated(problem, 64, 60, seed=1, window=window)["calibrated"] for window in (2048, 512))
+    long, short = (
+        simulated(problem, 64, 60, seed=1, kinds=["calibrated"], window=window)["calibrated"][1]
+        for window in (2048, 512)
+    )
     assert long < short < -0.01
     assert abs(short) < 0.6 * abs(long)
 
@@ -476,6 +486,18 @@ def test_an_open_rollout_of_a_prompt_that_is_kept_aside_can_be_issued_again(tmp_
     numbers = [number for number in range(30) if number != 5]
     resumed, _ = Tracker.load(tmp_path / "spo", keys(numbers), tracker.settings, sources=sources_of(numbers), version=8)
     assert 0 < resumed.redispatch(["open"], 9).value_B[0] < 1
+
+
+def test_the_largest_version_can_be_saved(tmp_path):
+    tracker = made()
+    tracker.dispatch(["a", "b"], [0, 1], LARGEST)
+    finish(tracker, ["a"], [1.0])
+    tracker.snapshot().write(tmp_path / "spo")
+    resumed, _ = Tracker.load(tmp_path / "spo", keys(12), tracker.settings, sources=sources_of(range(12)))
+    assert resumed.digest() == tracker.digest()
+    assert resumed.values().tobytes() == tracker.values().tobytes()
+    finish(resumed, ["b"], [1.0])
+    assert resumed.snapshot().calibration.age_N.tolist() == [LARGEST, LARGEST]
 
 
 def test_one_source_becomes_two(tmp_path):
