@@ -214,6 +214,12 @@ def test_sessions_of_a_rollout_share_one_value_and_are_two_outcomes():
     assert kept.reward_N.tolist() == [1.0, 0.0, 1.0, 1.0]
     assert kept.value_N.tolist() == [0.5] * 4
     assert [kept.sources[source] for source in kept.source_N] == ["code", "code", "math", "math"]
+    # Also where they come one after the other.
+    tracker.dispatch(["c"], [5], 4)
+    tracker.observe(["c"], [0], [1.0])
+    finish(tracker, ["c", "c"], [1.0, 0.25], [0, 1])
+    assert tracker.snapshot().calibration.reward_N.tolist() == [1.0, 0.0, 1.0, 1.0, 1.0, 0.25]
+    assert tracker.snapshot().calibration.age_N.tolist() == [0, 0, 0, 0, 4, 4]
 
 
 def test_the_window_holds_the_last_outcomes():
@@ -405,7 +411,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, mode, sampling):
     assert folder_bytes(tmp_path) == before
     # All of it is in the digest.
     kept = steady.snapshot()
-    for name in readout.OUTCOMES:
+    for name in (*readout.OUTCOMES, "coefficient_F"):
         changed = getattr(kept.calibration, name).copy()
         changed[3] += 1
         altered = readout.replace(kept.calibration, **{name: changed})
