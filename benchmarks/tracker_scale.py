@@ -2,8 +2,10 @@
 
     python benchmarks/tracker_scale.py --prompts 14000 1000000 10000000
     python benchmarks/tracker_scale.py --prompts 10000000 --sources 8
+    python benchmarks/tracker_scale.py --prompts 14000 1000000 10000000 --sources 8 --readout calibrated
 
-The second command draws with quotas: equal parts for data sources of which each is half as large as the one before.
+The second command draws with quotas: equal parts for data sources of which each is half as large as the one before. The
+third one has no quotas; values are read with a coefficient for each of these sources.
 
 Needs no GPU and no training framework. Memory: some 260 bytes per prompt while tracker, snapshot and loaded tracker
 are side by side; the dictionaries take several times that and are left out above ``--dict-limit`` prompts.
@@ -65,6 +67,8 @@ def tracker_steps(tracker: Tracker, batch: int, tokens: int, rng: np.random.Gene
         seconds["observe"], _ = seconds_of(tracker.observe, uids, *outcome)
         seconds["remember"], _ = seconds_of(tracker.remember, uids, responses)
         seconds["settle"], _ = seconds_of(tracker.settle, uids)
+        if tracker.settings.readout == "calibrated":
+            seconds["weights"], _ = seconds_of(tracker.draw, batch)
         seconds["metrics"], _ = seconds_of(tracker.metrics)
         for name, value in seconds.items():
             taken.setdefault(name, []).append(value)
@@ -98,13 +102,14 @@ def make_sources(prompts: int, count: int, rng: np.random.Generator) -> PromptSo
 
 
 def measure(
-    prompts: int, batch: int, tokens: int, folder: Path, dict_limit: int, source_count: int
+    prompts: int, batch: int, tokens: int, folder: Path, dict_limit: int, source_count: int, readout: Any
 ) -> dict[str, float | None]:
     """All figures for one number of prompts; seconds, or bytes where the name says so."""
     rng = np.random.default_rng(0)
     key_P = np.frombuffer(rng.bytes(16 * prompts), dtype="V16")
     sources = make_sources(prompts, source_count, rng) if source_count else None
-    settings = TrackerSettings(quota=dict.fromkeys(sources.names, 1.0) if sources else None)
+    quota = dict.fromkeys(sources.names, 1.0) if sources and readout == "raw" else None
+    settings = TrackerSettings(quota=quota, readout=readout)
     figures: dict[str, float | None] = {}
     figures["create"], tracker = seconds_of(lambda: Tracker.create(key_P, settings, sources=sources))
     verbs = tracker_steps(tracker, batch, tokens, rng)
@@ -140,6 +145,7 @@ ROWS = {
     "step": "dispatch + recall + observe + settle of {batch}",
     "observe": "  of which observe",
     "remember": "remember {batch} responses of {tokens} tokens",
+    "weights": "draw({batch}) after a fit: all weights",
     "metrics": "metrics",
     "snapshot": "snapshot (training waits)",
     "digest": "digest",
@@ -160,13 +166,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=512, help="tokens per stored response")
     parser.add_argument("--dict-limit", type=int, default=2_000_000, help="no dictionaries above this many prompts")
-    parser.add_argument("--sources", type=int, default=0, help="data sources with quotas; 0: no quotas")
+    parser.add_argument("--sources", type=int, default=0, help="data sources, with quotas unless calibrated; 0: none")
+    parser.add_argument("--readout", choices=["raw", "calibrated"], default="raw", help="spo.value.readout")
     args = parser.parse_args()
     columns = []
     for prompts in args.prompts:
         with tempfile.TemporaryDirectory() as folder:
-            figures = measure(prompts, args.batch, args.tokens, Path(folder), args.dict_limit, args.sources)
-        columns.append([f"{prompts:,}", *(as_text(name, figures[name]) for name in ROWS)])
+            figures = measure(
+                prompts, args.batch, args.tokens, Path(folder), args.dict_limit, args.sources, args.readout
+            )
+        columns.append([f"{prompts:,}", *(as_text(name, figures.get(name)) for name in ROWS)])
     labels = ["prompts", *(label.format(batch=args.batch, tokens=args.tokens) for label in ROWS.values())]
     width = max(map(len, labels))
     for label, *cells in zip(labels, *columns, strict=True):

@@ -25,6 +25,7 @@ _CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 SamplingMode = Literal["prioritized", "uniform"]
 ForgettingMode = Literal["kl", "constant", "version", "drift"]
+ReadOut = Literal["raw", "calibrated"]
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -66,6 +67,17 @@ class InitialConfig:
     """Smoothing of the offline success rates."""
     tracker: str | None = None
     """``spo`` folder of another run's checkpoint, to start from its values."""
+
+
+@dataclass(frozen=True, config=_CLOSED)
+class ValueConfig:
+    """How a prompt's value is read from its evidence."""
+
+    readout: ReadOut = "raw"
+    """Value that baselines and sampling weights take: ``raw``, alpha / (alpha + beta); ``calibrated``, that value after
+    a correction that is fitted on the last outcomes of all prompts (docs/algorithm.md)."""
+    window: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    """With ``readout=calibrated``: outcomes that the fit looks at, the last ones."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -182,6 +194,7 @@ class SpoConfig:
     """Steps between tables of samples, with histograms, in W&B, TensorBoard, MLflow and trackio; ``None``: none."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
@@ -292,6 +305,7 @@ def _ranges(config: SpoConfig) -> Iterator[str]:
     if config.sampling.quota is not None and not config.sampling.quota:
         yield "spo.sampling.quota={} names no data source; name each with its share of a batch, or set it to null."
     yield from _of_other_modes(config)
+    yield from _read_by_nobody(config)
 
 
 def retentions_in_order(rho_min: float, rho_max: float) -> bool:
@@ -349,6 +363,25 @@ def _of_other_modes(config: SpoConfig) -> Iterator[str]:
         yield (
             f"spo.forgetting.drift_scale={config.forgetting.drift_scale} scales the policy's summed movement; with "
             f"spo.forgetting.mode={mode} it would do nothing: set it to 1.0, or spo.forgetting.mode=drift."
+        )
+
+
+def _read_by_nobody(config: SpoConfig) -> Iterator[str]:
+    """Settings of a read-out that would have no effect."""
+    window, default = config.value.window, ValueConfig().window
+    if config.value.readout == "raw":
+        if window != default:
+            yield (
+                f"spo.value.window={window} is the number of outcomes that the calibrated read-out is fitted on; with "
+                f"spo.value.readout=raw it would do nothing: set it to {default}, or spo.value.readout=calibrated."
+            )
+        return
+    baseline, mode = config.advantage.baseline, config.sampling.mode
+    if baseline != "value" and mode == "uniform" and config.rollout_n is None:
+        yield (
+            f"spo.value.readout=calibrated changes values, which neither spo.advantage.baseline={baseline} nor "
+            "spo.sampling.mode=uniform reads, so it would do nothing: set spo.value.readout=raw, "
+            "spo.advantage.baseline=value or spo.sampling.mode=prioritized."
         )
 
 

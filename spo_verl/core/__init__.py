@@ -6,7 +6,7 @@ are ``SpoArgumentError`` and ``SpoRewardError``, both also ``ValueError``.
 """
 
 from spo_verl.core.advantage import normalize_advantages
-from spo_verl.core.calibration import calibrated_value, calibration_features, fit_calibration
+from spo_verl.core.calibration import calibrated_value, calibration_features, fit_calibration, read_calibrated
 from spo_verl.core.divergence import divergence
 from spo_verl.core.evaluation import (
     Interval,
@@ -51,6 +51,7 @@ __all__ = [
     "pass_at_k",
     "quota_counts",
     "quota_limits",
+    "read_calibrated",
     "retention",
     "sampling_weights",
     "update_evidence",

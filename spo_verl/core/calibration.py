@@ -33,7 +33,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from spo_verl.core._checks import FloatArray, as_float64, require, require_number, require_same_shape
+from spo_verl.core._checks import FloatArray, IntArray, as_float64, require, require_number, require_same_shape
 from spo_verl.errors import SpoArgumentError, SpoRewardError
 
 VALUE_CLIP = 0.01
@@ -60,7 +60,8 @@ def calibration_features(
         value_B: (B,) the tracker's v, in [0, 1]; clipped to [clip, 1 - clip].
         n_eff_B: (B,) effective sample size, finite and >= 0; floored at 1, as in the sampling weights.
         age_B: (B,) trainer steps since the prompt's last visit, or since the start of the run; finite and >= 0.
-        source_B: (B,) index of the data source, a whole number in [0, sources); needed where ``sources`` > 0.
+        source_B: (B,) index of the data source, a whole number in [0, sources), or -1 for a prompt without an
+            indicator; needed where ``sources`` > 1.
         sources: number of data sources, >= 0. With 0 or 1 there are no indicators: the intercept is theirs.
         extra_BF: (B, F) further columns of the user's, finite.
         clip: in (0, 1/2).
@@ -72,18 +73,9 @@ def calibration_features(
     Raises:
         SpoArgumentError: an argument is NaN or out of its range, or shapes differ.
     """
-    require_number(0.0 < clip < 0.5, "clip", clip, "it must lie in (0, 1/2)")
     require_number(sources >= 0, "sources", sources, "it must be at least 0")
-    value_B, n_eff_B, age_B = (
-        as_float64(name, array) for name, array in (("value_B", value_B), ("n_eff_B", n_eff_B), ("age_B", age_B))
-    )
-    require_same_shape(value_B=value_B, n_eff_B=n_eff_B, age_B=age_B)
-    require_number(value_B.ndim == 1, "value_B.shape", value_B.shape, "it must be (B,), one per prompt")
-    require((value_B >= 0) & (value_B <= 1), "value_B", value_B, "it must lie in [0, 1]")
-    for name, array in (("n_eff_B", n_eff_B), ("age_B", age_B)):
-        require(np.isfinite(array) & (array >= 0), name, array, "it must be finite and >= 0")
-    clipped_B = np.clip(value_B, clip, 1.0 - clip)
-    logit_B = np.log(clipped_B) - np.log1p(-clipped_B)
+    value_B, n_eff_B, age_B = _checked_readings(value_B, n_eff_B, age_B, clip)
+    logit_B = _logit(value_B, clip)
     columns = [logit_B, np.ones_like(logit_B), logit_B / np.sqrt(np.maximum(n_eff_B, 1.0)), np.log1p(age_B)]
     parts = [np.stack(columns, axis=1)]
     if sources > 1:
@@ -154,6 +146,42 @@ def calibrated_value(feature_BF: npt.ArrayLike, coefficient_F: npt.ArrayLike) ->
     return _sigmoid(feature_BF @ coefficient_F)
 
 
+def read_calibrated(
+    value_B: npt.ArrayLike,
+    n_eff_B: npt.ArrayLike,
+    age_B: npt.ArrayLike,
+    coefficient_F: npt.ArrayLike,
+    source_B: npt.ArrayLike | None = None,
+    *,
+    clip: float = VALUE_CLIP,
+) -> FloatArray:
+    """``calibrated_value(calibration_features(...), coefficient_F)`` without the rows of features, (B,) in [0, 1].
+
+    For tables of millions of prompts: some ten operations per prompt, however many data sources there are.
+
+    Args:
+        value_B, n_eff_B, age_B, source_B, clip: as for ``calibration_features``.
+        coefficient_F: (F,) from ``fit_calibration``: four, and one for each data source; without extra columns.
+
+    Raises:
+        SpoArgumentError: as for ``calibration_features`` and ``calibrated_value``.
+    """
+    value_B, n_eff_B, age_B = _checked_readings(value_B, n_eff_B, age_B, clip)
+    coefficient_F = as_float64("coefficient_F", coefficient_F)
+    shaped = coefficient_F.ndim == 1 and len(coefficient_F) >= OWN_FEATURES
+    require_number(shaped, "coefficient_F.shape", coefficient_F.shape, f"it must be (F,), F >= {OWN_FEATURES}")
+    require(np.isfinite(coefficient_F), "coefficient_F", coefficient_F, "coefficients must be finite")
+    slope, intercept, by_mass, by_age = coefficient_F[:OWN_FEATURES]
+    read_B = _logit(value_B, clip) * (slope + by_mass / np.sqrt(np.maximum(n_eff_B, 1.0)))
+    read_B += intercept
+    if by_age:
+        read_B += by_age * np.log1p(age_B)
+    if len(coefficient_F) > OWN_FEATURES:
+        index_B = _checked_sources(source_B, len(coefficient_F) - OWN_FEATURES, value_B.shape)
+        read_B += np.append(coefficient_F[OWN_FEATURES:], 0.0)[index_B]  # the last one, at -1: without an indicator
+    return _sigmoid(read_B)
+
+
 def _newton(feature_BF: FloatArray, reward_B: FloatArray, weight_B: FloatArray, precision_F: FloatArray) -> FloatArray:
     prior_F = np.zeros(feature_BF.shape[1])
     prior_F[0] = 1.0
@@ -184,7 +212,28 @@ def _newton(feature_BF: FloatArray, reward_B: FloatArray, weight_B: FloatArray, 
 
 
 def _sigmoid(logit: FloatArray) -> FloatArray:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -logit)))
+    with np.errstate(over="ignore"):  # 1 / inf is the 0 that is meant
+        return np.asarray(1.0 / (1.0 + np.exp(-logit)))
+
+
+def _logit(value_B: FloatArray, clip: float) -> FloatArray:
+    clipped_B = np.clip(value_B, clip, 1.0 - clip)
+    return np.asarray(np.log(clipped_B / (1.0 - clipped_B)))
+
+
+def _checked_readings(
+    value_B: npt.ArrayLike, n_eff_B: npt.ArrayLike, age_B: npt.ArrayLike, clip: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    require_number(0.0 < clip < 0.5, "clip", clip, "it must lie in (0, 1/2)")
+    value_B, n_eff_B, age_B = (
+        as_float64(name, array) for name, array in (("value_B", value_B), ("n_eff_B", n_eff_B), ("age_B", age_B))
+    )
+    require_same_shape(value_B=value_B, n_eff_B=n_eff_B, age_B=age_B)
+    require_number(value_B.ndim == 1, "value_B.shape", value_B.shape, "it must be (B,), one per prompt")
+    require((value_B >= 0) & (value_B <= 1), "value_B", value_B, "it must lie in [0, 1]")
+    for name, array in (("n_eff_B", n_eff_B), ("age_B", age_B)):
+        require(np.isfinite(array) & (array >= 0), name, array, "it must be finite and >= 0")
+    return value_B, n_eff_B, age_B
 
 
 def _checked_features(feature_BF: npt.ArrayLike) -> FloatArray:
@@ -196,10 +245,15 @@ def _checked_features(feature_BF: npt.ArrayLike) -> FloatArray:
 
 
 def _indicators(source_B: npt.ArrayLike | None, sources: int, shape: tuple[int, ...]) -> FloatArray:
+    index_B = _checked_sources(source_B, sources, shape)
+    return np.asarray(index_B[:, None] == np.arange(sources), dtype=np.float64)
+
+
+def _checked_sources(source_B: npt.ArrayLike | None, sources: int, shape: tuple[int, ...]) -> IntArray:
     if source_B is None:
         raise SpoArgumentError(f"source_B is missing, but there are {sources} data sources; pass each prompt's index")
     index_B = as_float64("source_B", source_B)
     require_number(index_B.shape == shape, "source_B.shape", index_B.shape, f"it must be {shape}, as value_B")
-    rule = f"it must be a whole number in [0, {sources})"
-    require((index_B >= 0) & (index_B < sources) & (index_B == np.floor(index_B)), "source_B", index_B, rule)
-    return np.asarray(index_B[:, None] == np.arange(sources), dtype=np.float64)
+    rule = f"it must be a whole number in [-1, {sources})"
+    require((index_B >= -1) & (index_B < sources) & (index_B == np.floor(index_B)), "source_B", index_B, rule)
+    return index_B.astype(np.int64)

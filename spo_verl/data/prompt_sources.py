@@ -1,6 +1,6 @@
-"""The data source of every prompt: verl's column ``data_source``, read alone, for quotas."""
+"""The data source of every prompt: verl's column ``data_source``, read alone, for quotas and the read-out of values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,30 @@ def prompt_sources(dataset: Any, row_of_slot_P: np.ndarray | None = None) -> Pro
     rows = rows_of(dataset)
     row_P = np.arange(rows) if row_of_slot_P is None else np.asarray(row_of_slot_P)
     table = table_of(dataset)
-    labels = _labels_of_rows(dataset, row_P) if table is None else _labels_of_table(table, row_P)
-    return PromptSources.of(labels)
-
-
-def _labels_of_table(table: Any, row_P: np.ndarray) -> Iterator[str]:
+    if table is None:
+        return PromptSources.of(_labels_of_rows(dataset, row_P))
     if COLUMN not in table.column_names:
         raise _missing(f"the training data has no column {COLUMN!r}, only {sorted(table.column_names)}")
+    return PromptSources.of(_labels_of_table(table, row_P, _checked))
+
+
+def stated_sources(dataset: Any, row_of_slot_P: np.ndarray) -> PromptSources | None:
+    """The data sources as far as the table of the dataset has them: "" for a prompt without; None without the column.
+
+    A dataset without a table is not read: its own code may do anything when a row is.
+
+    Args:
+        dataset, row_of_slot_P: as for `prompt_sources`.
+    """
+    table = table_of(dataset)
+    if table is None or COLUMN not in table.column_names:
+        return None
+    return PromptSources.of(
+        _labels_of_table(table, row_of_slot_P, lambda label, _: "" if label is None else str(label))
+    )
+
+
+def _labels_of_table(table: Any, row_P: np.ndarray, name_of: Callable[[Any, int], str]) -> Iterator[str]:
     wanted_N = np.zeros(len(table), dtype=bool)
     wanted_N[row_P] = True
     # A number per row: ten million texts of their own would take a gigabyte.
@@ -50,7 +67,7 @@ def _labels_of_table(table: Any, row_P: np.ndarray) -> Iterator[str]:
     for start, columns in column_batches(table, [COLUMN], {}):
         labels = columns[COLUMN]
         for place in np.flatnonzero(wanted_N[start : start + len(labels)]).tolist():
-            label = _checked(labels[place], start + place)
+            label = name_of(labels[place], start + place)
             number_N[start + place] = number_of.setdefault(label, len(number_of))
     names = list(number_of)
     yield from (names[number] for number in number_N[row_P].tolist())

@@ -37,7 +37,7 @@ class PromptStates:
         step: training step.
         source: ``checkpoint``, or ``record`` (:func:`from_record`).
         key_P: V16.
-        value_P: in [0, 1], as read at this step.
+        value_P: in [0, 1], of the evidence as it is at this step; the calibrated read-out plays no part.
         n_eff_P: effective sample size.
         draws_P, visits_P: times drawn, outcomes observed; with ``source="record"`` draws are dispatches with an end.
         known_P: there is evidence: an outcome, or an initial value.
@@ -128,7 +128,8 @@ def from_record(record: Record) -> PromptStates:
 
     The evidence of a prompt is what was frozen at its last dispatch with an outcome, discounted as the record says,
     with the outcomes of that dispatch added. That is exact unless several rollouts of one prompt were in flight
-    (``spo.sampling.max_in_flight`` above 1).
+    (``spo.sampling.max_in_flight`` above 1), or values were read calibrated (``spo.value.readout``): then the evidence
+    has the value that was read.
 
     Raises:
         HistoryError: it holds no prompts yet.

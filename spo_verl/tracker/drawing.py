@@ -9,7 +9,9 @@ from spo_verl import core
 from spo_verl.errors import SpoStateError
 from spo_verl.tracker.arguments import is_whole, shown
 from spo_verl.tracker.forgetting_rules import Forgetting
+from spo_verl.tracker.prompt_statistics import read_parts
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, QuotaIndex
+from spo_verl.tracker.readout import CalibratedReadOut, read_rows
 from spo_verl.tracker.reports import Draw
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import PromptTable
@@ -26,6 +28,7 @@ class Drawing:
         generators: purpose -> generator, see ``settings.PURPOSES``.
         sources: data source of each prompt; needed with quotas.
         version: policy version at which evidence is read.
+        readout: reads values of the evidence; None: its own value.
     """
 
     def __init__(
@@ -36,15 +39,17 @@ class Drawing:
         generators: dict[str, np.random.Generator],
         sources: PromptSources | None,
         version: int,
+        readout: CalibratedReadOut | None = None,
     ) -> None:
-        self._settings, self._rule, self._table = settings, rule, table
+        self._settings, self._rule, self._table, self._readout = settings, rule, table, readout
         self.generators = generators
         prioritized = settings.sampling_mode == "prioritized"
         self._prioritized = prioritized
         # Values do not fade without a floor: then only mass makes weights change with the version alone.
-        self._ages = rule.fades and prioritized and (settings.gamma > 0 or settings.floor > 0)
-        self._version = version
-        weight_P = self._weights(slice(0, table.active), version)
+        by_mass = settings.gamma > 0 or readout is not None
+        self._ages = rule.fades and prioritized and (by_mass or settings.floor > 0)
+        self._version, self._refitted = version, False
+        weight_P = self._all_weights(version)
         self._index: core.WeightIndex | QuotaIndex
         if settings.quota is None:
             self._index = core.WeightIndex(weight_P)
@@ -87,23 +92,30 @@ class Drawing:
     def update(self, slot_B: NDArray[np.int64], version: int) -> None:
         """The evidence of these slots has changed."""
         if self._prioritized:
-            self.index(version).update(slot_B, self._weights(slot_B, version))
+            reading = read_rows(self._table, self._rule, self._readout, slot_B, version)
+            self.index(version).update(slot_B, self._weights(*reading))
 
     def index(self, version: int) -> core.WeightIndex | QuotaIndex:
-        """The index at a version; O(P) where weights age with versions and this one is new."""
-        if self._ages and self._version != version:
-            weight_P = self._weights(slice(0, self._table.active), version)
+        """The index at a version; O(P) after a fit, and where weights age with versions and this one is new."""
+        if self._refitted or (self._ages and self._version != version):
+            weight_P = self._all_weights(version)
             if isinstance(self._index, QuotaIndex):
                 self._index.replace(weight_P)
             else:
                 self._index = core.WeightIndex(weight_P)
-        self._version = version
+        self._version, self._refitted = version, False
         return self._index
 
-    def _weights(self, rows: NDArray[np.int64] | slice, version: int) -> NDArray[np.float64]:
-        """The sampling weights of rows of the table at a policy version."""
-        alpha_B, beta_B, version_B = self._table.read_from(rows)
+    def refit(self) -> None:
+        """The read-out has other coefficients: all weights follow when they are needed next."""
+        self._refitted = self._prioritized
+
+    def _all_weights(self, version: int) -> NDArray[np.float64]:
+        """The sampling weights of all prompts of the dataset at a policy version."""
         if not self._prioritized:
-            return np.ones(len(alpha_B))
-        value_B, n_eff_B = self._rule.read(version, alpha_B, beta_B, version_B)
+            return np.ones(self._table.active)
+        readings = read_parts(self._table, self._rule, version, self._readout)
+        return np.concatenate([self._weights(*reading) for reading in readings])
+
+    def _weights(self, value_B: NDArray[np.float64], n_eff_B: NDArray[np.float64]) -> NDArray[np.float64]:
         return core.value_weights(value_B, n_eff_B, gamma=self._settings.gamma, epsilon=self._settings.epsilon)

@@ -25,13 +25,19 @@ RECENT_LIMIT = 16_384
 
 
 class Rollout(NamedTuple):
-    """What was frozen when the rollout was dispatched, and the sessions observed since."""
+    """What was frozen when the rollout was dispatched, and the sessions observed since.
+
+    With the calibrated read-out ``raw`` is the evidence's own value, from which ``value`` was read, and ``age`` the
+    policy versions since the prompt's newest outcome; else both are None.
+    """
 
     slot: int
     value: float
     n_eff: float
     version: int
     sessions: tuple[int, ...] = ()
+    raw: float | None = None
+    age: int | None = None
 
 
 def frozen_of(rollouts: Sequence[Rollout]) -> Frozen:
@@ -147,7 +153,7 @@ class Ledger:
         one = self.open.get(uid)
         if one is None:
             raise SpoStateError(f"observe: uid {uid!r} is not open; dispatch a rollout before its outcomes.")
-        self.open[uid] = Rollout(one.slot, one.value, one.n_eff, one.version, (*one.sessions, session))
+        self.open[uid] = one._replace(sessions=(*one.sessions, session))
 
     def settle(self, uids: Sequence[str]) -> int:
         """Move open rollouts to the recent ones; returns how many of them never had an outcome.

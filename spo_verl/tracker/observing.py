@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spo_verl.errors import SpoRewardError, SpoStateError
 from spo_verl.tracker.arguments import as_array, as_floats, as_integers, checked_uids, shown
-from spo_verl.tracker.ledger import Ledger, check_ending
+from spo_verl.tracker.ledger import Ledger, Rollout, check_ending
 from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.tracker.settings import Ending
 from spo_verl.tracker.table import TouchedRows
@@ -31,6 +31,7 @@ class Outcomes:
         divergence_B: at least 0, NaN for outcomes without one.
         trained_B: whether the rollout was trained on, bool.
         source_B: the rollout and the session that they come from.
+        rollout_B: what was frozen with these rollouts.
         duplicate: how many of the request had been observed before.
     """
 
@@ -40,6 +41,7 @@ class Outcomes:
     divergence_B: NDArray[np.float64]
     trained_B: NDArray[np.bool_]
     source_B: list[tuple[str, int]]
+    rollout_B: list[Rollout]
     duplicate: int
 
 
@@ -101,6 +103,7 @@ def new_outcomes(groups: Sequence[Late], ledger: Ledger) -> Outcomes:
         divergence_B=divergence_B[row_B],
         trained_B=trained_B[row_B],
         source_B=[source for _, source in fresh],
+        rollout_B=open_B,
         duplicate=len(uids) - len(fresh),
     )
 

@@ -1,4 +1,4 @@
-"""Numbers over all prompts of the dataset, for the log. O(P), a million rows at a time."""
+"""Numbers over all prompts of the dataset, for the log. O(P), part by part."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 
 from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.quota import PromptSources
+from spo_verl.tracker.readout import CalibratedReadOut, read_rows
 from spo_verl.tracker.table import PromptTable
 
-SCAN_ROWS = 1_000_000
-"""Rows looked at at once; bounds the temporary arrays."""
+SCAN_ROWS = 1 << 17
+"""Rows looked at at once: their temporary arrays stay in the cache."""
 
 Readings = Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
-def read_parts(table: PromptTable, rule: Forgetting, version: int) -> Readings:
+def read_parts(
+    table: PromptTable, rule: Forgetting, version: int, readout: CalibratedReadOut | None = None
+) -> Readings:
     """(value, effective sample size) of the prompts of the dataset as read at a policy version, part by part."""
     for first in range(0, table.active, SCAN_ROWS):
-        rows = slice(first, min(first + SCAN_ROWS, table.active))
-        yield rule.read(version, *table.read_from(rows))
+        yield read_rows(table, rule, readout, slice(first, min(first + SCAN_ROWS, table.active)), version)
 
 
 def value_histogram(parts: Readings, bins: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spo_verl.config import ForgettingMode, SamplingMode, SpoConfig, fault, retentions_in_order
+from spo_verl.config import ForgettingMode, ReadOut, SamplingMode, SpoConfig, fault, retentions_in_order
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker.arguments import shown
 
@@ -31,7 +31,7 @@ LATER_COUNTERS = ("stale", "surplus", "rejected", "aborted", "untrained")
 is what it was before there were any. ``untrained``: outcomes that became evidence without training."""
 
 ADDED_LATER = {
-    "settings": frozenset({"quota", "floor", "drift_scale", "max_in_flight"}),
+    "settings": frozenset({"quota", "floor", "drift_scale", "max_in_flight", "readout", "window"}),
     "random": frozenset({"quota"}),
     "counters": frozenset(LATER_COUNTERS),
     "clock": frozenset({"version", "movement"}),
@@ -53,6 +53,8 @@ KEYS = {
     "floor": "forgetting.floor",
     "drift_scale": "forgetting.drift_scale",
     "max_in_flight": "sampling.max_in_flight",
+    "readout": "value.readout",
+    "window": "value.window",
 }
 """Settings of a tracker, and the keys of :class:`SpoConfig` that have their defaults, ranges and meanings."""
 
@@ -95,6 +97,8 @@ class TrackerSettings:
     floor: float = _DEFAULT.forgetting.floor
     drift_scale: float = _DEFAULT.forgetting.drift_scale
     max_in_flight: int | None = _DEFAULT.sampling.max_in_flight
+    readout: ReadOut = _DEFAULT.value.readout
+    window: int = _DEFAULT.value.window
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -27,6 +27,7 @@ from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.observing import Effects, checked_groups, joined, new_outcomes
 from spo_verl.tracker.prompt_statistics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
 from spo_verl.tracker.quota import PromptSources
+from spo_verl.tracker.readout import CalibratedReadOut, Calibration, ages
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
 from spo_verl.tracker.responses import StoredResponses
 from spo_verl.tracker.settings import COUNTERS, LATER_COUNTERS, Ending, TrackerSettings, make_generators
@@ -57,6 +58,7 @@ class Tracker:
         generators: dict[str, np.random.Generator],
         sources: PromptSources | None = None,
         clock: dict[str, float] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.settings = settings
         self._rule = forgetting(settings)
@@ -66,7 +68,12 @@ class Tracker:
         self._counters = counters
         self._covered = int(np.count_nonzero(table.draws_P[: table.active]))
         self._clock = self._rule.clock(clock or {}, self._table)
-        self._drawing = Drawing(settings, self._rule, self._table, generators, sources, self._version)
+        self._readout: CalibratedReadOut | None = None
+        if settings.readout == "calibrated":
+            self._readout = CalibratedReadOut(
+                settings.window, table.active, _checked_sources(sources, table), calibration
+            )
+        self._drawing = Drawing(settings, self._rule, self._table, generators, sources, self._version, self._readout)
 
     # -- making one
 
@@ -87,7 +94,8 @@ class Tracker:
             key_P: identities, V16 (P,) or uint8 (P, 16), each once.
             settings: see :class:`TrackerSettings`.
             alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
-            sources: data source of each prompt; needed, and looked at, only with ``settings.quota``.
+            sources: data source of each prompt; needed with ``settings.quota``, used by the calibrated read-out, and
+                otherwise not looked at.
             version: policy version at which the run continues, not negative. In event time the given evidence is of
                 this version (z_0) and decays from it.
 
@@ -139,7 +147,8 @@ class Tracker:
         fresh = PromptTable.create(key_P, alpha_P, beta_P)
         saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings, version)
         counters, clock = dict(saved.manifest.counters), saved.manifest.clock
-        return cls(settings, saved.table, saved.memory, saved.ledger, counters, generators, sources, clock), report
+        parts = saved.table, saved.memory, saved.ledger, counters, generators, sources, clock, saved.calibration
+        return cls(settings, *parts), report
 
     # -- the verbs of a step
 
@@ -244,7 +253,9 @@ class Tracker:
             SpoStateError: lengths differ, a divergence is negative, a uid is unknown, or a new session came
                 after its rollout was settled.
         """
-        return self._commit(self._effects(Late("trained", uids, session_B, reward_B, divergence_B, ended=()))).report
+        effects = self._commit(self._effects(Late("trained", uids, session_B, reward_B, divergence_B, ended=())))
+        self._fit(effects)
+        return effects.report
 
     def remember(self, uids: Sequence[str], responses: StoredResponses) -> None:
         """Replace the stored responses of open rollouts' prompts; ``row_B`` points into ``uids``.
@@ -333,6 +344,7 @@ class Tracker:
         if responses is not None and slots is not None:
             self._memory.remember(slots, responses)
         self._clock.movement = moved
+        self._fit(effects)
         return StepReport(effects.report, self.metrics(), effects.untrained)
 
     # -- looking at it
@@ -391,7 +403,10 @@ class Tracker:
         return self._table.key_P[slots]
 
     def values(self) -> NDArray[np.float64]:
-        """(P,) estimated success probabilities, in event time as read at the newest version."""
+        """(P,) estimated success probabilities, in event time as read at the newest version.
+
+        With the calibrated read-out what it reads, at the version of its last fit.
+        """
         return np.concatenate([value_P for value_P, _ in self._readings()])
 
     def value_histogram(self, bins: int) -> NDArray[np.int64]:
@@ -417,6 +432,7 @@ class Tracker:
         | ``memory_bytes``, ``table_bytes`` | bytes of the stored responses; of the prompt columns |
         | ``drawn`` ... ``trained`` | running totals, see ``counters`` |
         | ``source/<name>/value_mean`` | with quotas: mean value over the prompts of a data source |
+        | ``readout_slope``, ``readout_intercept`` | with the calibrated read-out: coefficients of logit v and 1 |
         """
         sources = self._drawing.sources
         return {
@@ -428,6 +444,7 @@ class Tracker:
             "memory_bytes": float(self._memory.nbytes),
             **{name: float(total) for name, total in self.counters.items()},
             **(source_metrics(self._readings(), sources) if sources is not None else {}),
+            **({} if self._readout is None else self._readout.metrics()),
         }
 
     def digest(self) -> str:
@@ -450,6 +467,7 @@ class Tracker:
             counters=dict(self._counters),
             random={purpose: dict(generator.bit_generator.state) for purpose, generator in generators},
             clock=self._clock.as_json(),
+            calibration=None if self._readout is None else self._readout.state,
         )
 
     @property
@@ -458,7 +476,7 @@ class Tracker:
         return self._clock.version or 0
 
     def _readings(self) -> Readings:
-        return read_parts(self._table, self._rule, self._version)
+        return read_parts(self._table, self._rule, self._version, self._readout)
 
     def _taken(self) -> NDArray[np.int64]:
         """Slots of the dataset that are not to be drawn now, ascending."""
@@ -470,8 +488,14 @@ class Tracker:
 
     def _freeze(self, slot_B: NDArray[np.int64], version: int) -> list[Rollout]:
         """Records of rollouts of these prompts at a policy version."""
-        value_B, n_eff_B = self._rule.read(version, *self._table.read_from(slot_B))
-        return list(map(Rollout, slot_B.tolist(), value_B.tolist(), n_eff_B.tolist(), repeat(version)))
+        alpha_B, beta_B, version_B = self._table.read_from(slot_B)
+        raw_B, n_eff_B = self._rule.read(version, alpha_B, beta_B, version_B)
+        slots, n_eff, versions = slot_B.tolist(), n_eff_B.tolist(), repeat(version)
+        if self._readout is None:
+            return list(map(Rollout, slots, raw_B.tolist(), n_eff, versions))
+        age_B = ages(version_B, version)
+        value_B = self._readout.value(raw_B, n_eff_B, age_B, slot_B)
+        return list(map(Rollout, slots, value_B.tolist(), n_eff, versions, repeat(()), raw_B.tolist(), age_B.tolist()))
 
     def _effects(self, trained: Late, late: Sequence[Late] = ()) -> Effects:
         """What observing and settling these rollouts will do; changes nothing.
@@ -500,7 +524,15 @@ class Tracker:
         for kind, uids in effects.ending:
             self._end(uids, kind)
         self._count("untrained", effects.untrained)
+        if self._readout is not None:
+            self._readout.note(effects.outcomes.rollout_B, effects.outcomes.reward_B)
         return effects
+
+    def _fit(self, effects: Effects) -> None:
+        """With the calibrated read-out: new coefficients, by all outcomes so far."""
+        if self._readout is not None:
+            self._readout.fit(effects.outcomes.version_B)
+            self._drawing.refit()
 
     def _slots_to_remember(self, uids: Sequence[str], responses: StoredResponses) -> NDArray[np.int64]:
         self._memory.check(responses)
@@ -523,6 +555,15 @@ class Tracker:
         """Add to a counter that is there only where it is not 0."""
         if more:
             self._counters[name] = self._counters.get(name, 0) + more
+
+
+def _checked_sources(sources: PromptSources | None, table: PromptTable) -> PromptSources | None:
+    if sources is not None and (not isinstance(sources, PromptSources) or len(sources.source_P) != table.active):
+        raise SpoStateError(
+            f"sources are {shown(sources)} and there are {table.active} prompts; pass PromptSources of every slot, or "
+            "None."
+        )
+    return sources
 
 
 def _check_settings(settings: TrackerSettings) -> None:

@@ -36,6 +36,7 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
         "Coverage": ("coverage", "first_visit_share"),
         "Effective sample size": ("n_eff/revisit_mean", "n_eff/mean"),
         "Effective prompts": ("effective_prompts",),
+        "Calibrated read-out": ("readout/slope", "readout/intercept"),
         "Data sources: drawn": ("source/<name>/drawn_share",),
         "Data sources: value": ("source/<name>/value_mean",),
     },

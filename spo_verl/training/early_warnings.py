@@ -231,8 +231,9 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         f"mean of `advantage/raw_mean` over {FEW} steps more than {BIAS} and 4 standard errors from 0, with at most a "
         "tenth of new prompts or with `spo.initial`",
         "0.1 is the standard error of a single prompt's value at an effective sample size of 25",
-        "Rewards above the values: the policy improves faster than evidence is forgotten; lower spo.forgetting.rho_min "
-        "and rho_max. From the first step: spo.initial has values of another policy or reward.",
+        "Rewards above the values: the policy improves faster than evidence is forgotten; set "
+        "spo.value.readout=calibrated, or lower spo.forgetting.rho_min and rho_max. From the first step: spo.initial "
+        "has values of another policy or reward.",
         _calibration_off,
     ),
     EarlyWarning(

@@ -27,8 +27,8 @@ HEALTH: dict[str, Health] = {
     "value/batch_mean": Health("Close to `spo/reward/mean`.", "See `spo/advantage/raw_mean`."),
     "advantage/raw_mean": Health(
         "Within 0.1 of 0, once `spo/first_visit_share` is below 0.1. Above 0 while the policy improves.",
-        "Lower `spo.forgetting.rho_min` and `rho_max`. From the first step: the values of `spo.initial` are of another "
-        "policy or reward.",
+        "Set `spo.value.readout=calibrated`, or lower `spo.forgetting.rho_min` and `rho_max`. From the first step: the "
+        "values of `spo.initial` are of another policy or reward.",
     ),
     "advantage/raw_variance": Health(
         "Below the variance of the reward, which is at most 0.25 for rewards of 0 and 1.",
@@ -129,6 +129,11 @@ HEALTH: dict[str, Health] = {
         "Most prompts are solved or hopeless: exchange them, and look at the rewards.",
     ),
     "n_eff/mean": Health("Compare with `spo/n_eff/revisit_mean`.", "See there."),
+    "readout/slope": Health(
+        "1 before the first outcomes, then above 0.",
+        "Near 0: a prompt's evidence does not predict its reward. Look at the rewards of some samples.",
+    ),
+    "readout/intercept": Health("0 before the first outcomes. Above 0 while the policy improves.", ""),
     "coverage": Health("Grows until 1.", "Stops below 1: raise `spo.sampling.epsilon`."),
     "effective_prompts": Health(
         "Between the batch and the number of prompts.",

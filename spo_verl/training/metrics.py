@@ -77,6 +77,8 @@ METRICS: dict[str, str] = {
     "value/mean": "Mean value.",
     "value/bin_<k>": "Share of prompts with a value in [k/10, (k+1)/10), k = 0 to 9; 1 belongs to bin_9.",
     "n_eff/mean": "Mean effective sample size.",
+    "readout/slope": "Coefficient of logit v in the calibrated read-out (spo.value.readout=calibrated).",
+    "readout/intercept": "Its intercept, to which the coefficient of a prompt's data source is added.",
     "coverage": "Share of prompts ever drawn.",
     "effective_prompts": "Prompts that the sampler spreads over: (sum of weights)^2 / sum of squared weights.",
     "open_rollouts": "Dispatched rollouts without an outcome yet.",
@@ -232,6 +234,7 @@ def table_metrics(metrics: Mapping[str, float], value_bins: np.ndarray) -> dict[
         "open_rollouts": metrics["open"],
         "bytes/tracker": metrics["table_bytes"],
         "bytes/memory": metrics["memory_bytes"],
+        **{f"readout/{name}": metrics[key] for name in ("slope", "intercept") if (key := f"readout_{name}") in metrics},
     }
 
 

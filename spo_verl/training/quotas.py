@@ -1,4 +1,4 @@
-"""Quotas of data sources in a run: checked when the data is read, and reported with every step."""
+"""Data sources in a run: quotas checked when the data is read, and reported with every step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from spo_verl.config import SpoConfig, refuse
 from spo_verl.data.identity import DatasetKeys
-from spo_verl.data.prompt_sources import prompt_sources
+from spo_verl.data.prompt_sources import prompt_sources, stated_sources
 from spo_verl.tracker.quota import PromptSources, parts_of, quota_problems
+from spo_verl.tracker.readout import MOST_SOURCES
 from spo_verl.training.metrics import source_labels
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,22 @@ def read_sources(spo: SpoConfig, dataset: Any, keys: DatasetKeys, batch_size: in
         for name, part, prompts in zip(sources.names, part_Q, sources.prompts_Q, strict=True)
     ]
     logger.info("spo: every batch draws on average %s", ", ".join(shares))
+    return sources
+
+
+def sources_of_readout(spo: SpoConfig, dataset: Any, keys: DatasetKeys) -> PromptSources | None:
+    """With the calibrated read-out the data source of every prompt, and a log line; None where nothing says it.
+
+    Args:
+        spo, dataset, keys: as for :func:`read_sources`.
+    """
+    if spo.value.readout != "calibrated":
+        return None
+    sources = stated_sources(dataset, keys.row_of_slot_P)
+    if sources is None:
+        logger.info("spo: the calibrated read-out does not tell data sources apart: no table with a data_source")
+    else:
+        logger.info("spo: the calibrated read-out tells %d data sources apart", min(len(sources.names), MOST_SOURCES))
     return sources
 
 

@@ -70,7 +70,7 @@ def step_samples(
         raw_S, advantage_S: raw and normalised advantage of each session.
         reward_S, value_S: its reward and its baseline's value, in [0, 1].
         row_S: row of the dataset that its prompt is in.
-        evidence: alpha and beta of every prompt, after the step.
+        evidence: alpha and beta of every prompt, after the step; the histogram is that of their own values.
         rho_B: retentions that the step applied.
         texts: sessions of the batch -> prompt and response of each.
     """

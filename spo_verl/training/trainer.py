@@ -73,7 +73,7 @@ from spo_verl.training.metrics import (
 )
 from spo_verl.training.movement import MovementMeter, measure_movement
 from spo_verl.training.order import SeededMiniBatches, mini_batch_seed
-from spo_verl.training.quotas import SourceRecord, read_sources
+from spo_verl.training.quotas import SourceRecord, read_sources, sources_of_readout
 from spo_verl.training.recording import Recorder
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.rollout_n import choose, load_chooser
@@ -166,7 +166,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             keys.key_P,
             TrackerSettings.of(self.spo),
             initial_evidence=evidence,
-            sources=sources,
+            sources=sources or sources_of_readout(self.spo, self.train_dataset, keys),
             recorder=self._recorder,
         )
         self.train_dataloader = PrioritizedDataLoader(

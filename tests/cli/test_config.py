@@ -106,7 +106,7 @@ def test_the_problems_are_those_of_the_start_of_a_run():
 
 def test_an_unknown_preset_names_those_that_exist():
     [first, *_] = run_json("config", "+spo=papre")["problems"]
-    assert "bspo paper" in first
+    assert "bspo lean paper" in first
     assert "Config search path" not in first
 
 

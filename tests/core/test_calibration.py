@@ -11,6 +11,7 @@ from spo_verl.core import (
     calibrated_value,
     calibration_features,
     fit_calibration,
+    read_calibrated,
 )
 from spo_verl.errors import SpoRewardError
 
@@ -53,6 +54,30 @@ def test_values_are_clipped_on_both_sides():
 @pytest.mark.parametrize("sources", [0, 1])
 def test_one_source_has_no_indicator(sources):
     assert calibration_features([0.5], [1.0], [0], [0], sources=sources).shape == (1, 4)
+
+
+def test_a_prompt_of_no_source_has_no_indicator():
+    features = calibration_features([0.5] * 3, [1.0] * 3, [0] * 3, [-1, 0, 1], sources=2)
+    np.testing.assert_array_equal(features[:, 4:], [[0, 0], [1, 0], [0, 1]])
+
+
+@property_test
+@given(st.integers(0, 10**6), st.integers(0, 4))
+def test_what_is_read_is_the_value_of_the_features(seed, sources):
+    rng = np.random.default_rng(seed)
+    value, n_eff, age = (
+        rng.choice([0.0, 1.0, *rng.uniform(0, 1, 8)], 60),
+        rng.uniform(0, 25, 60),
+        rng.integers(0, 99, 60),
+    )
+    source = rng.integers(-1, max(sources, 1), 60)
+    features = calibration_features(value, n_eff, age, source, sources=sources)
+    coefficients = rng.normal(size=features.shape[1])
+    read = read_calibrated(value, n_eff, age, coefficients, source)
+    np.testing.assert_allclose(read, calibrated_value(features, coefficients), rtol=1e-12)
+    # However many prompts are read together: a table that is read in parts has equal bits.
+    alone = read_calibrated(value[7:8], n_eff[7:8], age[7:8], coefficients, source[7:8])
+    assert alone.tobytes() == read[7:8].tobytes()
 
 
 def test_without_outcomes_the_value_is_the_tracker_s():
@@ -192,6 +217,7 @@ def test_huge_features_do_not_overflow():
         (lambda: calibration_features([0.5], [1], [0], sources=-1), "sources"),
         (lambda: calibration_features([0.5], [1], [0], sources=2), "source_B is missing"),
         (lambda: calibration_features([0.5], [1], [0], [2], sources=2), "source_B"),
+        (lambda: calibration_features([0.5], [1], [0], [-2], sources=2), "source_B"),
         (lambda: calibration_features([0.5], [1], [0], [0.5], sources=2), "source_B"),
         (lambda: calibration_features([0.5], [1], [0], [0, 1], sources=2), "source_B.shape"),
         (lambda: calibration_features([0.5], [1], [0], extra_BF=[[math.nan]]), "extra_BF"),
@@ -205,6 +231,12 @@ def test_huge_features_do_not_overflow():
         (lambda: fit_calibration([[1.0]], [1.0], precision=[1.0, 1.0]), "precision.shape"),
         (lambda: calibrated_value([[1.0]], [1.0, 2.0]), "coefficient_F.shape"),
         (lambda: calibrated_value([[1.0]], [math.nan]), "coefficient_F"),
+        (lambda: read_calibrated([math.nan], [1], [0], [1, 0, 0, 0]), "value_B"),
+        (lambda: read_calibrated([0.5], [-1], [0], [1, 0, 0, 0]), "n_eff_B"),
+        (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0]), "coefficient_F.shape"),
+        (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, math.inf]), "coefficient_F"),
+        (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, 0, 0, 0]), "source_B is missing"),
+        (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, 0, 0, 0], [2]), "source_B"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(call, named):

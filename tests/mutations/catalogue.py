@@ -322,6 +322,8 @@ CHECKS = [
 ]
 
 _PRECISION = "+ np.diag(precision_F)"
+_OF_SOURCES = "coefficient_F[OWN_FEATURES:]"
+_ROOT = "np.sqrt(np.maximum(n_eff_B, 1.0))"
 _GRADIENT = "- precision_F * (coefficient_F - prior_F)"
 
 CALIBRATION = [
@@ -335,16 +337,21 @@ CALIBRATION = [
     ("weights are ignored in the gradient", "weight_B * (reward_B - p_B)", "(reward_B - p_B)"),
     ("weights are ignored in J", "fit = weight_B @ (", "fit = np.sum("),
     ("one Newton step", "MOST_STEPS = 100", "MOST_STEPS = 1"),
-    ("the value's sign is lost", "np.exp(-np.logaddexp(0.0, -logit))", "np.exp(-np.logaddexp(0.0, logit))"),
-    ("a logit without its failures", "np.log(clipped_B) - np.log1p(-clipped_B)", "np.log(clipped_B)"),
+    ("the value's sign is lost", "1.0 / (1.0 + np.exp(-logit))", "1.0 / (1.0 + np.exp(logit))"),
+    ("a logit without its failures", "np.log(clipped_B / (1.0 - clipped_B))", "np.log(clipped_B)"),
     ("values are not clipped above", "np.clip(value_B, clip, 1.0 - clip)", "np.clip(value_B, clip, 1.0 - 1e-15)"),
     ("values are not clipped below", "np.clip(value_B, clip, 1.0 - clip)", "np.clip(value_B, 1e-15, 1.0 - clip)"),
-    ("N_eff without its root", "logit_B / np.sqrt(np.maximum(n_eff_B, 1.0))", "logit_B / np.maximum(n_eff_B, 1.0)"),
-    ("N_eff without its floor", "np.sqrt(np.maximum(n_eff_B, 1.0))", "np.sqrt(np.maximum(n_eff_B, 1e-9))"),
-    ("age as it is", "np.log1p(age_B)", "age_B"),
+    ("N_eff without its root", f"logit_B / {_ROOT}", "logit_B / np.maximum(n_eff_B, 1.0)"),
+    ("N_eff without its floor", f"logit_B / {_ROOT}", f"logit_B / {_ROOT.replace('1.0', '1e-9')}"),
+    ("age as it is", ", np.log1p(age_B)]", ", age_B]"),
     ("the next data source", "index_B[:, None] == np.arange(sources)", "index_B[:, None] == np.arange(sources) + 1"),
     ("indicators of a single source", "if sources > 1:", "if sources > 0:"),
     ("extra columns are left out", "        parts.append(extra_BF)\n", ""),
+    ("a prompt without an indicator has the last one", "np.append(coefficient_F[OWN_FEATURES:], 0.0)", _OF_SOURCES),
+    ("N_eff has no part in what is read", f"(slope + by_mass / {_ROOT})", "slope"),
+    ("what is read has no floor of N_eff", f"by_mass / {_ROOT}", f"by_mass / {_ROOT.replace('1.0', '1e-9')}"),
+    ("age as it is in what is read", "by_age * np.log1p(age_B)", "by_age * age_B"),
+    ("the intercept is not read", "    read_B += intercept\n", ""),
 ]
 
 MUTATIONS = tuple(

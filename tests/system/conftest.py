@@ -8,7 +8,7 @@
 | spo | spo=paper | continues from grpo's checkpoint to step 6, values of 50 of 60 prompts, both divergences, quotas |
 | estimating | spo | `spo-verl values estimate` of all prompts, SIGKILLed after the first part |
 | estimated | spo | the same command again |
-| async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers and a surplus, SIGKILL, resume |
+| async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers, calibrated values; SIGKILL, resume |
 | orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
 | tensor | spo=paper | (slow) Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
@@ -58,6 +58,7 @@ ASYNC = [
     "+spo=plus_plus",
     "spo.forgetting.rho=1.0",
     "spo.seed=5",
+    "spo.value.readout=calibrated",
     "spo.oversample=0.5",
     "spo.late.policy=carry",
     "spo.reward.low=-1",

@@ -75,6 +75,19 @@ def test_evidence_is_every_trained_outcome_once(async_killed, async_resumed):
     assert len(before) == len(after) == 64
 
 
+def test_the_read_out_is_fitted_on_every_trained_outcome_before_and_after_the_kill(async_killed, async_resumed):
+    before, after = trained(async_killed, range(1, 5)), trained(async_resumed, range(5, 9))
+    for run, step, outcomes in ((async_killed, 4, before), (async_resumed, 8, before + after)):
+        found = saved(run, step)
+        assert found.calibration.sources == ("toy0", "toy1")
+        assert sorted(found.calibration.reward_N) == pytest.approx(sorted(reward for _, reward in outcomes))
+        assert all(0 <= one.raw <= 1 and one.age >= 0 for one in found.ledger.open.values())
+        metrics = run.metrics()[step]
+        coefficients = metrics["spo/readout/slope"], metrics["spo/readout/intercept"]
+        assert found.calibration.coefficient_F[:2] == pytest.approx(coefficients, abs=2e-3)
+        assert coefficients != (1.0, 0.0)
+
+
 def test_stragglers_are_carried_over_and_scored_by_what_was_frozen(async_killed, async_resumed):
     steps = {**async_killed.metrics(), **async_resumed.metrics()}
     carried = [metrics["spo/late/carried_share"] for metrics in steps.values()]

@@ -15,13 +15,15 @@ from spo_verl.errors import (
     SpoCheckpointVersionError,
     SpoDatasetMismatchError,
 )
-from spo_verl.tracker import Tracker, TrackerSettings
+from spo_verl.tracker import PromptSources, Tracker, TrackerSettings
 from spo_verl.tracker.checkpoint.folder import MANIFEST, checksum
-from spo_verl.tracker.checkpoint.schema import PROMPTS, RESPONSES, ROLLOUTS
+from spo_verl.tracker.checkpoint.schema import OUTCOMES, PROMPTS, RESPONSES, ROLLOUTS
 
 from .helpers import folder_bytes, keys, rewrite_manifest, train_step
 
 SETTINGS = TrackerSettings()
+CALIBRATED = TrackerSettings(readout="calibrated")
+SOURCES = PromptSources.of(["a", "b"] * 10)
 FILES = (PROMPTS, RESPONSES, ROLLOUTS)
 
 
@@ -343,6 +345,52 @@ def rewritten(folder, name, change):
     rewrite_manifest(folder, files=files | {name: entry})
 
 
+@pytest.fixture
+def calibrated(tmp_path):
+    """A folder of a tracker with the calibrated read-out: outcomes, and two open rollouts."""
+    tracker = Tracker.create(keys(20), CALIBRATED, sources=SOURCES)
+    for version in range(4):
+        train_step(tracker, version, 6)
+    tracker.dispatch(["a", "b"], [0, 1], 4)
+    tracker.snapshot().write(tmp_path / "spo", step=4)
+    return tmp_path / "spo"
+
+
+def test_the_state_of_the_readout_is_verified_as_everything_else_is(calibrated):
+    path, content = calibrated / OUTCOMES, (calibrated / OUTCOMES).read_bytes()
+    path.unlink()
+    refused(calibrated, SpoCheckpointDamagedError, f"{OUTCOMES} is missing")
+    path.write_bytes(content[:-1])
+    refused(calibrated, SpoCheckpointDamagedError, OUTCOMES, f"has {len(content) - 1} bytes instead of {len(content)}")
+    path.write_bytes(bytes([*content[:400], content[400] ^ 1, *content[401:]]))
+    refused(calibrated, SpoCheckpointDamagedError, OUTCOMES, "checksum", "its content changed")
+    path.write_bytes(content)
+    manifest = json.loads((calibrated / MANIFEST).read_text())
+    without = {name: entry for name, entry in manifest["files"].items() if name != OUTCOMES}
+    rewrite_manifest(calibrated, files=without)
+    refused(calibrated, SpoCheckpointDamagedError, MANIFEST, "lists")
+    rewrite_manifest(calibrated, files=manifest["files"], readout={})
+    refused(calibrated, SpoCheckpointDamagedError, MANIFEST, "lists")
+    rewrite_manifest(calibrated, readout=manifest["readout"])
+    Tracker.load(calibrated, keys(20), CALIBRATED, sources=SOURCES)
+
+
+def test_every_value_of_the_readout_replaced_by_anything(calibrated):
+    content = json.loads((calibrated / MANIFEST).read_text())
+    del content["checksum"]
+    others = [["a", "b"], ["b", "a"], ["a", "a"], [1.0], [0.0] * 6, [0.0] * 5 + [1], ["\ud800", "a"], -0.0]
+    for path in places({"readout": content["readout"]}):
+        for value in (*VALUES, *others):
+            altered = edited(content, path, lambda parent, name, value=value: parent.update({name: value}))
+            signed(calibrated, altered)
+            assert not refused_or_loaded(calibrated, (path, value)) or altered == content
+    for name in content["readout"]:
+        signed(calibrated, edited(content, ("readout", name), lambda parent, name: parent.pop(name)))
+        refused(calibrated, SpoCheckpointVersionError, f"readout in {MANIFEST}", f"differ in {name}")
+    signed(calibrated, edited(content, ("readout", "shape"), lambda parent, name: parent.update({name: 1})))
+    refused(calibrated, SpoCheckpointVersionError, f"readout in {MANIFEST}", "differ in shape")
+
+
 def put(column, row, value):
     return lambda columns: columns[column].__setitem__(row, value)
 
@@ -388,3 +436,22 @@ def test_impossible_content_is_damage_of_that_file(tmp_path, name, change, words
     tracker.snapshot().write(tmp_path / "spo")
     rewritten(tmp_path / "spo", name, change)
     refused(tmp_path / "spo", SpoCheckpointDamagedError, name, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        *((OUTCOMES, put("value", 3, value), "impossible values in row 3") for value in (np.nan, -0.1, 1.5)),
+        *((OUTCOMES, put("n_eff", 0, value), "impossible values in row 0") for value in (np.nan, np.inf, -1.0)),
+        *((OUTCOMES, put("reward", 1, value), "impossible values in row 1") for value in (np.nan, -0.1, 1.5)),
+        (OUTCOMES, put("age", 2, -1), "impossible values in row 2"),
+        *((OUTCOMES, put("source", 2, value), "impossible values in row 2") for value in (-2, 2)),
+        (OUTCOMES, put("reward", 4, None), "not a readable Arrow file"),
+        *((ROLLOUTS, put(column, 0, None), "impossible rollout") for column in ("raw", "age", "value")),
+        *((ROLLOUTS, put("raw", 0, value), "impossible rollout") for value in (np.nan, 1.5, -0.5)),
+        (ROLLOUTS, put("age", 0, -1), "impossible rollout"),
+    ],
+)
+def test_impossible_content_of_the_readout_is_damage_of_that_file(calibrated, name, change, words):
+    rewritten(calibrated, name, change)
+    refused(calibrated, SpoCheckpointDamagedError, name, words)

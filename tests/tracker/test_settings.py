@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spo_verl.config import ForgettingMode, SamplingMode, SpoConfig, parse
+from spo_verl.config import ForgettingMode, ReadOut, SamplingMode, SpoConfig, parse
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import TrackerSettings
 from spo_verl.tracker.settings import KEYS
@@ -29,6 +29,8 @@ ABSENT = st.none()
 MADE = {
     "sampling_mode": st.sampled_from([*get_args(SamplingMode), "kl", "", None]),
     "forgetting_mode": st.sampled_from([*get_args(ForgettingMode), "uniform", "KL", None]),
+    "readout": st.sampled_from([*get_args(ReadOut), "kl", "Raw", None]),
+    "window": WHOLE | ABSENT | st.integers(999_999, 1_000_001),
     "max_tokens": WHOLE | ABSENT,
     "max_in_flight": WHOLE | ABSENT,
     "seed": WHOLE | ABSENT,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spo_verl.config import ForgettingConfig, LateConfig, SamplingConfig, SpoConfig
+from spo_verl.config import ForgettingConfig, LateConfig, ReadOut, SamplingConfig, SpoConfig, ValueConfig
 from spo_verl.errors import SpoConfigError, SpoStateError
 from spo_verl.tracker import PromptSources
 from spo_verl.training.checks import in_flight_problems, surplus
@@ -23,8 +23,9 @@ COUNTED = ForgettingConfig(mode="version", rho=1.0)
 """Nothing is forgotten: evidence is a count."""
 
 
-def spo_of(policy: str, limit: int | None = 1, **sampling: object) -> SpoConfig:
+def spo_of(policy: str, limit: int | None = 1, readout: ReadOut = "raw", **sampling: object) -> SpoConfig:
     return SpoConfig(
+        value=ValueConfig(readout=readout),
         late=LateConfig(policy=policy),  # type: ignore[arg-type]
         forgetting=COUNTED,
         sampling=SamplingConfig(max_in_flight=limit, **sampling),  # type: ignore[arg-type]
@@ -41,7 +42,7 @@ def any_run(draw) -> tuple[Setting, float, int]:
         mode,
         prompts=6 * batch + draw(st.integers(0, 20)),
         batch=batch,
-        spo=spo_of(policy, draw(st.sampled_from([1, 2, None]))),
+        spo=spo_of(policy, draw(st.sampled_from([1, 2, None])), draw(st.sampled_from(["raw", "calibrated"]))),
         warmup=draw(st.floats(0, 2)),
         sync_step=sync_step,
         steps=draw(st.integers(1, 5)),

@@ -34,6 +34,8 @@ OTHER_VALUES = {
     "spo.initial.values": "values.parquet",
     "spo.initial.prior": "none",
     "spo.initial.tracker": "there/spo",
+    "spo.value.readout": "calibrated",
+    "spo.value.window": 512,
     "spo.sampling.mode": "uniform",
     "spo.sampling.gamma": 0.5,
     "spo.sampling.epsilon": 0.1,
@@ -64,6 +66,7 @@ OTHER_VALUES = {
 # What a setting needs beside it, as it would otherwise have no effect, which is refused.
 PARTNERS = {
     "spo.rollout_n": "spo.bspo=True",
+    "spo.value.window": "spo.value.readout=calibrated",
     "spo.forgetting.floor": "spo.forgetting.mode=version",
     "spo.forgetting.drift_scale": "spo.forgetting.mode=drift",
 }
@@ -340,6 +343,17 @@ def test_bypass_mode_goes_with_references_that_the_training_engine_computes():
         ({"drift": {"max_prompts": 9}, "forgetting": {"mode": "drift"}}, "bounds the forward over stored responses"),
         ({"drift": {"max_prompts": 0}}, "spo.drift.max_prompts=0"),
         ({"sampling": {"max_in_flight": 0}}, "spo.sampling.max_in_flight=0"),
+        ({"value": {"readout": "Calibrated"}}, "'raw' or 'calibrated'; set spo.value.readout accordingly"),
+        ({"value": {"readout": None}}, "spo.value.readout=None"),
+        ({"value": {"readout": "calibrated", "window": 0}}, "spo.value.window=0"),
+        ({"value": {"readout": "calibrated", "window": 1.5}}, "spo.value.window=1.5"),
+        ({"value": {"readout": "calibrated", "window": 10**7}}, "spo.value.window=10000000"),
+        ({"value": {"window": 512}}, "it would do nothing: set it to 2048, or spo.value.readout=calibrated"),
+        ({"value": {"feature": "f"}}, "spo.value.feature: there is no such setting"),
+        (
+            {"value": {"readout": "calibrated"}, "sampling": {"mode": "uniform"}, "advantage": {"baseline": "none"}},
+            "neither spo.advantage.baseline=none nor spo.sampling.mode=uniform reads, so it would do nothing",
+        ),
         ({"oversample": -0.1}, "spo.oversample=-0.1"),
         ({"late": {"policy": "wait"}}, "'carry', 'abort' or 'drop'"),
         ({"late": {"length_bound": 0}}, "spo.late.length_bound=0"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spo_verl.config import AdvantageConfig, ForgettingConfig, LateConfig, SamplingConfig, SpoConfig
+from spo_verl.config import AdvantageConfig, ForgettingConfig, LateConfig, SamplingConfig, SpoConfig, ValueConfig
 from spo_verl.core import fold_events, normalize_advantages, update_evidence
 from spo_verl.data.identity import DatasetKeys, dataset_keys
 from spo_verl.record import Record, RecordWriter
@@ -42,6 +42,7 @@ def any_run(draw):
         late=LateConfig(policy=draw(st.sampled_from(["carry", "drop", "abort"]))),
         forgetting=ForgettingConfig(mode=draw(st.sampled_from(["constant", "version", "drift"])), rho=0.75),
         sampling=SamplingConfig(max_in_flight=draw(st.sampled_from([1, None]))),
+        value=ValueConfig(readout=draw(st.sampled_from(["raw", "calibrated"]))),
     )
     setting = Setting(
         mode,

@@ -35,6 +35,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 READ_BYTES = 1 << 22
 
+ADDED_LATER = frozenset({"clock", "readout"})
+"""Fields of the manifest that are absent where they are empty."""
+
 REMEDY = (
     "Nothing on disk was changed. Restore the folder from a copy, or resume from an earlier step with "
     "trainer.resume_mode=resume_path trainer.resume_from_path=<...>/global_step_<N>."
@@ -59,6 +62,7 @@ class Manifest:
         extra: what the caller saved along.
         clock: newest policy version or summed movement, where the forgetting mode counts one; otherwise the field is
             absent, as it is from older checkpoints.
+        readout: ``sources``, ``coefficients`` and ``version`` of the calibrated read-out; absent without one.
     """
 
     format: str
@@ -74,12 +78,11 @@ class Manifest:
     digest: str
     extra: dict[str, Any]
     clock: dict[str, float] = field(default_factory=dict)
+    readout: dict[str, Any] = field(default_factory=dict)
 
     def dumps(self) -> str:
         """The text of ``manifest.json``."""
-        content = asdict(self)
-        if not content["clock"]:
-            del content["clock"]
+        content = {name: value for name, value in asdict(self).items() if value or name not in ADDED_LATER}
         return json.dumps(content | {"checksum": checksum(content)}, indent=1, allow_nan=False) + "\n"
 
 
@@ -162,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
     if stated != found:
         raise damaged(folder, MANIFEST, "does not match its own checksum, so it was altered after it was written")
     known = {entry.name for entry in fields(Manifest)}
-    unknown, missing = sorted(content.keys() - known), sorted(known - content.keys() - {"clock"})
+    unknown, missing = sorted(content.keys() - known), sorted(known - content.keys() - ADDED_LATER)
     if unknown:
         raise SpoCheckpointVersionError(
             f"tracker checkpoint {folder}: {MANIFEST} has fields that this version of spo_verl does not know "
@@ -181,13 +184,13 @@ def _is_count(given: object) -> bool:
 
 
 def _wrong_types(content: Mapping[str, Any]) -> Iterator[str]:
-    """What is not as :class:`Manifest` says, apart from the names within settings, counters, random and clock."""
+    """What is not as :class:`Manifest` says, apart from the insides of settings, counters, random, clock, readout."""
     for name in ("spo_verl_version", "digest"):
         if not isinstance(content[name], str):
             yield f"has the {name} {shown(content[name])}, which is not text"
     if not _is_count(content["step"]):
         yield f"has the step {shown(content['step'])}, which is not a whole number >= 0"
-    sections = ("dataset", "settings", "counts", "counters", "random", "files", "extra", "clock")
+    sections = ("dataset", "settings", "counts", "counters", "random", "files", "extra", *sorted(ADDED_LATER))
     for name in sections:
         if not isinstance(content.get(name, {}), dict):
             yield f"has a {name} that is not an object but {shown(content[name])}"

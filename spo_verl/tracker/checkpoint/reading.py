@@ -16,18 +16,23 @@ from spo_verl.errors import SpoCheckpointError, SpoCheckpointVersionError, SpoCo
 from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
 from spo_verl.tracker.checkpoint import folder as folders
 from spo_verl.tracker.checkpoint.schema import (
+    OUTCOMES,
+    OUTCOMES_SCHEMA,
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
-    ROLLOUTS_SCHEMA,
+    files_of,
     prompt_columns,
     prompts_schema,
     responses_schema,
+    rollouts_schema,
     target_of,
 )
 from spo_verl.tracker.checkpoint.snapshot import Snapshot
 from spo_verl.tracker.ledger import Ledger, Rollout
 from spo_verl.tracker.memory import ResponseMemory
+from spo_verl.tracker.readout import MOST_SOURCES, NO_SOURCE, Calibration, features_of
+from spo_verl.tracker.readout import OUTCOMES as OUTCOME_COLUMNS
 from spo_verl.tracker.responses import PackedResponses
 from spo_verl.tracker.settings import ADDED_LATER, COUNTERS, LATER_COUNTERS, PURPOSES, TrackerSettings
 from spo_verl.tracker.table import KEY_BYTES, NO_VERSION, PromptTable, usable
@@ -47,6 +52,7 @@ class Saved:
     table: PromptTable
     memory: ResponseMemory
     ledger: Ledger
+    calibration: Calibration | None = None
 
     @property
     def settings(self) -> TrackerSettings:
@@ -63,6 +69,7 @@ class Saved:
             self.manifest.counters,
             self.manifest.random,
             self.manifest.clock,
+            self.calibration,
         )
 
 
@@ -124,7 +131,7 @@ def _attempt(path: Path, reading: Callable[[Path], Content]) -> Content:
 def _read_prompts_alone(path: Path) -> tuple[folders.Manifest, PromptTable]:
     manifest = folders.read_manifest(path)
     _check_names(path, manifest)
-    folders.verify_files(path, manifest, {PROMPTS, RESPONSES, ROLLOUTS}, contents={PROMPTS})
+    folders.verify_files(path, manifest, files_of(calibrated=bool(manifest.readout)), contents={PROMPTS})
     _check_values(path, manifest)
     return manifest, _read_prompts(path, manifest)
 
@@ -132,7 +139,7 @@ def _read_prompts_alone(path: Path) -> tuple[folders.Manifest, PromptTable]:
 def _read_whole(path: Path) -> Saved:
     manifest = folders.read_manifest(path)
     _check_names(path, manifest)
-    folders.verify_files(path, manifest, {PROMPTS, RESPONSES, ROLLOUTS})
+    folders.verify_files(path, manifest, files_of(calibrated=bool(manifest.readout)))
     _check_values(path, manifest)
     saved = Saved(
         folder=path,
@@ -140,6 +147,7 @@ def _read_whole(path: Path) -> Saved:
         table=_read_prompts(path, manifest),
         memory=_read_responses(path, manifest),
         ledger=_read_rollouts(path, manifest),
+        calibration=_read_calibration(path, manifest),
     )
     if saved.snapshot().digest != manifest.digest:
         raise folders.damaged(path, folders.MANIFEST, "has a digest that the data files do not give")
@@ -156,6 +164,7 @@ def _check_names(path: Path, manifest: folders.Manifest) -> None:
         "counters": {*COUNTERS, *LATER_COUNTERS},
         "random": set(PURPOSES),
         "clock": set(ADDED_LATER["clock"]),
+        **({"readout": {"sources", "coefficients", "version"}} if manifest.readout else {}),
     }
     for section, names in known.items():
         saved = getattr(manifest, section).keys()
@@ -178,6 +187,8 @@ def _check_values(path: Path, manifest: folders.Manifest) -> None:
         counts = is_whole(now) and 0 <= now <= LARGEST
         if not counts and not (name == "movement" and isinstance(now, float) and now >= 0):
             raise folders.damaged(path, folders.MANIFEST, f"has the {name} {shown(now)} as its clock")
+    if manifest.readout and not _is_readout(**manifest.readout):
+        raise folders.damaged(path, folders.MANIFEST, "has a readout with impossible sources, coefficients or version")
     for purpose, state in manifest.random.items():
         generator = np.random.PCG64(0)
         try:
@@ -187,6 +198,17 @@ def _check_values(path: Path, manifest: folders.Manifest) -> None:
             raise folders.damaged(path, folders.MANIFEST, what) from error
         if generator.state != state:
             raise folders.damaged(path, folders.MANIFEST, f"has an impossible state of the generator {purpose!r}")
+
+
+def _is_readout(sources: Any, coefficients: Any, version: Any) -> bool:
+    """Whether the calibrated read-out was ever saved like this."""
+    named = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
+    if not named or sources != sorted(set(sources)) or len(sources) > MOST_SOURCES:
+        return False
+    listed = isinstance(coefficients, list) and len(coefficients) == features_of(len(sources))
+    return (
+        listed and all(isinstance(one, float) for one in coefficients) and is_whole(version) and 0 <= version <= LARGEST
+    )
 
 
 @contextmanager
@@ -278,16 +300,21 @@ def _check_responses(path: Path, columns: Mapping[str, Any], references: list[st
 
 def _rollout_problem(row: Mapping[str, Any], rows: int) -> bool:
     """Whether this is no open rollout."""
-    present = None not in row.values()
+    raw, age = row.get("raw"), row.get("age")  # of a rollout that was dispatched without a read-out: None
+    present = None not in (row["slot"], row["value"], row["n_eff"], row["version"]) and (raw is None) == (age is None)
     return not present or not (
-        0 <= row["slot"] < rows and 0 <= row["value"] <= 1 and 0 <= row["n_eff"] < np.inf and row["version"] >= 0
+        0 <= row["slot"] < rows
+        and 0 <= row["value"] <= 1
+        and 0 <= row["n_eff"] < np.inf
+        and row["version"] >= 0
+        and (raw is None or age is None or (0 <= raw <= 1 and age >= 0))
     )
 
 
 def _read_rollouts(path: Path, manifest: folders.Manifest) -> Ledger:
     open_rollouts: dict[str, Rollout] = {}
     recent: dict[str, tuple[int, ...]] = {}
-    with _batches(path, ROLLOUTS, ROLLOUTS_SCHEMA) as batches:
+    with _batches(path, ROLLOUTS, rollouts_schema(calibrated=bool(manifest.readout))) as batches:
         for batch in batches:
             for row in batch.to_pylist():
                 uid, is_open, sessions = row.pop("uid"), row.pop("open"), tuple(row.pop("sessions") or ())
@@ -299,3 +326,26 @@ def _read_rollouts(path: Path, manifest: folders.Manifest) -> Ledger:
                 else:
                     recent[uid] = sessions
     return Ledger(open_rollouts, recent)
+
+
+def _read_calibration(path: Path, manifest: folders.Manifest) -> Calibration | None:
+    if not manifest.readout:
+        return None
+    parts: dict[str, list[Any]] = {name: [] for name in OUTCOME_COLUMNS}
+    with _batches(path, OUTCOMES, OUTCOMES_SCHEMA) as batches:
+        for batch in batches:
+            for name, part in parts.items():
+                # Copied: the file's memory map is about to be closed.
+                part.append(np.array(batch.column(name.removesuffix("_N")).to_numpy()))
+    columns = {name: np.concatenate([np.zeros(0, dtype), *parts[name]]) for name, dtype in OUTCOME_COLUMNS.items()}
+    sources = tuple(manifest.readout["sources"])
+    coefficient_F = np.array(manifest.readout["coefficients"], dtype=np.float64)
+    found = Calibration(sources, coefficient_F, manifest.readout["version"], **columns)
+    wrong_N = ~((found.value_N >= 0) & (found.value_N <= 1) & (found.reward_N >= 0) & (found.reward_N <= 1))
+    wrong_N |= ~((found.n_eff_N >= 0) & np.isfinite(found.n_eff_N)) | (found.age_N < 0)
+    wrong_N |= (found.source_N < NO_SOURCE) | (found.source_N >= len(sources))
+    if wrong_N.any():
+        at = int(np.argmax(wrong_N))
+        row = ", ".join(f"{name} {column_N[at]}" for name, column_N in columns.items())
+        raise folders.damaged(path, OUTCOMES, f"has impossible values in row {at}: {row}")
+    return found

@@ -1,13 +1,15 @@
-"""What the files of a tracker checkpoint are called and hold: three Arrow IPC files and a manifest, no pickle.
+"""What the files of a tracker checkpoint are called and hold: Arrow IPC files and a manifest, no pickle.
 
 | file | one row per | columns |
 |---|---|---|
 | ``prompts.arrow`` | prompt slot | key, alpha, beta, draws, visits, version; moved under ``forgetting_mode=drift`` |
 | ``responses.arrow`` | stored response, by slot | slot, prompt_hash, token, mask, log_prob_<name>... |
-| ``rollouts.arrow`` | rollout | uid, open, slot, value, n_eff, version, sessions |
+| ``rollouts.arrow`` | rollout | uid, open, slot, value, n_eff, version, sessions; calibrated: raw, age |
+| ``outcomes.arrow`` | outcome of the fit, oldest first | calibrated: value, n_eff, age, source, reward |
 
 Prompts of the dataset come before those kept aside. ``mask`` holds eight tokens per byte. Open rollouts come by uid
-before the ended ones by age, which have only uid and sessions.
+before the ended ones by age, which have only uid and sessions. What is marked "calibrated", a whole file among it, is
+there with the calibrated read-out only.
 
 How the folder is made and verified is in :mod:`spo_verl.tracker.checkpoint.folder`, what writes it in
 :mod:`spo_verl.tracker.checkpoint.snapshot`, what reads it in :mod:`spo_verl.tracker.checkpoint.reading`.
@@ -25,12 +27,25 @@ import pyarrow as pa
 
 from spo_verl.errors import SpoCheckpointError
 from spo_verl.tracker.arguments import shown
+from spo_verl.tracker.readout import OUTCOMES as OUTCOME_COLUMNS
 from spo_verl.tracker.table import COLUMNS, KEY_BYTES, MOVED
 
 PROMPTS, RESPONSES, ROLLOUTS = "prompts.arrow", "responses.arrow", "rollouts.arrow"
+OUTCOMES = "outcomes.arrow"
 
-ROLLOUTS_SCHEMA = pa.schema(
-    [
+OUTCOMES_SCHEMA = pa.schema(
+    [(name.removesuffix("_N"), pa.from_numpy_dtype(dtype)) for name, dtype in OUTCOME_COLUMNS.items()]
+)
+
+
+def files_of(*, calibrated: bool) -> set[str]:
+    """The data files; ``calibrated``: with the state of the calibrated read-out."""
+    return {PROMPTS, RESPONSES, ROLLOUTS, *((OUTCOMES,) if calibrated else ())}
+
+
+def rollouts_schema(*, calibrated: bool) -> Any:
+    """Arrow schema of ``rollouts.arrow``; ``calibrated``: with what the fit needs of each open rollout."""
+    columns = [
         ("uid", pa.string()),
         ("open", pa.bool_()),
         ("slot", pa.int64()),
@@ -39,7 +54,7 @@ ROLLOUTS_SCHEMA = pa.schema(
         ("version", pa.int64()),
         ("sessions", pa.list_(pa.int64())),
     ]
-)
+    return pa.schema(columns + ([("raw", pa.float64()), ("age", pa.int64())] if calibrated else []))
 
 
 def prompt_columns(*, moved: bool) -> Mapping[str, np.dtype]:

@@ -20,17 +20,20 @@ from spo_verl.errors import SpoCheckpointError, SpoStateError
 from spo_verl.tracker.arguments import checked_whole
 from spo_verl.tracker.checkpoint import folder as folders
 from spo_verl.tracker.checkpoint.schema import (
+    OUTCOMES,
+    OUTCOMES_SCHEMA,
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
-    ROLLOUTS_SCHEMA,
     prompt_columns,
     prompts_schema,
     responses_schema,
+    rollouts_schema,
     target_of,
 )
 from spo_verl.tracker.ledger import Ledger
 from spo_verl.tracker.memory import MemoryView
+from spo_verl.tracker.readout import Calibration
 from spo_verl.tracker.reports import WriteReport
 from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.tracker.table import KEY_BYTES, PromptTable, fingerprint
@@ -39,10 +42,13 @@ BATCH_ROWS = 1_000_000
 """Prompts that are written at a time."""
 
 
-def open_rows(ledger: Ledger) -> list[list[Any]]:
+def open_rows(ledger: Ledger, *, calibrated: bool) -> list[list[Any]]:
     """Open rollouts as rows, sorted by uid: the order of dispatch has no effect on anything."""
     return [
-        [uid, one.slot, one.value, one.n_eff, one.version, sorted(one.sessions)]
+        [
+            *(uid, one.slot, one.value, one.n_eff, one.version, sorted(one.sessions)),
+            *((one.raw, one.age) if calibrated else ()),
+        ]
         for uid, one in sorted(ledger.open.items())
     ]
 
@@ -70,6 +76,8 @@ class Snapshot:
     """Purpose -> state of its generator."""
     clock: dict[str, float] = field(default_factory=dict)
     """See :class:`spo_verl.tracker.forgetting_rules.Clock`; empty where the forgetting mode counts nothing."""
+    calibration: Calibration | None = None
+    """State of the calibrated read-out; None without one."""
 
     @cached_property
     def digest(self) -> str:
@@ -84,15 +92,18 @@ class Snapshot:
             "active": self.table.active,
             "counters": self.counters,
             "random": self.random,
-            "open": open_rows(self.ledger),
+            "open": open_rows(self.ledger, calibrated=self.calibration is not None),
             "recent": recent_rows(self.ledger),
             "references": sorted(self.memory.log_prob),
             **({"clock": self.clock} if self.clock else {}),
+            **({"readout": self.calibration.as_json()} if self.calibration is not None else {}),
         }
         sha.update(json.dumps(scalars, sort_keys=True).encode())
         sha.update(self.table.key_P.view(np.uint8).data)
         for _, column_P in self.table.columns():
             sha.update(column_P.data)
+        for column_N in () if self.calibration is None else self.calibration.columns().values():
+            sha.update(np.ascontiguousarray(column_N).data)
         for column_E in (self.memory.slot_E, self.memory.length_E, self.memory.prompt_hash_E):
             sha.update(column_E.data)
         for packed in self.memory.chunks():
@@ -130,7 +141,8 @@ def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str,
     """
     target, step, extra = target_of(folder), checked_whole("step", step), check_extra(extra)
     began = time.perf_counter()
-    table, memory, ledger = snapshot.table, snapshot.memory, snapshot.ledger
+    table, memory, ledger, calibration = snapshot.table, snapshot.memory, snapshot.ledger, snapshot.calibration
+    rollouts = rollouts_schema(calibrated=calibration is not None)
     prompts = prompts_schema(prompt_columns(moved=table.moved_P is not None))
     try:
         with folders.staged(target) as staging:
@@ -139,8 +151,11 @@ def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str,
                 RESPONSES: _write_arrow(
                     staging / RESPONSES, responses_schema(sorted(memory.log_prob)), _response_batches(memory)
                 ),
-                ROLLOUTS: _write_arrow(staging / ROLLOUTS, ROLLOUTS_SCHEMA, _rollout_batches(ledger)),
+                ROLLOUTS: _write_arrow(staging / ROLLOUTS, rollouts, _rollout_batches(ledger, rollouts)),
             }
+            if calibration is not None:
+                outcomes = pa.record_batch(list(calibration.columns().values()), schema=OUTCOMES_SCHEMA)
+                files[OUTCOMES] = _write_arrow(staging / OUTCOMES, OUTCOMES_SCHEMA, iter([outcomes]))
             text = _manifest(snapshot, step, extra, files).dumps()
             with folders.HashingFile(staging / folders.MANIFEST) as file:
                 file.write(text.encode())
@@ -176,6 +191,7 @@ def _manifest(snapshot: Snapshot, step: int, extra: dict[str, Any], files: dict[
         digest=snapshot.digest,
         extra=extra,
         clock=snapshot.clock,
+        readout={} if snapshot.calibration is None else snapshot.calibration.as_json(),
     )
 
 
@@ -208,15 +224,16 @@ def _response_batches(memory: MemoryView) -> Iterator[Any]:
         yield pa.record_batch(columns, schema=responses_schema(references))
 
 
-def _rollout_batches(ledger: Ledger) -> Iterator[Any]:
-    rows = [(uid, True, *rest) for uid, *rest in open_rows(ledger)]
-    rows += [(uid, False, None, None, None, None, sessions) for uid, sessions in recent_rows(ledger)]
+def _rollout_batches(ledger: Ledger, schema: Any) -> Iterator[Any]:
+    calibrated = "raw" in schema.names
+    rows = [(uid, True, *rest) for uid, *rest in open_rows(ledger, calibrated=calibrated)]
+    unread = (None, None) if calibrated else ()
+    rows += [(uid, False, None, None, None, None, sessions, *unread) for uid, sessions in recent_rows(ledger)]
     if rows:
         columns = [
-            pa.array(column, type=entry.type)
-            for column, entry in zip(zip(*rows, strict=True), ROLLOUTS_SCHEMA, strict=True)
+            pa.array(column, type=entry.type) for column, entry in zip(zip(*rows, strict=True), schema, strict=True)
         ]
-        yield pa.record_batch(columns, schema=ROLLOUTS_SCHEMA)
+        yield pa.record_batch(columns, schema=schema)
 
 
 def _write_arrow(path: Path, schema: Any, batches: Iterator[Any]) -> dict[str, Any]:
