@@ -125,9 +125,9 @@ def test_a_disk_that_is_full_is_named_whatever_verl_raises(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with pytest.raises(SpoCheckpointError, match=f"step 5 in {tmp_path}: No space left on device. Make room"):
-        with mine.explained(5):
-            raise raised
+    said = f"step 5 in {tmp_path}: No space left on device. Make room"
+    with pytest.raises(SpoCheckpointError, match=said), mine.explained(5):
+        raise raised
     with pytest.raises(SpoStateError, match="mine"), mine.explained(5):
         raise SpoStateError("mine")
 
