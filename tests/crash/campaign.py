@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import os
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.crash import disks, journal, judging, plan, process
+from tests.crash.ledger import ProcessCase, add_processes, read_processes
+from tests.crash.marker import follow_advice, marked
 from tests.crash.plan import Incident, Shape
-from tests.crash.process import MAIN, MARKER, RECORD, TRACKER, Phases
+from tests.crash.process import MAIN, RECORD, TRACKER, Phases
 
 PATIENCE = 60.0
 """Seconds in which a process must have begun to train, or ended with an error."""
-SPAN = 0.35
+SPAN = 0.25
 """Seconds of training within which something happens."""
 ROOM = 150_000
 """Bytes that a full disk leaves at most."""
 MANY = 2000
 """Steps, more than any process lives to make."""
 DISKS = ("full disk", "read-only", "read-only start")
-
-
-@dataclass
-class Case:
-    """A line of the ledger.
-
-    Attributes:
-        run, case: numbers; with the seed of the campaign they name it, see :func:`tests.crash.plan.run`.
-        hit: what the process was doing when it died: trainer, then writers of tracker and record where they were busy.
-        end: ``killed``, or the class of the error that ended it.
-        step: that the run continued from.
-        lost: steps that had been trained and were made again.
-        seconds: until it had begun to train, and from the error's cause until its end.
-        problems: what was wrong; empty.
-    """
-
-    run: int
-    case: int
-    kind: str
-    hit: str
-    end: str
-    step: int
-    lost: int
-    seconds: float
-    problems: str = ""
 
 
 @dataclass
@@ -80,7 +56,7 @@ class Campaign:
     kept: Path | None = None
     phases: Phases = field(default_factory=Phases)
 
-    def run(self, number: int, cases: int = plan.PER_RUN) -> list[Case]:
+    def run(self, number: int, cases: int = plan.PER_RUN) -> list[ProcessCase]:
         """One run from its first process to its end."""
         shape, incidents = plan.run(self.seed, number)
         disk = (disks.Mounted if self.mounts else disks.Plain)(self.home / f"run{number}")
@@ -106,27 +82,30 @@ class Campaign:
 
     # ------------------------------------------------------------------ one case
 
-    def _case(self, run: int, place: int, shape: Shape, incident: Incident, disk: disks.Mounted) -> tuple[Shape, Case]:
-        folder, begun_at = disk.path, judging.marked(disk.path) or 0
+    def _case(
+        self, run: int, place: int, shape: Shape, incident: Incident, disk: disks.Mounted
+    ) -> tuple[Shape, ProcessCase]:
+        folder, begun_at = disk.path, marked(disk.path) or 0
         started = plan.changed(shape, incident.kind, incident.seed)
         if incident.kind == "read-only start":
             disk.lock()
+        earlier = len(journal.read(self._lines))
         one = self._start(started, folder, incident, MANY)
         self._meet(one, incident, disk)
         hit = self._where()
         lines = journal.read(self._lines)
-        error = lines[-1] if lines and lines[-1][0] == "error" else None
+        error = lines[-1] if len(lines) > earlier and lines[-1][0] == "error" else None
         found = list(self._verdict(one, incident, error, begun_at, started != shape))
         disk.heal()
-        step = judging.marked(folder)
+        step = marked(folder)
         if step is None:
             found += self._torn(shape, folder)
-            step = judging.marked(folder) or 0
+            step = marked(folder) or 0
         if not found:
             found += judging.problems(folder, lines, shape, step)
         if "recording ends" in self._log.read_text():
             found.append("recording ended")
-        case = Case(
+        case = ProcessCase(
             run=run,
             case=place,
             kind=incident.kind,
@@ -164,7 +143,7 @@ class Campaign:
         """Until the process has ended."""
         kind, waits = incident.kind, SPAN
         if kind in process.KILLED_IN or kind == "kill at marker":
-            waits = 10 * SPAN
+            waits = 3.0
             self._wait(one, waits)
         elif kind in ("full disk", "read-only"):
             self._wait(one, SPAN * incident.moment)
@@ -218,11 +197,11 @@ class Campaign:
         error = journal.read(self._lines)[-1]
         if one.status != process.STOPPED or "instead of a step" not in error[2]:
             yield f"a torn marker is not refused: {error}"
-        (folder / MARKER).write_text(str(judging.complete(folder)))
+        follow_advice(folder)
 
     def _finished(self, shape: Shape, disk: disks.Mounted) -> Iterator[str]:
         """After all that, some steps to the end."""
-        step = judging.marked(disk.path) or 0
+        step = marked(disk.path) or 0
         one = self._start(shape, disk.path, None, 2 * shape.save_freq + 1)
         self._wait(one, PATIENCE)
         lines = journal.read(self._lines)
@@ -230,8 +209,8 @@ class Campaign:
             yield f"it did not end well: {lines[-1]}"
             return
         last = step + 2 * shape.save_freq + 1
-        if judging.marked(disk.path) != last:
-            yield f"the last marker is {judging.marked(disk.path)} instead of {last}"
+        if marked(disk.path) != last:
+            yield f"the last marker is {marked(disk.path)} instead of {last}"
         else:
             yield from judging.problems(disk.path, lines, shape, last)
 
@@ -269,30 +248,10 @@ def _clear(error: journal.Line) -> bool:
 # ---------------------------------------------------------------------- all of it
 
 
-def read_ledger(path: Path) -> list[Case]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            Case(**{one.name: (int if one.type == "int" else float if one.type == "float" else str)(row[one.name])
-                    for one in fields(Case)})
-            for row in csv.DictReader(file)
-        ]  # fmt: skip
-
-
-def append(path: Path, cases: Sequence[Case]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [one.name for one in fields(Case)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(case) for case in cases)
-
-
 def campaign(
     seed: int, cases: int, *, ledger: Path | None = None, only: int | None = None, mounts: bool = True,
     kept: Path | None = None,
-) -> Iterator[list[Case]]:  # fmt: skip
+) -> Iterator[list[ProcessCase]]:  # fmt: skip
     """The cases of a campaign, a run's at a time; those in the ledger are left out.
 
     Args:
@@ -303,7 +262,7 @@ def campaign(
         mounts: try to give runs a disk of their own.
         kept: where a run with a problem is copied.
     """
-    done = {case.run for case in read_ledger(ledger)} if ledger is not None else set()
+    done = {case.run for case in read_processes(ledger)} if ledger is not None else set()
     mounts = mounts and disks.own_mounts()
     home = Path(tempfile.mkdtemp(prefix="crash-"))
     home.chmod(0o777)
@@ -313,7 +272,7 @@ def campaign(
             if number not in done:
                 found = Campaign(seed, home, mounts, kept).run(number, min(plan.PER_RUN, cases - number * plan.PER_RUN))
                 if ledger is not None:
-                    append(ledger, found)
+                    add_processes(ledger, found)
                 yield found
     finally:
         shutil.rmtree(home)

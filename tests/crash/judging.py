@@ -12,28 +12,13 @@ import numpy as np
 
 from spo_verl.record import Record
 from spo_verl.tracker import checkpoint
-from spo_verl.tracker.checkpoint.folder import MANIFEST
 from tests.crash import journal
 from tests.crash.plan import Shape
-from tests.crash.process import MARKER
 from tests.support.record_check import differences
 from tests.training.simulated_run import keys
 
 RTOL = 1e-11
 """Of evidence that was discounted; without discounts it is a count, and equal."""
-
-
-def marked(folder: Path) -> int | None:
-    """The step that the marker names, 0 without one; None where it names no step."""
-    path = folder / MARKER
-    text = path.read_text() if path.exists() else "0"
-    return int(text) if text.isdigit() else None
-
-
-def complete(folder: Path) -> int:
-    """The newest step whose folder has everything."""
-    steps = [int(path.parent.parent.name.rsplit("_", 1)[1]) for path in folder.glob(f"global_step_*/spo/{MANIFEST}")]
-    return max((step for step in steps if (folder / f"global_step_{step}" / "data.pt").exists()), default=0)
 
 
 def problems(folder: Path, lines: Sequence[journal.Line], shape: Shape, step: int) -> list[str]:

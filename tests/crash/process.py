@@ -44,10 +44,10 @@ from spo_verl.tracker.settings import TrackerSettings
 from spo_verl.training import recording, trainer
 from spo_verl.training.checkpoint import CheckpointFollower
 from tests.crash.journal import Journal, groups_of
+from tests.crash.marker import MARKER
 from tests.crash.plan import Incident, Shape
 from tests.training import simulated_run
 
-MARKER = "latest_checkpointed_iteration.txt"
 SHARD_BYTES = 3000
 STOPPED, ENDED = 3, 0
 """Exit statuses: an error ended the process, which is in the journal; it trained all its steps."""
@@ -146,7 +146,7 @@ class Ranks:
         self._ranks = ranks
 
     def __getattr__(self, name: str) -> Any:
-        return mock.MagicMock()
+        return lambda *_, **__: None
 
     def _shards(self, folder: str) -> list[Path]:
         names = [f"model_world_size_{self._ranks}_rank_{rank}.pt" for rank in range(self._ranks)]

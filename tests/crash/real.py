@@ -26,8 +26,9 @@ from pathlib import Path
 import psutil
 
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer
-from tests.crash import judging
-from tests.crash.process import MARKER
+from tests.crash.ledger import LaunchCase, add_launch, read_launches
+from tests.crash.marker import follow_advice
+from tests.crash.marker import marked as marked_step
 from tests.support.record_check import differences
 from tests.system.harness import TOY, end_marked, environment, main_ppo, write_data
 
@@ -68,33 +69,6 @@ SPREAD = 12.0
 """Seconds after the first marker of a launch within which its process is killed: some steps and a save."""
 LIMIT = 600.0
 """Seconds that a case takes at most."""
-
-
-@dataclass
-class Case:
-    """A line of the ledger.
-
-    Attributes:
-        moment: seconds after the launch's first marker.
-        seconds: from the kill until the command and all its processes had ended, or a further step was trained.
-        outcome: the error that ended the command, ``goes on``, or ``killed`` for the command itself.
-        loaded: step that this launch continued from, 0 from scratch.
-        step: that the next one will continue from.
-        lost: steps that had been trained and will be made again.
-        problems: what was wrong; empty.
-    """
-
-    case: int
-    seed: int
-    mode: str
-    victim: str
-    moment: float
-    seconds: float
-    outcome: str
-    loaded: int
-    step: int
-    lost: int
-    problems: list[str]
 
 
 def prepare(folder: Path) -> None:
@@ -182,17 +156,17 @@ def error_in(log: str) -> str:
     return (mine or found or [""])[-1][:200]
 
 
-def case(folder: Path, mode: str, seed: int, number: int) -> Case:
+def case(folder: Path, mode: str, seed: int, number: int) -> LaunchCase:
     """One launch, its kill, and what was found."""
     rng = random.Random(f"{mode} {seed} {number}")
     victim, moment = rng.choice(list(VICTIMS)), round(rng.uniform(0, SPREAD), 2)
     run = folder / "run"
-    before = judging.marked(run) or 0
+    before = marked_step(run) or 0
     launch = start(folder, mode, seed, number)
     problems: list[str] = []
     outcome, seconds = "", 0.0
     try:
-        marked = launch.until(lambda: (judging.marked(run) or 0) > before, LIMIT)
+        marked = launch.until(lambda: (marked_step(run) or 0) > before, LIMIT)
         loaded = [int(step) for step in re.findall(r"spo: loaded step=(\d+)", launch.text())]
         if not marked:
             problems.append(
@@ -200,7 +174,7 @@ def case(folder: Path, mode: str, seed: int, number: int) -> Case:
             )
         else:
             launch.until(lambda: False, moment)
-            acknowledged, trained = judging.marked(run) or 0, launch.trained()
+            acknowledged, trained = marked_step(run) or 0, launch.trained()
             killed = time.monotonic()
             problems += kill(launch, victim)
             if not problems:
@@ -220,17 +194,16 @@ def case(folder: Path, mode: str, seed: int, number: int) -> Case:
         end_marked(launch.mark)
     if before != (loaded[0] if loaded else 0):
         problems.append(f"the marker said {before}, the launch loaded {loaded}")
-    step, trained = judging.marked(run), launch.trained()
+    step, trained = marked_step(run), launch.trained()
     if step is None:
         outcome += "; torn marker"
-        step = judging.complete(run)
-        (run / MARKER).write_text(str(step))
+        step = follow_advice(run)
     if marked and step < acknowledged:
         problems.append(f"step {acknowledged} was marked, now it is {step}")
     if step:
         problems += _record(run)
         _prune(run, step)
-    return Case(
+    return LaunchCase(
         number, seed, mode, victim, moment, round(seconds, 1), outcome, loaded[0] if loaded else 0, step,
         max(0, trained - step), problems,
     )  # fmt: skip
@@ -256,10 +229,6 @@ def _prune(run: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def read_ledger(path: Path) -> list[Case]:
-    return [Case(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.real")
     parser.add_argument("--cases", type=int, default=20)
@@ -269,14 +238,13 @@ def main() -> int:
     given = parser.parse_args()
     folder = Path(f"{given.ledger.absolute()}.{given.mode}.{given.seed}")
     prepare(folder)
-    done = {one.case for one in read_ledger(given.ledger) if (one.mode, one.seed) == (given.mode, given.seed)}
+    done = {one.case for one in read_launches(given.ledger) if (one.mode, one.seed) == (given.mode, given.seed)}
     wrong = 0
     for number in range(given.cases):
         if number in done:
             continue
         found = case(folder, given.mode, given.seed, number)
-        with given.ledger.open("a") as file:
-            file.write(json.dumps(asdict(found)) + "\n")
+        add_launch(given.ledger, found)
         print(json.dumps(asdict(found)), flush=True)
         wrong += bool(found.problems)
     print(f"{wrong} cases with a problem; their logs are {folder}/case*.log" if wrong else "nothing was wrong")
