@@ -209,9 +209,9 @@ class FailureStreak:
         lasted = now - self._since
         if self._count >= max(LEAST_FAILURES, BATCHES_OF_FAILURES * batch) and lasted >= FAILING_SECONDS:
             raise SpoRolloutError(
-                f"the last {self._count} rollouts failed, for {lasted:.0f} s: the rollout engine, or something else that "
-                "they need, is gone. What failed first is further up in the log, after 'Error in _run_prompt'. Correct "
-                "it where it is not a process that died, and run the same command again: it continues from the last "
+                f"the last {self._count} rollouts failed, for {lasted:.0f} s: the rollout engine, or something else "
+                "that they need, is gone. What failed first is further up in the log, after 'Error in _run_prompt'. "
+                "Correct it unless a process just died, and run the same command again: it continues from the last "
                 "checkpoint."
             )
 
