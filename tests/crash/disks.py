@@ -50,7 +50,7 @@ class Mounted:
 
     def lock(self) -> None:
         """Make it read-only; waits until no file is open for writing."""
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 30
         while True:
             try:
                 return _mount(self.path, _MS_REMOUNT | _MS_RDONLY, ROOMY)
