@@ -138,7 +138,7 @@ def kill(launch: Launch, victim: str) -> list[str]:
         launch.process.kill()
         return []
     titles = []
-    for one in psutil.Process(launch.process.pid).children(recursive=True):
+    for one in _descendants(launch):
         try:
             titles.append(" ".join(one.cmdline()))
             if titles[-1].startswith(title):
@@ -146,14 +146,28 @@ def kill(launch: Launch, victim: str) -> list[str]:
                 return []
         except psutil.NoSuchProcess:
             continue
-    return [f"no process is called {title}: {sorted(set(titles))}"]
+    return [plain(f"no process is called {title}: {sorted(set(titles))}")]
+
+
+def _descendants(launch: Launch) -> list[psutil.Process]:
+    try:
+        return psutil.Process(launch.process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:  # it has just ended
+        return []
 
 
 def error_in(log: str) -> str:
     """The last line of a log that names an error, one of this package if there is any."""
     found = re.findall(r"([\w.]*(?:Error|Exception|Died)\b(?:\([^)]*\))?: [^\n]*)", log)
     mine = [line for line in found if "Spo" in line]
-    return (mine or found or [""])[-1][:200]
+    return plain((mine or found or [""])[-1])[:200]
+
+
+def plain(text: str) -> str:
+    """A line of a log without colours, and without what differs from machine to machine."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)
+    text = re.sub(r"(?<![\w.])(?:/[\w.+-]+){2,}", "PATH", text)
+    return re.sub(r"\b(pid|ip|actor_id|node_id)=[\w.]+", r"\1=...", text)
 
 
 def case(folder: Path, mode: str, seed: int, number: int) -> LaunchCase:
@@ -186,7 +200,7 @@ def case(folder: Path, mode: str, seed: int, number: int) -> LaunchCase:
                 if not ended:
                     problems.append(f"the command neither ended nor trained within {MINUTE:.0f} s")
                 elif not outcome:
-                    problems.append(f"the command ended without an error: {launch.text()[-500:]}")
+                    problems.append(f"the command ended without an error: {plain(launch.text()[-500:])}")
     finally:
         if launch.process.poll() is None:
             launch.process.kill()

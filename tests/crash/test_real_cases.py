@@ -24,6 +24,8 @@ def test_the_error_of_a_log_is_this_packages_where_there_is_one():
     assert real.error_in(log) == "spo_verl.errors.SpoServiceError: it is gone"
     assert real.error_in(log.replace("spo_verl.errors.Spo", "")) == "ray.exceptions.ActorDiedError: killed"
     assert real.error_in("all is well") == ""
+    text = "\x1b[36mray::A.b()\x1b[39m (pid=7, ip=192.0.2.1) in /home/me/run1: 1/2"
+    assert real.plain(text) == "ray::A.b() (pid=..., ip=...) in PATH: 1/2"
 
 
 def test_a_line_of_the_ledger_comes_back(tmp_path):
