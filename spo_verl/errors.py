@@ -41,6 +41,10 @@ class SpoServiceError(SpoError, ConnectionError):
     """The tracker's actor is gone or did not answer."""
 
 
+class SpoRolloutError(SpoError, RuntimeError):
+    """Rollouts fail one after the other: the rollout engine, or what they depend on, is gone."""
+
+
 class SpoCheckpointError(SpoError, OSError):
     """A tracker checkpoint cannot be used; nothing was changed on disk."""
 

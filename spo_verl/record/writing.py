@@ -16,6 +16,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class RecordWriter:
         self._failing = False
         self._waiting: dict[Part, pa.Table] = {}
         self._waiting_files: dict[str, Callable[[], None]] = {}
+        self._going_back: Callable[[], None] | None = None
+        self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._passed_rows = self._taken_rows = 0
         self._thread = threading.Thread(target=self._work, name="spo-record", daemon=True)
         self._thread.start()
@@ -157,7 +160,7 @@ class RecordWriter:
             logger.error(
                 "spo: the record in %s was not written within %.0f s; training continues.", self.folder, seconds
             )
-        return done.is_set() and not self._waiting and not self._stopped
+        return done.is_set() and not self._waiting and not self._held and not self._stopped
 
     def close(self, **run: Any) -> None:
         """Write what is left and end the thread.
@@ -197,8 +200,13 @@ class RecordWriter:
     def _work(self) -> None:
         try:
             while not self._stopped:
-                job, arguments = self._jobs.get()
-                job(*arguments)
+                self._held.append(self._jobs.get())
+                while self._held and self._has_gone_back():
+                    job, arguments = self._held.popleft()
+                    job(*arguments)
+                if self._held and self._held[-1][0] in (self._finish, self._end):  # nobody waits for the disk
+                    job, arguments = self._held.pop()
+                    job(*arguments)
         except _Ended:
             pass
         except _REASONS as reason:
@@ -206,6 +214,7 @@ class RecordWriter:
         finally:
             self._stopped = True
             self._waiting.clear()
+            self._held.clear()
 
     def _stop(self, reason: str, *, exc_info: bool = False) -> None:
         if self._stopped:
@@ -280,7 +289,14 @@ class RecordWriter:
         raise _Ended
 
     def _resume(self, step: int) -> None:
-        self._disk.resume(step)
+        self._going_back = lambda: self._disk.resume(step)
+        self._has_gone_back()
+
+    def _has_gone_back(self) -> bool:
+        """Whether rows of a future that did not happen are out of the way; what is passed later is held until then."""
+        if self._going_back is not None and self._try(self._going_back):
+            self._going_back = None
+        return self._going_back is None
 
     def _describe(self, run: dict[str, Any]) -> None:
         starts = [*self._disk.run.get("starts", []), run.pop("start", {})]

@@ -11,6 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_filename
 
 from spo_verl.data.identity import IDENTITY_VERSION
-from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError
+from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError, SpoError
 from spo_verl.tracker.checkpoint.folder import is_folder, remove
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.service import TrackerClient
@@ -28,6 +31,7 @@ from spo_verl.training.recording import Recorder
 logger = logging.getLogger(__name__)
 
 FOLDER = "spo"
+PROBE_BYTES = 1 << 16
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_\d+\.pt")
 
 
@@ -75,6 +79,26 @@ class CheckpointFollower:
         self._saving = folder
         if self._recorder is not None:
             self._recorder.cut(step)
+
+    @contextmanager
+    def explained(self, step: int) -> Iterator[None]:
+        """Around verl's part of a save: a disk that is full or read-only is named, which torch's own error does not do.
+
+        Raises:
+            SpoCheckpointError: something was raised, and the folder cannot be written to.
+        """
+        try:
+            yield
+        except SpoError:
+            raise
+        except (OSError, RuntimeError) as error:
+            fault = _fault(self.root)
+            if fault is None:
+                raise
+            raise SpoCheckpointError(
+                f"verl could not save step {step} in {self.root}: {fault}. Make room or correct the permissions, then "
+                "run the same command again; it continues from the step that latest_checkpointed_iteration.txt names."
+            ) from error
 
     def finish_write(self) -> None:
         """Wait until the tracker's folder and the record are complete; does nothing when none is being written.
@@ -240,6 +264,18 @@ def _files(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a file cannot be written in a folder; None where it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _there(folder: Path) -> bool:

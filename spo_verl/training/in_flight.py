@@ -1,10 +1,11 @@
 """Rollouts that are not trained on: what verl's replay buffer evicts, and what a batch does not wait for.
 
-:func:`watched_buffer` gives a replay buffer of verl (stock, or a user's own) three abilities and changes nothing else:
+:func:`watched_buffer` gives a replay buffer of verl (stock, or a user's own) four abilities and changes nothing else:
 
 - before a group is evicted, its verified outcomes are read, so that they become evidence;
 - a batch takes what finished first instead of what was dispatched first;
-- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch did not wait for.
+- with ``spo.late.policy=drop`` or ``abort`` a batch takes no rollout that an earlier batch did not wait for;
+- where all rollouts fail, the run ends: verl replaces failed ones for ever, also when the rollout engine is dead.
 
 Where generation pauses after a complete batch, it also holds back replacements: the next policy version would generate
 them, so the trainer dispatches them when that version is there.
@@ -26,11 +27,14 @@ from typing import Any, NamedTuple
 import transfer_queue as tq
 
 from spo_verl.config import SpoConfig
+from spo_verl.errors import SpoRolloutError
 from spo_verl.tracker.reports import Late, ObserveReport
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.sessions import read_sessions, response_tokens, version_spans
 
 TRAIN = "train"
+LEAST_FAILURES, BATCHES_OF_FAILURES, FAILING_SECONDS = 64, 4, 20.0
+"""A run ends when so many rollouts, at least so many batches of them, failed in a row, for so long."""
 CUT_OFF = ("aborted", "failed")
 """Endings in which tasks of verl's agent loop are cancelled, wherever they are."""
 
@@ -179,6 +183,39 @@ def _without_reward(keys: list[str], partition: str) -> list[str]:
     return []
 
 
+class FailureStreak:
+    """Rollouts that failed since one finished."""
+
+    def __init__(self) -> None:
+        self._count, self._since = 0, 0.0
+
+    def note(self, finished: int, failed: int, *, batch: float, now: float) -> None:
+        """These ended since the last call.
+
+        Args:
+            finished, failed: rollouts.
+            batch: rollouts of a batch; infinite while it is not known.
+            now: monotonic seconds.
+
+        Raises:
+            SpoRolloutError: see ``LEAST_FAILURES``.
+        """
+        if finished:
+            self._count = 0
+        if finished or not failed:
+            return
+        self._since = self._since if self._count else now
+        self._count += failed
+        lasted = now - self._since
+        if self._count >= max(LEAST_FAILURES, BATCHES_OF_FAILURES * batch) and lasted >= FAILING_SECONDS:
+            raise SpoRolloutError(
+                f"the last {self._count} rollouts failed, for {lasted:.0f} s: the rollout engine, or something else "
+                "that they need, is gone. What failed first is further up in the log, after 'Error in _run_prompt'. "
+                "Correct it unless a process just died, and run the same command again: it continues from the last "
+                "checkpoint."
+            )
+
+
 class WatchedBuffer:
     """Mixed in before a replay buffer's own class by :func:`watched_buffer`."""
 
@@ -193,6 +230,7 @@ class WatchedBuffer:
     spo_seen: dict[str, float]
     spo_aborted: set[str]
     spo_wanted: float
+    spo_streak: FailureStreak
     spo_refill: Callable[[int], Any]
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> Any:
@@ -214,6 +252,9 @@ class WatchedBuffer:
         self._forget_aborted()
         now = time.monotonic()
         terminal = self.finished_keys[TRAIN] | self.failure_keys[TRAIN]
+        new = terminal - self.spo_seen.keys()
+        failed = len(new & self.failure_keys[TRAIN])
+        self.spo_streak.note(len(new) - failed, failed, batch=self.spo_wanted, now=now)
         for uid in self.spo_seen.keys() - terminal:
             del self.spo_seen[uid]
         for uid in terminal:
@@ -294,6 +335,7 @@ def watched_buffer(buffer: Any, spo: SpoConfig, evicted: EvictedRollouts) -> Any
     buffer.__class__ = watched_class(buffer_class)
     buffer.spo_config, buffer.spo_evicted = spo, evicted
     buffer.spo_seen, buffer.spo_aborted, buffer.spo_wanted = {}, set(), math.inf
+    buffer.spo_streak = FailureStreak()
     evicted.seen = buffer.spo_seen
     if getattr(buffer, "refill_fn", None) is not None:
         buffer.spo_refill, buffer.refill_fn = buffer.refill_fn, buffer._refill

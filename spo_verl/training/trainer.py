@@ -405,7 +405,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     def _save_checkpoint(self) -> None:
         with self._stopwatch("save"):
             self._checkpoint.begin_save(self.global_steps)
-        super()._save_checkpoint()  # type: ignore[misc]
+        with self._checkpoint.explained(self.global_steps):
+            super()._save_checkpoint()  # type: ignore[misc]
         with self._stopwatch("save"):
             self._checkpoint.end_save(self.global_steps)
 

@@ -179,14 +179,16 @@ def disk(monkeypatch):
     class Disk:
         error = None
 
-    real = os.replace
+    def refusing(real):
+        def rename(*names):
+            if Disk.error is not None:
+                raise Disk.error
+            real(*names)
 
-    def replace(*names):
-        if Disk.error is not None:
-            raise Disk.error
-        real(*names)
+        return rename
 
-    monkeypatch.setattr(os, "replace", replace)
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
     return Disk
 
 
@@ -211,6 +213,37 @@ def test_what_a_full_disk_refused_is_written_when_it_has_room(tmp_path, disk, ca
     assert sum("written again" in message for message in caplog.messages) == 1
     writer.close()
     assert uids(tmp_path) == expected([1, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_restart_on_a_disk_that_refuses_goes_back_when_it_can(tmp_path, disk, caplog, continues):
+    """Otherwise rows of steps that are made again would be taken for those of the new process later."""
+    caplog.set_level(logging.WARNING)
+    writer = write(tmp_path, range(1, 6), cut_every=2)
+    assert writer.flush()  # and is killed
+    disk.error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    again = write(tmp_path, [3], after=2)
+    assert not again.flush()
+    assert sum(os.strerror(errno.EROFS) in message for message in caplog.messages) == 1
+    assert uids(tmp_path) == expected(range(1, 6))
+    if continues:
+        disk.error = None
+        again.append(4, rows(4))
+        again.append_step(4, {"a": 4.0})
+        assert again.flush()
+        assert uids(tmp_path) == expected(range(1, 5))
+        assert [start["step"] for start in Record.open(tmp_path).run["starts"]] == [0, 2]
+    again.close()
+    again._thread.join(10)
+    assert not again._thread.is_alive()
+
+
+def test_a_restart_on_a_disk_that_refuses_for_long_ends_the_record(tmp_path, disk, caplog):
+    assert write(tmp_path, range(1, 4)).flush()
+    disk.error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    again = write(tmp_path, range(1, 12), waiting_rows=20)
+    assert not again.flush()
+    assert sum("recording ends" in message for message in caplog.messages) == 1
 
 
 def test_recording_ends_loudly_when_too_much_waits(tmp_path, disk, caplog):

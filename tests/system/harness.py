@@ -231,20 +231,7 @@ def launch(
     """
     mark = uuid.uuid4().hex
     log_path = workdir / f"{name}.log"
-    probe = {"VERL_USE_EXTERNAL_MODULES": batch_probe.__name__, batch_probe.FILE: str(probe_of(workdir, name))}
-    env = {
-        **os.environ,
-        "VERL_PLATFORM": "cpu",
-        "PYTHONPATH": str(REPOSITORY),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore",
-        "HYDRA_FULL_ERROR": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "HF_HUB_OFFLINE": "1",
-        "TENSORBOARD_DIR": str(tensorboard_of(workdir, name)),
-        RUN_MARK: mark,
-        **probe,
-    }
+    env = environment(workdir, name, mark)
     begin = time.monotonic()
     with log_path.open("w") as log:
         process = subprocess.Popen(
@@ -296,6 +283,24 @@ def launch(
             )
         )
     return run
+
+
+def environment(workdir: Path, name: str, mark: str) -> dict[str, str]:
+    """The environment of a launch; ``mark`` is in that of every process that it starts."""
+    return {
+        **os.environ,
+        "VERL_PLATFORM": "cpu",
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+        "HYDRA_FULL_ERROR": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "TENSORBOARD_DIR": str(tensorboard_of(workdir, name)),
+        RUN_MARK: mark,
+        "VERL_USE_EXTERNAL_MODULES": batch_probe.__name__,
+        batch_probe.FILE: str(probe_of(workdir, name)),
+    }
 
 
 def kill_titled(ancestor: int, title: str) -> None:

@@ -1,6 +1,7 @@
 """The tracker's folder beside verl's checkpoint: written before the marker, pruned like verl's, never lost silently."""
 
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,23 @@ def test_a_failed_write_stops_verl_before_its_marker(tmp_path, monkeypatch):
     mine.begin_save(5)
     with pytest.raises(SpoCheckpointError, match="disk full"):
         mine.finish_write()
+
+
+@pytest.mark.parametrize("raised", [OSError(28, "No space left on device"), RuntimeError("iostream error")])
+def test_a_disk_that_is_full_is_named_whatever_verl_raises(tmp_path, monkeypatch, raised):
+    mine = follower(tmp_path, trained())
+    with pytest.raises(type(raised), match=str(raised.args[-1])), mine.explained(5):  # the disk is not at fault
+        raise raised
+
+    def full(**_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    said = f"step 5 in {tmp_path}: No space left on device. Make room"
+    with pytest.raises(SpoCheckpointError, match=said), mine.explained(5):
+        raise raised
+    with pytest.raises(SpoStateError, match="mine"), mine.explained(5):
+        raise SpoStateError("mine")
 
 
 def test_a_save_that_never_reached_the_dataloader_is_an_error(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,9 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import replay_buffer as verl_buffer
 
 from spo_verl.config import LateConfig, SpoConfig
-from spo_verl.errors import SpoRewardError
+from spo_verl.errors import SpoRewardError, SpoRolloutError
 from spo_verl.training import in_flight, rewards
-from spo_verl.training.in_flight import EvictedRollouts, first_to_finish, watched_buffer
+from spo_verl.training.in_flight import EvictedRollouts, FailureStreak, first_to_finish, watched_buffer
 from spo_verl.training.sessions import read_sessions, response_tokens
 
 
@@ -220,3 +221,45 @@ def test_a_finished_rollout_without_a_reward_is_an_error(queue):
     evicted = EvictedRollouts(SpoConfig(), verified=lambda: True)
     with pytest.raises(ValueError, match="not ready"):
         evicted.add("surplus", {"u"}, {"u_0_0": {}}, "train")
+
+
+# ---------------------------------------------------------------------- an engine that is gone
+
+
+def test_failures_in_a_row_end_the_run_when_they_are_many_and_last():
+    streak = FailureStreak()
+    for second in range(15):
+        streak.note(0, 10, batch=16, now=100.0 + second)  # many, and not for long
+    streak.note(1, 9, batch=16, now=130.0)
+    for second in range(5):
+        streak.note(0, 12, batch=16, now=131.0 + 9 * second)  # for long, and not many
+    streak.note(0, 0, batch=16, now=300.0)
+    with pytest.raises(SpoRolloutError, match="the last 64 rollouts failed, for 169 s"):
+        streak.note(0, 4, batch=16, now=300.0)
+
+
+@pytest.mark.parametrize(("batch", "least"), [(16, 64), (100, 400), (math.inf, math.inf)])
+def test_large_batches_need_more_failures(batch, least):
+    streak = FailureStreak()
+    streak.note(0, 1, batch=batch, now=0.0)
+    streak.note(0, int(min(least, 10**6)) - 2, batch=batch, now=99.0)
+    if least < math.inf:
+        with pytest.raises(SpoRolloutError):
+            streak.note(0, 1, batch=batch, now=99.0)
+
+
+def test_a_buffer_whose_replacements_all_fail_does_not_wait_for_ever(queue, monkeypatch):
+    monkeypatch.setattr(in_flight, "FAILING_SECONDS", 0.2)
+    buffer, _, refilled = buffer_of(queue, threshold=None)
+
+    def fails(count: int) -> None:
+        refilled.append(count)
+        for number in range(count):
+            queue.prompt(f"bad{len(refilled)}.{number}", "failure", 5)
+
+    buffer.spo_refill = fails
+    queue.prompt("fine", "finished", 5, reward=1.0)
+    queue.prompt("broken", "failure", 5)
+    with pytest.raises(SpoRolloutError, match="rollout engine"):
+        buffer.sample(global_steps=5, partition_id="train", batch_size=2)
+    assert sum(refilled) >= 63
