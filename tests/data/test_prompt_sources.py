@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from spo_verl.data import PrioritizedDataLoader, columns, dataset_keys, prompt_sources
+from spo_verl.data.prompt_sources import stated_sources
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import Tracker, TrackerSettings
 
@@ -94,6 +95,19 @@ def test_rows_that_are_no_mappings_and_datasets_that_are_no_maps():
 
     with pytest.raises(SpoConfigError, match="type Stream cannot be indexed"):
         prompt_sources(Stream())
+
+
+def test_stated_sources_are_those_that_the_table_has(of_verl, monkeypatch):
+    monkeypatch.setattr(RLHFDataset, "__getitem__", lambda *_: pytest.fail("a row was formatted"))
+    found = stated_sources(of_verl, np.array([0, 1, 3]))
+    assert (found.names, found.source_P.tolist()) == (("code.v2", "openai/gsm8k"), [1, 0, 0])
+    some = stated_sources(table(*ROWS[:2], {**ROWS[4], "data_source": None}), np.arange(3))
+    assert (some.names, some.source_P.tolist()) == (("", "code.v2", "openai/gsm8k"), [2, 1, 0])
+    numbers = stated_sources(table(row("q", data_source=3), row("r", data_source=5)), np.arange(2))
+    assert numbers.names == ("3", "5")
+    without = [{name: value for name, value in one.items() if name != "data_source"} for one in ROWS]
+    assert stated_sources(table(*without), np.arange(5)) is None
+    assert stated_sources(ROWS, np.arange(5)) is None  # rows may come from code of the dataset's own
 
 
 def test_with_tracker_and_loader_every_batch_keeps_the_quotas():

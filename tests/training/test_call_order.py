@@ -78,6 +78,14 @@ def test_versions_and_evidence_of_any_run(case):
         lost_P[world.slot[uid]] += 1 - world.outcomes[uid, session]
     np.testing.assert_allclose(tracker.evidence(), (won_P, lost_P), rtol=1e-12)
 
+    # The calibrated read-out is fitted on every outcome, whatever its rollout's end.
+    calibration = tracker.snapshot().calibration
+    assert (calibration is None) == (setting.spo.value.readout == "raw")
+    if calibration is not None:
+        rewards = [world.outcomes[one] for one in tracker.observed]
+        assert sorted(calibration.reward_N.tolist()) == sorted(rewards)
+        assert all("spo/readout/slope" in metrics for metrics in made.logged)
+
     # Trained on once; a batch of drop and abort is of the version that it trains, whoever was left in flight.
     trained = Counter(uid for step in world.steps for uid in step.uids)
     assert set(trained.values()) <= {1}

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 
-from spo_verl.config import SamplingConfig, SpoConfig
+from spo_verl.config import SamplingConfig, SpoConfig, ValueConfig
 from spo_verl.data import dataset_keys
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker import PromptSources, TrackerSettings
@@ -16,9 +16,9 @@ from spo_verl.tracker.service import TrackerHost
 from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.metrics import METRICS, Stopwatch, pattern_of, prefixed
-from spo_verl.training.quotas import SourceRecord, read_sources
+from spo_verl.training.quotas import SourceRecord, read_sources, sources_of_readout
 from spo_verl.training.trainer import SpoTrainer
-from tests.data.rows import row
+from tests.data.rows import row, table
 
 ROWS = [row(f"{n} + 1", data_source="openai/gsm8k" if n % 3 else "minerva") for n in range(12)]
 
@@ -34,6 +34,17 @@ def read(quota, batch_size=4, rows=ROWS):
 def test_without_quotas_no_column_is_read():
     assert read(None, rows=[row("1 + 1", data_source=None)]) is None
     assert TrackerSettings.of(SpoConfig()) == TrackerSettings()
+
+
+def test_the_calibrated_read_out_tells_sources_apart_where_a_table_states_them(caplog):
+    spo = SpoConfig(value=ValueConfig(readout="calibrated"))
+    with caplog.at_level(logging.INFO, logger="spo_verl"):
+        found = sources_of_readout(spo, table(*ROWS), dataset_keys(ROWS))
+        assert found.counts(np.arange(12)).tolist() == [4, 8]
+        assert sources_of_readout(spo, ROWS, dataset_keys(ROWS)) is None
+    assert "tells 2 data sources apart" in caplog.text
+    assert "does not tell data sources apart: no table with a data_source" in caplog.text
+    assert sources_of_readout(SpoConfig(), table(*ROWS), dataset_keys(ROWS)) is None
 
 
 def test_the_parts_of_a_batch_are_logged(caplog):
