@@ -71,7 +71,7 @@ def of_processes(cases: Sequence[ProcessCase]) -> str:
 def of_launches(cases: Sequence[LaunchCase]) -> str:
     """By mode and victim."""
     if not cases:
-        return "Real launches: not run.\n"
+        return "The campaign of real launches: not run.\n"
     groups = defaultdict(list)
     for case in cases:
         groups[case.mode, case.victim].append(case)
