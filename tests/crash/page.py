@@ -22,9 +22,9 @@ MEANING = {
     "kill at start": "SIGKILL while a resumed process loads, or moves later rows aside",
     "full disk": "a disk with less room than the next save needs",
     "read-only": "the disk becomes read-only while training",
-    "read-only start": "a restart on a read-only disk, half of the time writable soon after",
+    "read-only start": "a restart on a read-only disk, mostly writable soon after; then SIGKILL",
     "clock jump": "wall clock and times of files jump by 10 s to 3 years, forwards or backwards; then SIGKILL",
-    "other ranks": "a restart with another number of ranks",
+    "other ranks": "a restart with another number of ranks; SIGKILL where no checkpoint refuses it",
     "other rollout workers": "a restart with another number of rollouts in flight; then SIGKILL",
 }
 
@@ -71,7 +71,7 @@ def of_processes(cases: Sequence[ProcessCase]) -> str:
 def of_launches(cases: Sequence[LaunchCase]) -> str:
     """By mode and victim."""
     if not cases:
-        return "Real launches: not run.\n"
+        return "The campaign of real launches: not run.\n"
     groups = defaultdict(list)
     for case in cases:
         groups[case.mode, case.victim].append(case)
