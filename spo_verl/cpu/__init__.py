@@ -19,6 +19,7 @@ _MODULES = (
     "process_group",
     "engines",
     "rollout",
+    "engine_death",
     "polling",
     "agent_loops",
     "columns",
