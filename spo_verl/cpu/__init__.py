@@ -26,6 +26,7 @@ _MODULES = (
     "checkpoint_engines",
     "ray_start",
     "ray_join",
+    "workers",
     "old_policy",
     "trainer_log",
     "weight_transfer",

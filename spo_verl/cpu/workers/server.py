@@ -1,0 +1,209 @@
+"""The process that Ray's workers of one node are forked from: ``python -m spo_verl.cpu.workers.server SOCKET RAYLET``.
+
+It imports once what workers import, then forks a child for each request of a client (``client.py``). A child becomes
+Ray's worker; the server tells the client when it ends, and kills it when the client is gone. The server ends soon after
+its raylet (RAYLET, a process id), and no child outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PRELOADED = (
+    ("ray._private.workers", "verl.trainer.main_ppo", "verl.workers.engine_workers", "spo_verl.training.trainer"),
+    ("verl.workers.rollout.vllm_rollout.vllm_async_server", "verl.experimental.agent_loop"),
+)
+"""Modules by stage: verl for the process that runs the trainer, which is the first; then what the others need."""
+FORKED_THREADS = frozenset({"jemalloc_bg_thd"})
+"""Threads of this process that fork() may leave behind: Arrow's allocator starts its own again."""
+OF_THE_WORKER = frozenset(
+    {"RANK", "WORLD_SIZE", "RAY_LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WG_PREFIX", "WG_BACKEND"}
+)
+"""Environment variables in which a worker may differ from this process: no module that is preloaded reads them."""
+LAST_SECONDS = 20.0
+"""Workers that are still at work so long after their raylet's end are killed."""
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    streams: list[int]
+
+
+def receive(connection: socket.socket) -> Request | None:
+    """The request of a client; None where it went away before it had sent all of it."""
+    text, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while text and not text.endswith(b"\n"):
+        more = connection.recv(1 << 16)
+        text = text + more if more else b""
+    if not text or len(streams) != 3:
+        for one in streams:
+            os.close(one)
+        return None
+    return Request(streams=list(streams), **json.loads(text))
+
+
+def threads() -> list[str]:
+    """Names of this process's threads but the main one."""
+    tasks = Path("/proc/self/task")
+    return sorted((one / "comm").read_text().strip() for one in tasks.iterdir() if int(one.name) != os.getpid())
+
+
+def preload(names: Sequence[str]) -> None:
+    """Import what workers need.
+
+    Raises:
+        RuntimeError: a thread was started by that; what it holds would stay locked in every child.
+    """
+    for name in names:
+        importlib.import_module(name)
+    if left := [name for name in threads() if name not in FORKED_THREADS]:
+        raise RuntimeError(f"importing {', '.join(names)} started threads, which a fork does not have: {left}")
+    gc.collect()
+    gc.freeze()
+
+
+class Server:
+    """Forks and watches. :meth:`serve` returns twice: in a child its request, in the server itself None at the end."""
+
+    def __init__(self, listener: socket.socket, raylet: int, stages: Sequence[Sequence[str]]) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._listener = listener
+        self._raylet = os.pidfd_open(raylet)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._raylet, selectors.EVENT_READ, self._no_raylet)
+        self._raylet_ended = False
+        self._clients: dict[int, tuple[int, socket.socket]] = {}
+        self._env = dict(os.environ)
+        self._stages = list(stages)
+
+    def serve(self) -> Request | None:
+        """Raises: what an import raises, and as :func:`preload`."""
+        preload(self._stages.pop(0))
+        while not self._raylet_ended:
+            # The rest is imported as soon as nobody waits.
+            ready = self._selector.select(0 if self._stages else None)
+            if not ready:
+                preload(self._stages.pop(0))
+            for key, _ in ready:
+                if (request := key.data()) is not None:
+                    return request  # type: ignore[no-any-return]
+        end = time.monotonic() + LAST_SECONDS
+        while self._clients and (left := end - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left):
+                key.data()
+        return None
+
+    def _no_raylet(self) -> None:
+        self._raylet_ended = True
+        for one in (self._listener, self._raylet):
+            self._selector.unregister(one)
+
+    def _accept(self) -> Request | None:
+        connection, _ = self._listener.accept()
+        request = receive(connection)
+        pid = os.fork() if request is not None and self._fits(request) else None
+        if pid == 0:
+            self._selector.close()
+            for one in (self._listener, connection, *(client for _, client in self._clients.values())):
+                one.close()
+            for descriptor in (self._raylet, *self._clients):
+                os.close(descriptor)
+            return request
+        for stream in request.streams if request is not None else ():
+            os.close(stream)
+        if pid is None:
+            self._tell(connection, 0)
+            connection.close()
+            return None
+        ended = os.pidfd_open(pid)
+        self._clients[ended] = pid, connection
+        self._selector.register(ended, selectors.EVENT_READ, lambda: self._ended(ended))
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._deserted(ended))
+        self._tell(connection, pid)
+        return None
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the modules that this process has imported are as the worker's own imports would be."""
+        both = {*request.env, *self._env} - OF_THE_WORKER
+        if different := sorted(name for name in both if request.env.get(name) != self._env.get(name)):
+            print(f"a worker has an environment of its own, and is started by itself: {different}", flush=True)
+        return not different
+
+    def _ended(self, child: int) -> None:
+        pid, connection = self._clients.pop(child)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._tell(connection, code if code >= 0 else 128 - code)
+        for one in (child, connection):
+            with contextlib.suppress(KeyError):  # the client went first
+                self._selector.unregister(one)
+        os.close(child)
+        connection.close()
+
+    def _deserted(self, child: int) -> None:
+        """A client has nothing more to say: it is gone, and its worker with it. The worker's end is seen next."""
+        pid, connection = self._clients[child]
+        self._selector.unregister(connection)
+        os.kill(pid, signal.SIGKILL)
+
+    @staticmethod
+    def _tell(connection: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):  # a client that is gone is seen by the selector
+            connection.sendall(f"{number}\n".encode())
+
+
+def become(request: Request) -> None:
+    """Make this child the worker that was asked for, and run it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for wanted, stream in enumerate(request.streams):
+        os.dup2(stream, wanted)
+    for stream in request.streams:
+        os.close(stream)
+    os.setpgid(0, 0)
+    os.chdir(request.cwd)
+    os.environ.clear()
+    os.environ.update(request.env)
+    # Python's own generator is seeded again by fork, NumPy's is not.
+    import numpy as np
+
+    np.random.seed()  # noqa: NPY002 - the global generator is what is meant
+    sys.argv = request.argv
+    sys.path[0] = str(Path(request.argv[0]).parent)
+    runpy.run_path(request.argv[0], run_name="__main__")
+
+
+def main(arguments: Sequence[str], stages: Sequence[Sequence[str]] = PRELOADED) -> None:
+    path, raylet = arguments[0], int(arguments[1])
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    try:
+        request = Server(listener, raylet, stages).serve()
+    except BaseException:
+        # Clients that wait are told by the end of their connection; later ones by this file.
+        Path(f"{path}.failed").touch()
+        raise
+    if request is not None:
+        become(request)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,321 @@
+"""Ray's workers as forks: requests read, children with all that a process of their own would have, and their ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from spo_verl.cpu.workers import CLIENT, fork_workers
+from spo_verl.cpu.workers.client import SOCKET, STOCK, request
+from spo_verl.launching.supervise import session_members
+
+WAIT_S = 60.0
+
+
+def context(**parts: Any) -> str:
+    return f"--serialized-runtime-env-context={json.dumps(parts)}"
+
+
+def test_a_request_has_the_variables_of_the_runtime_environment() -> None:
+    given = [context(env_vars={"B": "2"}, py_executable=sys.executable), "--language=PYTHON", "worker.py", "--x=1"]
+    wanted = request(given, {"A": "1", "B": "1"})
+    assert wanted == {"argv": ["worker.py", "--x=1"], "env": {"A": "1", "B": "2"}, "cwd": os.getcwd()}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [context(), "--language=JAVA"],
+        [context(env_vars={"PATH": "/x:${PATH}"}), "--language=PYTHON"],
+        [context(command_prefix=["source", "env"]), "--language=PYTHON"],
+        [context(py_executable="/other/python"), "--language=PYTHON"],
+        [context(override_worker_entrypoint="/in/a/container.py"), "--language=PYTHON"],
+        [context(java_jars=["a.jar"]), "--language=PYTHON"],
+    ],
+)
+def test_what_needs_more_than_a_fork_is_left_to_ray(given: list[str]) -> None:
+    assert request([*given, "worker.py"], {}) is None
+
+
+SERVER = """
+import sys
+from spo_verl.cpu.workers import server
+server.main(sys.argv[1:], {stages!r})
+"""
+
+
+class Node:
+    """A stand-in of a raylet: a session of processes with a server, and clients that are children of its first one."""
+
+    def __init__(self, folder: Path, stages: Sequence[Sequence[str]] = (("colorsys",), ("this",))) -> None:
+        self.folder = folder
+        (folder / "logs").mkdir()
+        (folder / "sockets").mkdir()
+        self.socket = folder / "sockets" / "fork_server"
+        self.stock = folder / "stock.py"
+        self.stock.write_text("import sys; print('stock', *sys.argv[1:]); sys.exit(5)")
+        self.worker = folder / "worker.py"
+        self.env = {**os.environ, STOCK: str(self.stock), SOCKET: str(self.socket)}
+        self.raylet = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        self.log = folder / "logs" / "fork_server.log"
+        with self.log.open("w") as log:
+            self.server = subprocess.Popen(
+                [sys.executable, "-c", SERVER.format(stages=stages), str(self.socket), str(self.raylet.pid)],
+                env=self.env, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def ready(self) -> Node:
+        wait_for(lambda: self.socket.exists() or self.server.poll() is not None)
+        return self
+
+    def client(self, text: str, *arguments: str, variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        if not self.worker.exists():
+            self.worker.write_text(textwrap.dedent(text))
+        given = [context(env_vars=variables or {}), "--language=PYTHON", str(self.worker), *arguments]
+        return subprocess.Popen(
+            [sys.executable, str(CLIENT), *given],
+            env=self.env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, text: str, *arguments: str, variables: dict[str, str] | None = None) -> tuple[int, str, str]:
+        client = self.client(text, *arguments, variables=variables)
+        out, err = client.communicate(timeout=WAIT_S)
+        return client.returncode, out, err
+
+    def end(self) -> None:
+        for one in (self.server, self.raylet):
+            one.kill()
+            one.wait()
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made.ready()
+    made.end()
+
+
+REPORT = """
+import json, os, random, signal, sys
+import numpy
+print(json.dumps({
+    "argv": sys.argv, "path": sys.path[0], "name": __name__, "cwd": os.getcwd(), "pid": os.getpid(), "parent": os.getppid(),
+    "group": os.getpgid(0), "preloaded": sorted({"colorsys", "this"} & set(sys.modules)), "rank": os.environ.get("RANK"),
+    "main": sys.modules["__main__"].__file__, "random": random.random(), "numpy": numpy.random.rand(),
+    "open": sorted(os.listdir("/proc/self/fd"))[:8], "default": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+}))
+print("to stderr", file=sys.stderr)
+sys.exit(7)
+"""  # noqa: E501
+
+
+def test_a_worker_is_as_one_that_was_started(node: Node) -> None:
+    code, out, err = node.run(REPORT, "--a=b", variables={"RANK": "3"})
+    found = json.loads(out)
+    assert (code, err) == (7, "to stderr\n")
+    assert found["argv"] == [str(node.worker), "--a=b"]
+    assert (found["path"], found["cwd"], found["main"]) == (str(node.folder), str(node.folder), str(node.worker))
+    assert (found["name"], found["rank"]) == ("__main__", "3")
+    assert (found["parent"], found["group"]) == (node.server.pid, found["pid"])
+    assert found["preloaded"] == ["colorsys", "this"]
+    assert found["default"]
+    # Standard streams and the folder that is listed: nothing of the server, nothing of another worker.
+    assert found["open"] == ["0", "1", "2", "3"]
+
+
+def test_workers_draw_different_numbers(node: Node) -> None:
+    first, second = (json.loads(node.run(REPORT)[1]) for _ in range(2))
+    assert first["random"] != second["random"]
+    assert first["numpy"] != second["numpy"]
+
+
+def test_several_at_once_keep_their_streams_apart(node: Node) -> None:
+    text = "import sys, time; time.sleep(float(sys.argv[2])); print(sys.argv[1]); sys.exit(int(sys.argv[1]))"
+    clients = [node.client(text, str(number), str(0.3 / number)) for number in (1, 2, 3)]
+    for number, client in enumerate(clients, 1):
+        assert client.communicate(timeout=WAIT_S)[0] == f"{number}\n"
+        assert client.returncode == number
+
+
+def test_a_worker_that_a_signal_ends(node: Node) -> None:
+    assert node.run("import os; os.kill(os.getpid(), 9)")[0] == 128 + signal.SIGKILL
+
+
+WAITS = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("end", ["client", "server", "terminated"])
+def test_neither_client_nor_worker_outlives_the_other(node: Node, end: str) -> None:
+    client = node.client(WAITS)
+    assert client.stdout is not None
+    pid = int(client.stdout.readline())
+    assert alive(pid)
+    if end == "client":
+        client.kill()
+    elif end == "server":
+        node.server.kill()
+    else:
+        client.terminate()
+    wait_for(lambda: not alive(pid))
+    assert client.wait(WAIT_S) == {"client": -signal.SIGKILL, "server": 1, "terminated": 128 + signal.SIGTERM}[end]
+    client.communicate()
+
+
+def test_the_server_ends_with_its_raylet_once_the_workers_have(node: Node) -> None:
+    client = node.client("import os, time; print(os.getppid(), flush=True); time.sleep(1); print('done')")
+    assert client.stdout is not None
+    assert int(client.stdout.readline()) == node.server.pid
+    node.raylet.kill()
+    node.raylet.wait()
+    assert client.communicate(timeout=WAIT_S)[0] == "done\n"
+    assert node.server.wait(WAIT_S) == 0
+
+
+def test_another_environment_is_left_to_ray(node: Node) -> None:
+    code, out, _ = node.run(REPORT, variables={"OMP_NUM_THREADS": "7"})
+    assert (code, out.split()[0]) == (5, "stock")
+    assert "OMP_NUM_THREADS" in node.log.read_text()
+
+
+def test_a_client_starts_the_server_that_it_lacks(tmp_path: Path) -> None:
+    """And only one of those that come at once does; the worker's own script is in their parent's place here."""
+    node = Node(tmp_path, ())  # without a stage it fails
+    try:
+        node.server.wait(WAIT_S)
+        Path(f"{node.socket}.failed").unlink()
+        node.env["PYTHONPATH"] = str(tmp_path)
+        (tmp_path / "spo_verl" / "cpu" / "workers").mkdir(parents=True)
+        real = Path(sys.modules["spo_verl.cpu.workers.client"].__file__ or "").with_name("server.py")
+        (tmp_path / "spo_verl" / "cpu" / "workers" / "server.py").write_text(
+            real.read_text().replace('"verl.', '"colorsys" or "').replace('"spo_verl.', '"colorsys" or "')
+        )
+        clients = [node.client("import os; print(os.getppid())") for _ in range(3)]
+        parents = {client.communicate(timeout=WAIT_S)[0] for client in clients}
+        (parent,) = parents
+        assert parent.strip().isdecimal()
+    finally:
+        node.end()
+        for pid in session_members(os.getsid(0)):
+            if str(node.socket) in Path(f"/proc/{pid}/cmdline").read_bytes().decode():
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_imports_that_start_threads_are_not_forked(tmp_path: Path) -> None:
+    (tmp_path / "starts_a_thread.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    os.environ["PYTHONPATH"], before = str(tmp_path), os.environ.get("PYTHONPATH")
+    try:
+        node = Node(tmp_path, (("starts_a_thread",),)).ready()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    try:
+        code, out, _ = node.run(REPORT)
+        assert (code, out.split()[0]) == (5, "stock")
+        assert "no fork server" in node.run(REPORT)[2]
+        assert "importing starts_a_thread started threads" in node.log.read_text()
+    finally:
+        node.end()
+
+
+RAY = """
+import json, os, ray
+import spo_verl.cpu
+spo_verl.cpu.activate()
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"GIVEN": "1"}})
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def look(self):
+        import sys
+        parent = open(f"/proc/{os.getppid()}/cmdline").read()
+        return os.getpid(), parent, "torch" in sys.modules, os.environ["GIVEN"], os.environ.get("RANK")
+
+    def fail(self):
+        os._exit(3)
+
+plain, ranked = Actor.remote(), Actor.options(runtime_env={"env_vars": {"RANK": "1"}}).remote()
+other = Actor.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "2"}}).remote()
+found = {name: ray.get(one.look.remote()) for name, one in {"plain": plain, "ranked": ranked, "other": other}.items()}
+try:
+    ray.get(plain.fail.remote())
+except ray.exceptions.RayActorError as error:
+    found["error"] = type(error).__name__
+ray.kill(ranked)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.long
+def test_rays_workers_are_forks() -> None:
+    env = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", RAY], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert found.pop("error") == "ActorDiedError"
+    assert [one[3:] for one in found.values()] == [["1", None], ["1", "1"], ["1", None]]
+    of_the_server = {name: "spo_verl.cpu.workers.server" in one[1] for name, one in found.items()}
+    assert of_the_server == {"plain": True, "ranked": True, "other": False}
+    assert {name: one[2] for name, one in found.items()} == of_the_server
+    for pid, *_ in found.values():
+        wait_for(lambda pid=pid: not alive(pid))
+
+
+def started(monkeypatch: pytest.MonkeyPatch, session: str = "/tmp/ray/session", **environ: str) -> dict[str, Any]:
+    """What the raylet is started with."""
+    for name in ("OMP_NUM_THREADS", "SPO_FORK_WORKERS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    def start_raylet(setup_worker_path: str, session_dir: str, env_updates: Any = None) -> dict[str, Any]:
+        return {"setup": setup_worker_path, "env": env_updates}
+
+    services = ModuleType("services")
+    services.start_raylet = start_raylet  # type: ignore[attr-defined]
+    fork_workers(services)
+    return services.start_raylet("/ray/setup_worker.py", session, env_updates={"A": "1"})  # type: ignore[no-any-return]
+
+
+def test_the_raylet_is_given_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    socket = "/tmp/ray/session/sockets/fork_server"
+    assert started(monkeypatch, OMP_NUM_THREADS="1") == {
+        "setup": str(CLIENT), "env": {"A": "1", STOCK: "/ray/setup_worker.py", SOCKET: socket},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environ", "session"),
+    [
+        ({}, "/tmp/ray/session"),  # Ray decides on the threads of each worker, before that loads its libraries
+        ({"OMP_NUM_THREADS": "1", "SPO_FORK_WORKERS": "0"}, "/tmp/ray/session"),
+        ({"OMP_NUM_THREADS": "1"}, "/tmp/" + 100 * "r"),  # no socket has such a path
+    ],
+)
+def test_the_raylet_is_left_alone(environ: dict[str, str], session: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started(monkeypatch, session, **environ) == {"setup": "/ray/setup_worker.py", "env": {"A": "1"}}
