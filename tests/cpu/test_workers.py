@@ -135,7 +135,8 @@ def test_a_worker_is_as_one_that_was_started(node: Node) -> None:
     assert (found["path"], found["cwd"], found["main"]) == (str(node.folder), str(node.folder), str(node.worker))
     assert (found["name"], found["rank"]) == ("__main__", "3")
     assert (found["parent"], found["group"]) == (node.server.pid, found["pid"])
-    assert found["preloaded"] == ["colorsys", "this"]
+    assert "colorsys" in found["preloaded"]
+    wait_for(lambda: json.loads(node.run(REPORT)[1])["preloaded"] == ["colorsys", "this"])  # when nobody waits
     assert found["default"]
     # Standard streams and the folder that is listed: nothing of the server, nothing of another worker.
     assert found["open"] == ["0", "1", "2", "3"]
@@ -225,20 +226,41 @@ def test_a_client_starts_the_server_that_it_lacks(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_imports_that_start_threads_are_not_forked(tmp_path: Path) -> None:
+def test_imports_that_start_threads_are_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "starts_a_thread.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
-    os.environ["PYTHONPATH"], before = str(tmp_path), os.environ.get("PYTHONPATH")
-    try:
-        node = Node(tmp_path, (("starts_a_thread",),)).ready()
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = Node(tmp_path, (("starts_a_thread",),)).ready()
     try:
         code, out, _ = node.run(REPORT)
         assert (code, out.split()[0]) == (5, "stock")
         assert "no fork server" in node.run(REPORT)[2]
         assert "importing starts_a_thread started threads" in node.log.read_text()
+    finally:
+        node.end()
+
+
+def test_imports_that_use_rays_generator_are_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "draws.py").write_text("import ray\nray.ObjectRef.from_random()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = Node(tmp_path, (("draws",),)).ready()
+    try:
+        assert node.run(REPORT)[1].split()[0] == "stock"
+        assert "used Ray's generator" in node.log.read_text()
+    finally:
+        node.end()
+
+
+def test_classes_of_actors_leave_rays_generator_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "declares.py").write_text("import ray\n@ray.remote\nclass A: ...\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = Node(tmp_path, (("declares",),)).ready()
+    try:
+        draw = "import ray; print(ray.ObjectRef.from_random().hex())"
+        first, second = (node.run(draw) for _ in range(2))
+        assert (first[0], second[0]) == (0, 0)
+        assert first[1] != second[1]
     finally:
         node.end()
 
@@ -253,15 +275,20 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={
 class Actor:
     def look(self):
         import sys
+        modules = set(sys.modules)
         parent = open(f"/proc/{os.getppid()}/cmdline").read()
-        return os.getpid(), parent, "torch" in sys.modules, os.environ["GIVEN"], os.environ.get("RANK")
+        import torch
+        there = "torch" in modules
+        return os.getpid(), parent, there, os.environ["GIVEN"], os.environ.get("RANK"), torch.get_num_threads()
 
     def fail(self):
         os._exit(3)
 
 plain, ranked = Actor.remote(), Actor.options(runtime_env={"env_vars": {"RANK": "1"}}).remote()
 other = Actor.options(runtime_env={"env_vars": {"OMP_NUM_THREADS": "2"}}).remote()
-found = {name: ray.get(one.look.remote()) for name, one in {"plain": plain, "ranked": ranked, "other": other}.items()}
+two = Actor.options(num_cpus=2).remote()
+actors = {"plain": plain, "ranked": ranked, "other": other, "two": two}
+found = {name: ray.get(one.look.remote()) for name, one in actors.items()}
 try:
     ray.get(plain.fail.remote())
 except ray.exceptions.RayActorError as error:
@@ -273,14 +300,15 @@ print(json.dumps(found))
 
 @pytest.mark.long
 def test_rays_workers_are_forks() -> None:
-    env = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "VERL_PLATFORM": "cpu"}
+    env.pop("OMP_NUM_THREADS", None)
     done = subprocess.run([sys.executable, "-c", RAY], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert found.pop("error") == "ActorDiedError"
-    assert [one[3:] for one in found.values()] == [["1", None], ["1", "1"], ["1", None]]
+    assert [one[3:] for one in found.values()] == [["1", None, 1], ["1", "1", 1], ["1", None, 2], ["1", None, 2]]
     of_the_server = {name: "spo_verl.cpu.workers.server" in one[1] for name, one in found.items()}
-    assert of_the_server == {"plain": True, "ranked": True, "other": False}
+    assert of_the_server == {"plain": True, "ranked": True, "other": False, "two": True}
     assert {name: one[2] for name, one in found.items()} == of_the_server
     for pid, *_ in found.values():
         wait_for(lambda pid=pid: not alive(pid))
@@ -288,8 +316,7 @@ def test_rays_workers_are_forks() -> None:
 
 def started(monkeypatch: pytest.MonkeyPatch, session: str = "/tmp/ray/session", **environ: str) -> dict[str, Any]:
     """What the raylet is started with."""
-    for name in ("OMP_NUM_THREADS", "SPO_FORK_WORKERS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SPO_FORK_WORKERS", raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
 
@@ -304,7 +331,7 @@ def started(monkeypatch: pytest.MonkeyPatch, session: str = "/tmp/ray/session", 
 
 def test_the_raylet_is_given_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     socket = "/tmp/ray/session/sockets/fork_server"
-    assert started(monkeypatch, OMP_NUM_THREADS="1") == {
+    assert started(monkeypatch) == {
         "setup": str(CLIENT), "env": {"A": "1", STOCK: "/ray/setup_worker.py", SOCKET: socket},
     }  # fmt: skip
 
@@ -312,9 +339,8 @@ def test_the_raylet_is_given_the_client(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("environ", "session"),
     [
-        ({}, "/tmp/ray/session"),  # Ray decides on the threads of each worker, before that loads its libraries
-        ({"OMP_NUM_THREADS": "1", "SPO_FORK_WORKERS": "0"}, "/tmp/ray/session"),
-        ({"OMP_NUM_THREADS": "1"}, "/tmp/" + 100 * "r"),  # no socket has such a path
+        ({"SPO_FORK_WORKERS": "0"}, "/tmp/ray/session"),
+        ({}, "/tmp/" + 100 * "r"),  # no socket has such a path
     ],
 )
 def test_the_raylet_is_left_alone(environ: dict[str, str], session: str, monkeypatch: pytest.MonkeyPatch) -> None:

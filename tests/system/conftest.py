@@ -11,7 +11,7 @@
 | async_killed, async_resumed | spo=plus_plus | `colocate_async` with stragglers, calibrated values; SIGKILL, resume |
 | orphaned | spo=paper | two ranks, `colocate_async` by drift, late rollouts stopped; tracker killed in the sixth step |
 | separate | spo=paper | `separate_async`: rollout processes of their own, two updates per weight transfer |
-| tensor | spo=paper | (slow) Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
+| tensor | spo=paper | Megatron on two ranks: tensor parallel 2 with sequence parallelism, three steps |
 | megatron_grpo | grpo | (slow) Megatron on two ranks, data parallel with a distributed optimizer, two steps |
 | pipeline, continued | spo=paper | (slow) Megatron on two ranks: pipeline parallel 2, then a resume |
 | gsm8k | spo=paper | (slow) two steps on all 7,473 problems with imported offline values, where the problems are |

@@ -35,7 +35,6 @@ def check_saved(run: Run, step: int) -> None:
     assert (run.checkpoints / "latest_checkpointed_iteration.txt").read_text() == str(step)
 
 
-@pytest.mark.slow
 def test_two_tensor_parallel_ranks_train(tensor):
     check_steps(tensor, {1, 2, 3})
     check_saved(tensor, 3)

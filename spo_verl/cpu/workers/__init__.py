@@ -21,7 +21,6 @@ from spo_verl.cpu.workers.client import SOCKET, STOCK
 CLIENT = Path(__file__).with_name("client.py")
 SWITCH = "SPO_FORK_WORKERS"
 """Environment variable; 0 leaves Ray's own way of starting workers."""
-THREADS = "OMP_NUM_THREADS"
 _SOCKET_PATH_LIMIT = 107
 """Bytes of the path of a socket, on Linux."""
 
@@ -37,8 +36,7 @@ def fork_workers(module: ModuleType) -> None:
     def start_raylet(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
         socket = os.path.join(call["session_dir"], "sockets", "fork_server")
-        # A library takes its number of threads when it is loaded; Ray chooses one for each worker if nobody has.
-        if os.environ.get(SWITCH) != "0" and THREADS in os.environ and len(os.fsencode(socket)) <= _SOCKET_PATH_LIMIT:
+        if os.environ.get(SWITCH) != "0" and len(os.fsencode(socket)) <= _SOCKET_PATH_LIMIT:
             call["env_updates"] = {
                 **(call.get("env_updates") or {}), STOCK: call["setup_worker_path"], SOCKET: socket,
             }  # fmt: skip

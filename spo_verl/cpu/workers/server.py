@@ -19,9 +19,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PRELOADED = (
     ("ray._private.workers", "verl.trainer.main_ppo", "verl.workers.engine_workers", "spo_verl.training.trainer"),
@@ -34,6 +35,7 @@ OF_THE_WORKER = frozenset(
     {"RANK", "WORLD_SIZE", "RAY_LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WG_PREFIX", "WG_BACKEND"}
 )
 """Environment variables in which a worker may differ from this process: no module that is preloaded reads them."""
+THREADS = "OMP_NUM_THREADS"
 LAST_SECONDS = 20.0
 """Workers that are still at work so long after their raylet's end are killed."""
 _PR_SET_PDEATHSIG = 1
@@ -66,24 +68,86 @@ def threads() -> list[str]:
     return sorted((one / "comm").read_text().strip() for one in tasks.iterdir() if int(one.name) != os.getpid())
 
 
+@contextlib.contextmanager
+def plain_class_identifiers() -> Iterator[None]:
+    """Ray's classes of actors get their identifiers from the system, not from Ray's generator.
+
+    Once that generator has been used, every child continues it with the same numbers, and two workers name their tasks
+    alike, upon which Ray aborts a third.
+    """
+    import ray.actor
+
+    stock = ray.actor.ActorClassID
+
+    class Drawn:
+        @staticmethod
+        def from_random() -> Any:
+            return stock(os.urandom(stock.size()))
+
+    ray.actor.ActorClassID = Drawn
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = stock
+
+
+def children_draw_alike() -> bool:
+    """Whether two children get the same identifier from Ray's generator."""
+    import ray
+
+    drawn = set()
+    for _ in range(2):
+        reading, writing = os.pipe()
+        if (pid := os.fork()) == 0:
+            os.write(writing, ray.ObjectRef.from_random().binary())
+            os._exit(0)
+        os.close(writing)
+        drawn.add(os.read(reading, 1024))
+        os.close(reading)
+        os.waitpid(pid, 0)
+    return len(drawn) == 1
+
+
 def preload(names: Sequence[str]) -> None:
     """Import what workers need.
 
     Raises:
-        RuntimeError: a thread was started by that; what it holds would stay locked in every child.
+        RuntimeError: a thread was started by that, and what it holds would stay locked in every child; or Ray's
+            generator of identifiers was used.
     """
-    for name in names:
-        importlib.import_module(name)
+    with plain_class_identifiers():
+        for name in names:
+            importlib.import_module(name)
+    imported = f"importing {', '.join(names)}"
     if left := [name for name in threads() if name not in FORKED_THREADS]:
-        raise RuntimeError(f"importing {', '.join(names)} started threads, which a fork does not have: {left}")
+        raise RuntimeError(f"{imported} started threads, which a fork does not have: {left}")
+    if children_draw_alike():
+        raise RuntimeError(f"{imported} used Ray's generator of identifiers, which all forks would continue alike")
     gc.collect()
     gc.freeze()
+
+
+def follow_rays_threads() -> None:
+    """Give torch as many threads as Ray decides on for this worker, which is after torch was loaded here."""
+    from ray._private import utils
+
+    stock = utils.set_omp_num_threads_if_unset
+
+    def set_omp_num_threads_if_unset() -> bool:
+        decided = bool(stock())
+        if decided and "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(int(os.environ[THREADS]))
+        return decided
+
+    utils.set_omp_num_threads_if_unset = set_omp_num_threads_if_unset
 
 
 class Server:
     """Forks and watches. :meth:`serve` returns twice: in a child its request, in the server itself None at the end."""
 
-    def __init__(self, listener: socket.socket, raylet: int, stages: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, listener: socket.socket, raylet: int, env: dict[str, str], stages: Sequence[Sequence[str]]
+    ) -> None:
         self._selector = selectors.DefaultSelector()
         self._listener = listener
         self._raylet = os.pidfd_open(raylet)
@@ -91,7 +155,7 @@ class Server:
         self._selector.register(self._raylet, selectors.EVENT_READ, self._no_raylet)
         self._raylet_ended = False
         self._clients: dict[int, tuple[int, socket.socket]] = {}
-        self._env = dict(os.environ)
+        self._env = env
         self._stages = list(stages)
 
     def serve(self) -> Request | None:
@@ -184,6 +248,8 @@ def become(request: Request) -> None:
     # Python's own generator is seeded again by fork, NumPy's is not.
     import numpy as np
 
+    if THREADS not in request.env:
+        follow_rays_threads()
     np.random.seed()  # noqa: NPY002 - the global generator is what is meant
     sys.argv = request.argv
     sys.path[0] = str(Path(request.argv[0]).parent)
@@ -195,8 +261,11 @@ def main(arguments: Sequence[str], stages: Sequence[Sequence[str]] = PRELOADED) 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
+    # Libraries take their number of threads when they are loaded; Ray gives one to a worker without CPUs of its own.
+    env = dict(os.environ)
+    os.environ.setdefault(THREADS, "1")
     try:
-        request = Server(listener, raylet, stages).serve()
+        request = Server(listener, raylet, env, stages).serve()
     except BaseException:
         # Clients that wait are told by the end of their connection; later ones by this file.
         Path(f"{path}.failed").touch()
