@@ -39,9 +39,11 @@ def watch(
     debug: Debug = False,
 ) -> Outcome:
     from spo_verl.history.live import Watched
-    from spo_verl.history.running import running_at, running_here
+    from spo_verl.history.running import running_at, running_here, starting_here
 
     found = [running_at(run)] if run is not None else running_here()
+    if not found and (starting := starting_here()):
+        raise SpoStateError(_of_starting(starting))
     if not found:
         raise SpoStateError(
             "no run with SPO is under way on this machine: start one, or name the folder of a run "
@@ -61,6 +63,18 @@ def watch(
         watched.wait_for_service()
         frame = watched.frame()
     return Outcome({"runs": [frame]}, lambda console: _show(console, frame))
+
+
+def _of_starting(starting: list[dict[str, Any]]) -> str:
+    """Why there is nothing to show of trainers that live."""
+    lines = []
+    for one in starting:
+        parts = f"; finished parts of {one['values']}: {one['parts']}" if one["values"] is not None else ""
+        lines.append(f"process {one['pid']} in {one['folder']}{parts}")
+    return (
+        f"a run with SPO is under way and has recorded nothing yet ({', '.join(lines)}). It loads its model, or "
+        "samples offline values; call watch again once it trains."
+    )
 
 
 def _show(console: Console, frame: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from spo_verl.record.reading import Record
 PROC = Path("/proc")
 State = Literal["running", "ended", "crashed", "unknown"]
 _TRAINER = re.compile(r"verl\.trainer\.main_ppo|main_ppo\.py")
+_OF_SPO = re.compile(r"\+{0,2}(algorithm\.adv_estimator=spo|spo=.*)")
 _OVERRIDE = re.compile(r"\+{0,2}trainer\.(default_local_dir|project_name|experiment_name)=(.*)", re.DOTALL)
 _NEAR = ("record", "*/record", "*/*/record", "checkpoints/*/*/record")
 """Where below its working directory a run's record is looked for, if its command line does not say."""
@@ -93,6 +94,24 @@ def running_here() -> list[Running]:
     ]
 
 
+def starting_here() -> list[dict[str, Any]]:
+    """Trainers of this machine that live and say that they use SPO, for when none has a record yet.
+
+    Returns:
+        ``pid``; ``folder``, its working directory; ``values``, the file of offline values that it samples, None where
+        it was given none; ``parts``, the parts of them that are finished.
+    """
+    found = []
+    for pid, words, here in _trainers():
+        if not any(_OF_SPO.fullmatch(word) for word in words):
+            continue
+        named = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("spo.estimate.output=")]
+        values = here / named[-1] if named else None
+        parts = len(list(values.with_name(f"{values.name}.parts").glob("part-*.parquet"))) if values else 0
+        found.append({"pid": pid, "folder": here, "values": values, "parts": parts})
+    return found
+
+
 def state_of(run: dict[str, Any]) -> State:
     """Whether the process of a run's latest start lives; ``unknown`` where that was on another machine."""
     if run.get("ended"):
@@ -126,16 +145,21 @@ def _living_records() -> Iterator[Record]:
             continue
 
 
-def _run_folders() -> Iterator[Path]:
-    """Folders that runs of verl's trainer on this machine write to, or may write to."""
+def _trainers() -> Iterator[tuple[int, list[str], Path]]:
+    """Process id, command line and working directory of each process of verl's trainer on this machine."""
     for pid in _pids():
         try:
             words = (PROC / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
             here = Path(os.readlink(PROC / str(pid) / "cwd"))
         except OSError:  # it has ended, or belongs to another user
             continue
-        if not any(_TRAINER.search(word) for word in words):
-            continue
+        if any(_TRAINER.search(word) for word in words):
+            yield pid, words, here
+
+
+def _run_folders() -> Iterator[Path]:
+    """Folders that runs of verl's trainer on this machine write to, or may write to."""
+    for _, words, here in _trainers():
         named = {found[1]: found[2].strip("'\"") for word in words if (found := _OVERRIDE.fullmatch(word))}
         if "${" not in (folder := named.get("default_local_dir", "${")):
             yield here / folder

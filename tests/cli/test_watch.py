@@ -107,10 +107,21 @@ def test_several_runs_are_listed(made, tmp_path, monkeypatch):
 
 def test_without_a_run_the_message_says_what_to_name(monkeypatch):
     monkeypatch.setattr(running, "running_here", list)
+    monkeypatch.setattr(running, "starting_here", list)
     done = run("watch")
     assert done.exit_code == 2
     assert "no run with SPO is under way on this machine: start one, or name the folder of a run" in done.stderr
     assert json.loads(run("watch", "--json").stdout)["error"]["type"] == "SpoStateError"
+
+
+def test_a_run_that_has_recorded_nothing_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "running_here", list)
+    started = {"pid": 17, "folder": tmp_path, "values": tmp_path / "values.parquet", "parts": 3}
+    monkeypatch.setattr(running, "starting_here", lambda: [started])
+    done = run("watch")
+    assert done.exit_code == 2
+    assert f"process 17 in {tmp_path}; finished parts of {tmp_path / 'values.parquet'}: 3" in done.stderr
+    assert "samples offline values; call watch again once it trains" in done.stderr
 
 
 def test_a_folder_without_a_record_cannot_be_watched(made, tmp_path):

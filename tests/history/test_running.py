@@ -11,7 +11,7 @@ import pytest
 
 from spo_verl.history import running
 from spo_verl.history.live import Watched
-from spo_verl.history.running import Running, ray_token, running_at, running_here, state_of
+from spo_verl.history.running import Running, ray_token, running_at, running_here, starting_here, state_of
 from tests.support.records import made_run
 
 NOW = datetime.now(UTC).isoformat()
@@ -78,6 +78,18 @@ def test_a_run_is_found_by_the_command_line_of_its_trainer(tmp_path, run, traine
     process.wait()
     assert found(tmp_path) == []
     assert state_of(json.loads((run / "record" / "run.json").read_text())) == "crashed"
+
+
+def test_a_trainer_without_a_record_is_starting(tmp_path, run, trainer):
+    values = tmp_path / "work" / "values.parquet"
+    process = trainer("+spo=paper", "spo.estimate.output='values.parquet'")
+    trainer("algorithm.adv_estimator=grpo")
+    (tmp_path / "work" / "values.parquet.parts").mkdir()
+    for part in range(3):
+        (tmp_path / "work" / "values.parquet.parts" / f"part-{part:06d}.parquet").touch()
+    assert [one for one in starting_here() if tmp_path in one["folder"].parents] == [
+        {"pid": process.pid, "folder": tmp_path / "work", "values": values, "parts": 3}
+    ]
 
 
 def test_a_process_of_another_program_is_no_trainer(tmp_path, run, trainer):
