@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs again what docs/performance.md and docs/benchmarks.md measure without a launch of verl or an accelerator: about 15 minutes
+# Runs again what docs/performance.md and docs/benchmarks.md measure without a launch of verl or an accelerator: about 10 minutes
 # on two quiet cores. Needs no data; the figures of the laboratory are worked out from its stored results.
 #   benchmarks/rerun.sh | tee rerun.txt
 set -euo pipefail
@@ -13,7 +13,8 @@ run() { printf '\n== %s\n' "$*"; SECONDS=0; "$python" "$@"; printf -- '-- %s s\n
 run benchmarks/plugin_import.py
 run benchmarks/tracker_scale.py --prompts 14000 1000000 10000000
 run benchmarks/tracker_scale.py --prompts 14000 1000000 10000000 --sources 8 --readout calibrated --dict-limit 0
-run benchmarks/tracker_service.py
+run benchmarks/tracker_service.py --seconds 60
+run benchmarks/tracker_service.py --seconds 60 --pause 4
 run benchmarks/record_cost.py
 run benchmarks/report_scale.py
 run benchmarks/stragglers.py simulate --plot "$folder"

@@ -1,11 +1,13 @@
 """The tracker service under many clients: calls per second, their latency, and whether anything was lost or doubled.
 
     python benchmarks/tracker_service.py                       # 64 clients for two minutes
+    python benchmarks/tracker_service.py --pause 4             # each waits so long between two steps
     python benchmarks/tracker_service.py --clients 8 --seconds 10 --prompts 10000
 
 Each client is a thread of one of ``--processes`` processes and makes the four calls of a training step again and again:
-draw, dispatch, recall, finish_step, for ``--batch`` prompts that belong to it alone. All clients call at once, as fast
-as they are answered; a training has one, which calls four times per step. Afterwards the calls of each client are
+draw, dispatch, recall, finish_step, for ``--batch`` prompts that belong to it alone. Without ``--pause`` all of them
+call as fast as they are answered: calls per second are the most that the service can do, and latency is the length of
+the queue. A training has one such client, which calls four times per step. Afterwards the calls of each client are
 repeated, one client after the other, on a tracker of this process: values at dispatch and the evidence of all prompts
 have to be the same, bit by bit.
 """
@@ -60,14 +62,16 @@ class Client:
 class Process:
     """Some of the clients, a thread each."""
 
-    def run(self, clients: list[Client], seconds: float) -> list[Client]:
+    def run(self, clients: list[Client], seconds: float, pause: float) -> list[Client]:
         service = connect(NAME)
         errors: list[BaseException] = []
 
         def work(client: Client) -> None:
             try:
+                time.sleep(pause * np.random.default_rng(client.number).random())
                 while time.monotonic() < end:
                     client.step(service)
+                    time.sleep(pause)
             except BaseException as error:  # noqa: BLE001 - raised below, in the thread that answers
                 errors.append(error)
 
@@ -107,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two steps of a client")
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=16)
     given = parser.parse_args(arguments)
@@ -122,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
         ray.get([process.__ray_ready__.remote() for process in processes])
         parts = [clients[number :: given.processes] for number in range(given.processes)]
         began = time.perf_counter()
-        answers = ray.get([one.run.remote(part, given.seconds) for one, part in zip(processes, parts, strict=True)])
+        answers = ray.get(
+            [one.run.remote(part, given.seconds, given.pause) for one, part in zip(processes, parts, strict=True)]
+        )
         taken = time.perf_counter() - began
         evidence = service.evidence()
     finally:
