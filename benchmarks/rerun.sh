@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv-cpu/bin/python}
+[ -x "$python" ] || { echo "error: there is no $python: call ./test.sh --fast first, or set PYTHON=..." >&2; exit 2; }
 export PYTHONPATH=$PWD
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

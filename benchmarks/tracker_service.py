@@ -115,6 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=16)
     given = parser.parse_args(arguments)
+    if min(given.clients, given.processes, given.batch) < 1 or given.seconds <= 0 or given.pause < 0:
+        parser.error("--clients, --processes and --batch are at least 1, --seconds above 0, --pause at least 0")
+    if given.prompts // given.clients < given.batch:
+        parser.error(f"a client has {given.prompts // given.clients} prompts, less than --batch: raise --prompts")
+    given.processes = min(given.processes, given.clients)
     rng = np.random.default_rng(0)
     key_P = np.frombuffer(rng.bytes(16 * given.prompts), dtype="V16")
     settings = TrackerSettings()
@@ -135,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         ray.shutdown()
     done = [client for answer in answers for client in answer]
+    if not any(client.seconds for client in done):
+        parser.error("no client finished a step: raise --seconds")
     second_NV = np.array([times for client in done for times in client.seconds])
     print(f"{given.clients} clients in {given.processes} processes, {given.prompts:,} prompts, batch {given.batch}")
     print(f"{second_NV.size / taken:,.0f} calls per second for {taken:.0f} s")

@@ -72,8 +72,8 @@ def _of_starting(starting: list[dict[str, Any]]) -> str:
         parts = f"; finished parts of {one['values']}: {one['parts']}" if one["values"] is not None else ""
         lines.append(f"process {one['pid']} in {one['folder']}{parts}")
     return (
-        f"a run with SPO is under way and has recorded nothing yet ({', '.join(lines)}). It loads its model, or "
-        "samples offline values; call watch again once it trains."
+        f"a trainer of verl is at work and has recorded nothing of SPO yet ({', '.join(lines)}). With SPO, it loads "
+        "its model or samples offline values: call watch again once it trains. With another estimator there is no record."
     )
 
 

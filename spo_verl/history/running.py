@@ -25,7 +25,6 @@ from spo_verl.record.reading import Record
 PROC = Path("/proc")
 State = Literal["running", "ended", "crashed", "unknown"]
 _TRAINER = re.compile(r"verl\.trainer\.main_ppo|main_ppo\.py")
-_OF_SPO = re.compile(r"\+{0,2}(algorithm\.adv_estimator=spo|spo=.*)")
 _OVERRIDE = re.compile(r"\+{0,2}trainer\.(default_local_dir|project_name|experiment_name)=(.*)", re.DOTALL)
 _NEAR = ("record", "*/record", "*/*/record", "checkpoints/*/*/record")
 """Where below its working directory a run's record is looked for, if its command line does not say."""
@@ -95,18 +94,19 @@ def running_here() -> list[Running]:
 
 
 def starting_here() -> list[dict[str, Any]]:
-    """Trainers of this machine that live and say that they use SPO, for when none has a record yet.
+    """Trainers of this machine that live, for when none has a record yet.
 
     Returns:
         ``pid``; ``folder``, its working directory; ``values``, the file of offline values that it samples, None where
-        it was given none; ``parts``, the parts of them that are finished.
+        its command line names none; ``parts``, the parts of them that are finished. Whether it uses SPO is not known:
+        a file of its configuration may say so.
     """
     found = []
     for pid, words, here in _trainers():
-        if not any(_OF_SPO.fullmatch(word) for word in words):
-            continue
+        if not os.path.basename(words[0]).startswith("python"):
+            continue  # what started it, as `timeout`, or an editor with the command in a file's name
         named = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("spo.estimate.output=")]
-        values = here / named[-1] if named else None
+        values = here / named[-1] if named and "${" not in named[-1] else None
         parts = len(list(values.with_name(f"{values.name}.parts").glob("part-*.parquet"))) if values else 0
         found.append({"pid": pid, "folder": here, "values": values, "parts": parts})
     return found

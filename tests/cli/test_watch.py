@@ -121,7 +121,7 @@ def test_a_run_that_has_recorded_nothing_is_named(monkeypatch, tmp_path):
     done = run("watch")
     assert done.exit_code == 2
     assert f"process 17 in {tmp_path}; finished parts of {tmp_path / 'values.parquet'}: 3" in done.stderr
-    assert "samples offline values; call watch again once it trains" in done.stderr
+    assert "samples offline values: call watch again once it trains" in done.stderr
 
 
 def test_a_folder_without_a_record_cannot_be_watched(made, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from spo_verl.cpu.workers import CLIENT, fork_workers
-from spo_verl.cpu.workers.client import SOCKET, STOCK, request
+from spo_verl.cpu.workers.client import SOCKET, STOCK, connect, request
 from spo_verl.launching.supervise import session_members
 
 WAIT_S = 60.0
@@ -85,7 +86,8 @@ class Node:
         given = [context(env_vars=variables or {}), "--language=PYTHON", str(self.worker), *arguments]
         return subprocess.Popen(
             [sys.executable, str(CLIENT), *given],
-            env=self.env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self.env, cwd=self.folder, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def run(self, text: str, *arguments: str, variables: dict[str, str] | None = None) -> tuple[int, str, str]:
@@ -195,6 +197,90 @@ def test_the_server_ends_with_its_raylet_once_the_workers_have(node: Node) -> No
     node.raylet.wait()
     assert client.communicate(timeout=WAIT_S)[0] == "done\n"
     assert node.server.wait(WAIT_S) == 0
+
+
+def test_both_ends_seen_at_once(node: Node) -> None:
+    """The server looks after both have died, as it does after seconds of imports; another worker is not touched."""
+    other, client = node.client(WAITS), node.client(WAITS)
+    assert other.stdout is not None
+    assert client.stdout is not None
+    other_pid, pid = int(other.stdout.readline()), int(client.stdout.readline())
+    for worker_first in (True, False):
+        node.server.send_signal(signal.SIGSTOP)
+        for one in (pid, client.pid) if worker_first else (client.pid, pid):
+            os.kill(one, signal.SIGKILL)
+        node.server.send_signal(signal.SIGCONT)
+        client.communicate(timeout=WAIT_S)
+        client = node.client(WAITS)
+        assert client.stdout is not None
+        pid = int(client.stdout.readline())
+    assert alive(other_pid)
+    assert node.server.poll() is None
+    for one in (client, other):
+        one.kill()
+        one.communicate()
+
+
+FAILS_LATER = {
+    "an import": "raise ImportError('not today')",
+    "threads": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+}
+
+
+@pytest.mark.parametrize("what", sorted(FAILS_LATER))
+def test_workers_outlive_a_later_stage_that_fails(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first worker is asked for while the first stage is imported, so that the second one fails beside it."""
+    (tmp_path / "slow.py").write_text("import time; time.sleep(1.5)")
+    (tmp_path / "later.py").write_text(FAILS_LATER[what])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    node = Node(tmp_path, (("slow",), ("later",))).ready()
+    try:
+        client = node.client("import os, sys; print(os.getppid(), flush=True); sys.stdin.read(); print('done')")
+        assert client.stdout is not None
+        assert int(client.stdout.readline()) == node.server.pid
+        wait_for(Path(f"{node.socket}.failed").exists)
+        assert node.run(REPORT)[1].split()[0] == "stock"
+        out, _ = client.communicate("", timeout=WAIT_S)
+        assert (client.returncode, out) == (0, "done\n")
+        assert node.server.wait(WAIT_S) == 0  # nothing is left to do
+    finally:
+        node.end()
+
+
+@pytest.mark.parametrize("limit", ["disk", "descriptors", "processes"])
+def test_workers_outlive_what_their_server_runs_out_of(limit: str, node: Node) -> None:
+    client = node.client("import sys; print('begun', flush=True); sys.stdin.read(); print('done')")
+    assert client.stdout is not None
+    assert client.stdout.readline() == "begun\n"
+    asked = {}
+    if limit == "disk":
+        # What is said of the next worker cannot be written.
+        resource.prlimit(node.server.pid, resource.RLIMIT_FSIZE, (0, 0))
+        asked = {"OTHER": "1"}
+    else:
+        kind = resource.RLIMIT_NOFILE if limit == "descriptors" else resource.RLIMIT_NPROC
+        # Descriptors: the next number is refused. Root may start any number of processes.
+        resource.prlimit(node.server.pid, kind, (3, 3))
+    code, out, _ = node.run(REPORT, variables=asked)
+    if limit != "processes" or os.getuid():
+        assert (code, out.split()[0]) == (5, "stock")
+    out, _ = client.communicate("", timeout=WAIT_S)
+    assert (client.returncode, out) == (0, "done\n")
+
+
+def test_without_a_raylet_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(OSError, match="the raylet has ended"):
+        connect(str(tmp_path / "socket"), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_without_a_folder_is_left_to_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert request([context(), "--language=PYTHON", "worker.py"], {}) is None
 
 
 def test_another_environment_is_left_to_ray(node: Node) -> None:

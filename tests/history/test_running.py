@@ -83,13 +83,26 @@ def test_a_run_is_found_by_the_command_line_of_its_trainer(tmp_path, run, traine
 def test_a_trainer_without_a_record_is_starting(tmp_path, run, trainer):
     values = tmp_path / "work" / "values.parquet"
     process = trainer("+spo=paper", "spo.estimate.output='values.parquet'")
-    trainer("algorithm.adv_estimator=grpo")
+    other = trainer("--config-name", "my_recipe", "spo.estimate.output=${oc.env:X}/a.parquet")
     (tmp_path / "work" / "values.parquet.parts").mkdir()
     for part in range(3):
         (tmp_path / "work" / "values.parquet.parts" / f"part-{part:06d}.parquet").touch()
     assert [one for one in starting_here() if tmp_path in one["folder"].parents] == [
-        {"pid": process.pid, "folder": tmp_path / "work", "values": values, "parts": 3}
+        {"pid": process.pid, "folder": tmp_path / "work", "values": values, "parts": 3},
+        {"pid": other.pid, "folder": tmp_path / "work", "values": None, "parts": 0},
     ]
+
+
+def test_what_starts_a_trainer_is_none(tmp_path, run):
+    words = ["timeout", "60", sys.executable, "-c", "input()", "-m", "verl.trainer.main_ppo", "+spo=paper"]
+    wrapper = subprocess.Popen(words, stdin=subprocess.PIPE, cwd=tmp_path / "work")
+    try:
+        while not (listed := [one for one in starting_here() if tmp_path in one["folder"].parents]):
+            assert wrapper.poll() is None
+        assert len(listed) == 1
+        assert listed[0]["pid"] != wrapper.pid
+    finally:
+        wrapper.communicate(b"\n")
 
 
 def test_a_process_of_another_program_is_no_trainer(tmp_path, run, trainer):

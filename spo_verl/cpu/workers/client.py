@@ -48,7 +48,11 @@ def request(arguments: list[str], environ: Mapping[str, str]) -> dict[str, objec
         return None
     if context.pop("py_executable", None) not in (None, sys.executable) or any(context.values()):
         return None
-    return {"argv": argv, "env": {**environ, **variables}, "cwd": os.getcwd()}
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # removed; Ray's own way does without
+        return None
+    return {"argv": argv, "env": {**environ, **variables}, "cwd": here}
 
 
 def send(connection: socket.socket, wanted: Mapping[str, object]) -> None:
@@ -61,6 +65,8 @@ def send(connection: socket.socket, wanted: Mapping[str, object]) -> None:
 def connect(path: str, env: Mapping[str, str]) -> socket.socket:
     """A connection to the server, which is started if there is none; one client at a time does so."""
     end = time.monotonic() + START_SECONDS
+    if (raylet := os.getppid()) <= 1:
+        raise OSError("the raylet has ended")
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         started = None
@@ -78,12 +84,22 @@ def connect(path: str, env: Mapping[str, str]) -> socket.socket:
             if started is None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-                command = [sys.executable, "-m", SERVER, path, str(os.getppid())]
+                command = [sys.executable, "-m", SERVER, path, str(raylet)]
                 with open(os.path.join(os.path.dirname(path), "..", "logs", "fork_server.log"), "a") as log:
                     started = subprocess.Popen(
                         command, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
                     )
             time.sleep(0.05)
+
+
+def answer(connection: socket.socket) -> int | None:
+    """The number that the server sends next; None at the end of the connection."""
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (more := connection.recv(1)):
+            return None
+        line += more
+    return int(line)
 
 
 def stock() -> NoReturn:
@@ -97,9 +113,11 @@ def main() -> None:
         stock()
     try:
         connection = connect(os.environ[SOCKET], wanted["env"])  # type: ignore[arg-type]
+        # The server imports for seconds before it answers, longer on a busy machine.
+        connection.settimeout(START_SECONDS)
         send(connection, wanted)
-        answers = connection.makefile("r")
-        pid = int(answers.readline() or 0)
+        pid = answer(connection) or 0
+        connection.settimeout(None)
     except OSError as error:
         print(f"no fork server ({error}): the worker is started by itself", file=sys.stderr)
         stock()
@@ -108,9 +126,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda got, _: os.kill(pid, got))
     try:
-        sys.exit(int(answers.readline() or 1))
+        code = answer(connection)
     except ConnectionResetError:
-        sys.exit(1)  # the server was killed, and with it the worker
+        code = None
+    sys.exit(1 if code is None else code)  # without a code the server was killed, and with it the worker
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,96 +143,160 @@ def follow_rays_threads() -> None:
     utils.set_omp_num_threads_if_unset = set_omp_num_threads_if_unset
 
 
+@dataclass(eq=False)
+class Child:
+    """A worker: its process, the descriptor that tells of its end, and the connection to its client."""
+
+    pid: int
+    end: int
+    connection: socket.socket
+    deserted: bool = False
+
+
 class Server:
-    """Forks and watches. :meth:`serve` returns twice: in a child its request, in the server itself None at the end."""
+    """Forks and watches. :meth:`serve` returns twice: in a child its request, in the server itself None at the end.
+
+    After a failure it forks no more, and clients leave their workers to Ray; but it stays for the workers that it has,
+    since they end with it.
+    """
 
     def __init__(
         self, listener: socket.socket, raylet: int, env: dict[str, str], stages: Sequence[Sequence[str]]
     ) -> None:
         self._selector = selectors.DefaultSelector()
-        self._listener = listener
+        self._listener: socket.socket | None = listener
+        self._failed = Path(f"{listener.getsockname()}.failed")
         self._raylet = os.pidfd_open(raylet)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._raylet, selectors.EVENT_READ, self._no_raylet)
         self._raylet_ended = False
-        self._clients: dict[int, tuple[int, socket.socket]] = {}
+        self._children: set[Child] = set()
         self._env = env
         self._stages = list(stages)
 
     def serve(self) -> Request | None:
-        """Raises: what an import raises, and as :func:`preload`."""
-        preload(self._stages.pop(0))
-        while not self._raylet_ended:
+        self._preload()
+        while not self._raylet_ended and (self._children or self._listener):
             # The rest is imported as soon as nobody waits.
             ready = self._selector.select(0 if self._stages else None)
             if not ready:
-                preload(self._stages.pop(0))
+                self._preload()
             for key, _ in ready:
                 if (request := key.data()) is not None:
                     return request  # type: ignore[no-any-return]
         end = time.monotonic() + LAST_SECONDS
-        while self._clients and (left := end - time.monotonic()) > 0:
+        while self._children and (left := end - time.monotonic()) > 0:
             for key, _ in self._selector.select(left):
                 key.data()
         return None
 
+    def _preload(self) -> None:
+        try:
+            preload(self._stages.pop(0))
+        except Exception as error:  # noqa: BLE001 - an import may raise anything; it is logged
+            self._stop_forking("".join(traceback.format_exception(error)))
+
+    def _stop_forking(self, why: str) -> None:
+        """Clients that wait learn it by the end of their connection, later ones by a file."""
+        log(f"no more workers are forked: {why}")
+        self._stages.clear()
+        with contextlib.suppress(OSError):
+            self._failed.touch()
+        self._close_listener()
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
     def _no_raylet(self) -> None:
         self._raylet_ended = True
-        for one in (self._listener, self._raylet):
-            self._selector.unregister(one)
+        self._selector.unregister(self._raylet)
+        self._close_listener()
 
     def _accept(self) -> Request | None:
-        connection, _ = self._listener.accept()
+        if self._listener is None:
+            return None  # closed by an event before this one
+        try:
+            connection, _ = self._listener.accept()
+            return self._answer(connection)
+        except OSError as error:  # no descriptor or process is left to have
+            self._stop_forking(str(error))
+            return None
+
+    def _answer(self, connection: socket.socket) -> Request | None:
+        """Fork for the client's request, if a fork serves it; returns the request in the child."""
         request = receive(connection)
-        pid = os.fork() if request is not None and self._fits(request) else None
+        pid = None
+        try:
+            pid = os.fork() if request is not None and self._fits(request) else None
+        finally:
+            if pid != 0:
+                for stream in request.streams if request is not None else ():
+                    os.close(stream)
+            if pid is None:
+                self._tell(connection, 0)
+                connection.close()
         if pid == 0:
+            assert self._listener is not None
             self._selector.close()
-            for one in (self._listener, connection, *(client for _, client in self._clients.values())):
+            for one in (self._listener, connection, *(child.connection for child in self._children)):
                 one.close()
-            for descriptor in (self._raylet, *self._clients):
+            for descriptor in (self._raylet, *(child.end for child in self._children)):
                 os.close(descriptor)
             return request
-        for stream in request.streams if request is not None else ():
-            os.close(stream)
-        if pid is None:
-            self._tell(connection, 0)
-            connection.close()
-            return None
-        ended = os.pidfd_open(pid)
-        self._clients[ended] = pid, connection
-        self._selector.register(ended, selectors.EVENT_READ, lambda: self._ended(ended))
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._deserted(ended))
-        self._tell(connection, pid)
+        if pid is not None:
+            try:
+                child = Child(pid, os.pidfd_open(pid), connection)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)  # nobody would know of it, and Ray starts the worker itself
+                os.waitpid(pid, 0)
+                self._tell(connection, 0)
+                connection.close()
+                raise
+            self._children.add(child)
+            self._selector.register(child.end, selectors.EVENT_READ, lambda: self._ended(child))
+            self._selector.register(connection, selectors.EVENT_READ, lambda: self._deserted(child))
+            self._tell(connection, pid)
         return None
 
     def _fits(self, request: Request) -> bool:
         """Whether the modules that this process has imported are as the worker's own imports would be."""
         both = {*request.env, *self._env} - OF_THE_WORKER
         if different := sorted(name for name in both if request.env.get(name) != self._env.get(name)):
-            print(f"a worker has an environment of its own, and is started by itself: {different}", flush=True)
+            log(f"a worker has an environment of its own, and is started by itself: {different}")
         return not different
 
-    def _ended(self, child: int) -> None:
-        pid, connection = self._clients.pop(child)
-        _, status = os.waitpid(pid, 0)
+    def _ended(self, child: Child) -> None:
+        self._children.remove(child)
+        _, status = os.waitpid(child.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        self._tell(connection, code if code >= 0 else 128 - code)
-        for one in (child, connection):
-            with contextlib.suppress(KeyError):  # the client went first
-                self._selector.unregister(one)
-        os.close(child)
-        connection.close()
+        self._tell(child.connection, code if code >= 0 else 128 - code)
+        self._selector.unregister(child.end)
+        os.close(child.end)
+        if not child.deserted:
+            self._selector.unregister(child.connection)
+        child.connection.close()
 
-    def _deserted(self, child: int) -> None:
+    def _deserted(self, child: Child) -> None:
         """A client has nothing more to say: it is gone, and its worker with it. The worker's end is seen next."""
-        pid, connection = self._clients[child]
-        self._selector.unregister(connection)
-        os.kill(pid, signal.SIGKILL)
+        if child not in self._children:
+            return  # its end was seen just before
+        child.deserted = True
+        self._selector.unregister(child.connection)
+        os.kill(child.pid, signal.SIGKILL)
 
     @staticmethod
     def _tell(connection: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError):  # a client that is gone is seen by the selector
             connection.sendall(f"{number}\n".encode())
+
+
+def log(text: str) -> None:
+    """Into the server's log, if its disk takes it: workers do not depend on that."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def become(request: Request) -> None:
@@ -264,12 +329,7 @@ def main(arguments: Sequence[str], stages: Sequence[Sequence[str]] = PRELOADED) 
     # Libraries take their number of threads when they are loaded; Ray gives one to a worker without CPUs of its own.
     env = dict(os.environ)
     os.environ.setdefault(THREADS, "1")
-    try:
-        request = Server(listener, raylet, env, stages).serve()
-    except BaseException:
-        # Clients that wait are told by the end of their connection; later ones by this file.
-        Path(f"{path}.failed").touch()
-        raise
+    request = Server(listener, raylet, env, stages).serve()
     if request is not None:
         become(request)
 
