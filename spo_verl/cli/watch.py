@@ -73,7 +73,7 @@ def _of_starting(starting: list[dict[str, Any]]) -> str:
         lines.append(f"process {one['pid']} in {one['folder']}{parts}")
     return (
         f"a trainer of verl is at work and has recorded nothing of SPO yet ({', '.join(lines)}). With SPO, it loads "
-        "its model or samples offline values: call watch again once it trains. With another estimator there is no record."
+        "its model or samples offline values: call watch again once it trains. Another estimator keeps no record."
     )
 
 
