@@ -127,7 +127,8 @@ def examine(composed: Composed) -> Examined:
     dangling = dict(_dangling(composed.config))
     problems += [f"{key}: {why}; correct the reference, or set {key}." for key, why in dangling.items()]
     problems += [why for key, why in composed.mistyped.items() if key not in dangling]
-    _, refused, remarks = checks.find(_without(composed.config, {**composed.mistyped, **dangling}))
+    left_out = {**composed.mistyped, **dangling}
+    _, refused, remarks = checks.find(_without(composed.config, left_out), left_out)
     return Examined([*problems, *refused], remarks)
 
 
