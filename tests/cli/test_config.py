@@ -1,5 +1,6 @@
 """``spo-verl config``: the same configuration as the run's, where values come from, and every problem at once."""
 
+import json
 import os
 
 import pytest
@@ -244,6 +245,32 @@ def test_a_size_below_one_is_a_problem_that_names_its_key(value):
     for problem, beginning in zip(found.problems, beginnings, strict=True):
         assert problem.startswith(beginning)
         assert "whole number of at least 1" in problem
+
+
+UNRESOLVABLE = (
+    "actor_rollout_ref.rollout.n=${actor_rollout_ref.rollout.n}",
+    "data.train_batch_size=${data.val_batch_size}",
+    "data.val_batch_size=${data.train_batch_size}",
+    "algorithm.adv_estimator=${no.such}",
+    "data.train_files=[a.parquet,'${no.such}']",
+    "actor_rollout_ref.model.path=${oc.env:NOT_SET_ANYWHERE}",
+    "trainer.nnodes=${no_such_resolver:1}",
+    "spo.seed=${no.such}",
+    "spo.initial.values=x${no.such}",
+    "spo.sampling.quota={b: 1, a: '${no.such}'}",
+)
+
+
+@pytest.mark.parametrize("overrides", [UNRESOLVABLE, UNRESOLVABLE[:1]])
+def test_what_cannot_be_resolved_is_a_problem_of_its_key(overrides):
+    for options in ((), ("--no-files", "--all")):
+        done = run("config", "+spo=paper", *overrides, *options, "--json")
+        assert done.exit_code == 1
+        problems = json.loads(done.stdout)["problems"]
+        for override in overrides:
+            key = override.partition("=")[0]
+            [problem] = [one for one in problems if one.startswith((f"{key}: ", f"{key}.a: "))]
+            assert "cannot be resolved" in problem
 
 
 def test_a_size_is_reported_once_and_one_is_enough():
