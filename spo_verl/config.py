@@ -426,6 +426,21 @@ def mentions(sentence: str, keys: Iterable[str]) -> bool:
     return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", sentence) for key in keys)
 
 
+def no_count(key: str, value: object) -> str | None:
+    """What is wrong with a key that has to hold a whole number of at least 1, None where it does.
+
+    Args:
+        key: a key of verl's configuration, e.g. ``data.train_batch_size``.
+        value: its value, None where there is none; 4.0 counts as 4.
+    """
+    if value is None:
+        return f"{key} is not set: set {key} to a whole number of at least 1."
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0  # not for inf and nan
+    if whole and value >= 1:  # type: ignore[operator]
+        return None
+    return f"{key}={value}: it has to be a whole number of at least 1; set {key} to one."
+
+
 def parse(section: Mapping[str, Any] | None) -> tuple[SpoConfig | None, list[str]]:
     """Like :func:`read`, with None for the settings where one of them was refused."""
     config, problems, refused = read(section)

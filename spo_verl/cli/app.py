@@ -27,14 +27,29 @@ from spo_verl.cli import (
     values,
     watch,
 )
-from spo_verl.cli.output import COULD_NOT, print_json
+from spo_verl.cli.output import COULD_NOT, print_json, reader_left
 
 # typer has a copy of click in newer versions; its public error leads to the right one in all of them.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 class _Root(TyperGroup):
-    """The root command, whose complaints about arguments are JSON where ``--json`` is among them."""
+    """The root command, whose complaints about arguments are JSON where ``--json`` is among them.
+
+    A closed pipe is handled here, before click sees it and ends with status 1.
+    """
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:
+            reader_left()
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().invoke(*args, **kwargs)
+        except BrokenPipeError:
+            reader_left()
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if "--json" not in (kwargs.get("args") or sys.argv[1:]):

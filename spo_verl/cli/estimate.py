@@ -73,6 +73,7 @@ def estimate(
     command = estimate_command(model, data.split(","), settings, overrides or [], os.environ)
     if dry_run:
         return Outcome({"command": command}, lambda console: print(shlex.join(command)))
+    _refuse_missing(model, data.split(","), overrides or [])
     returncode, ended_by = _run(command, quiet=json_output)
     if returncode:
         return _failed(command, returncode, ended_by)
@@ -124,6 +125,27 @@ def estimate_command(
         "trainer.logger=[console]",
         *overrides,
     ]
+
+
+def _refuse_missing(model: str, files: Sequence[str], overrides: Sequence[str]) -> None:
+    """Look for the model and the data before verl is started, as ``spo-verl config`` does.
+
+    Raises:
+        SpoConfigError: names every one that is missing and that no override replaces.
+    """
+    from omegaconf import OmegaConf
+
+    from spo_verl.launching.named_files import faults
+
+    replaced = {word.partition("=")[0].lstrip("+") for word in overrides if "=" in word}
+    named = {"actor_rollout_ref.model.path": model, "data.train_files": list(files)}
+    config = OmegaConf.create({})
+    for key in ({*named} - replaced) | ({"data.custom_cls.path"} & replaced):
+        OmegaConf.update(config, key, named.get(key, "given"))
+    arguments = {"actor_rollout_ref.model.path": "MODEL", "data.train_files": "DATA"}
+    texts = [fault.text.replace(fault.key, arguments[fault.key], 1) for fault in faults(config) if fault.key in named]
+    if texts:
+        raise SpoConfigError("\n".join(texts))
 
 
 def _absolute(place: str) -> str:

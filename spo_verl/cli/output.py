@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
@@ -108,6 +108,10 @@ def console_on(stream: IO[str]) -> Console:
             for text, style, control in super().render(renderable, options):
                 yield Segment(text if control else visible(text), style, control)
 
+        def on_broken_pipe(self) -> None:
+            """Leave the error to :func:`contained`; rich would end with status 1."""
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
     known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
     return Careful(file=stream, highlight=False, width=None if known else 120)
 
@@ -151,8 +155,7 @@ def contained(command: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        _let_go(sys.stdout)
-        raise SystemExit(CLOSED) from None
+        reader_left()
     except OSError as error:
         if error.filename is not None or error.errno not in _CANNOT_WRITE:
             _defect(error)
@@ -163,6 +166,12 @@ def contained(command: Callable[[], None]) -> None:
         raise SystemExit(COULD_NOT) from None
     except Exception as error:  # noqa: BLE001
         _defect(error)
+
+
+def reader_left() -> NoReturn:
+    """End as a process does that SIGPIPE ended: quietly, with status :data:`CLOSED`."""
+    _let_go(sys.stdout)
+    raise SystemExit(CLOSED)
 
 
 def _let_go(stream: IO[str]) -> None:

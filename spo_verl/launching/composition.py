@@ -55,16 +55,28 @@ class Composed:
             absent = OmegaConf.select(self.config, key, default=_ABSENT) is _ABSENT
         except ConfigTypeError:  # the section is a plain value, which is reported as a problem
             absent = True
+        except OmegaConfBaseException:  # a reference to nothing, which is reported as a problem
+            absent = False
         if absent:
             return "default"
         if self.preset is not None and key in preset_keys(self.preset):
             return f"preset {self.preset}"
         return "configuration file" if key.startswith("spo.") else "verl"
 
-    @property
+    @functools.cached_property
+    def dangling(self) -> dict[str, str]:
+        """Keys whose value refers to something that cannot be resolved, each with what to say of it."""
+        return dict(_dangling(self.config))
+
+    @functools.cached_property
+    def left_out(self) -> set[str]:
+        """The keys that ``readable`` lacks."""
+        return {*self.mistyped, *self.dangling}
+
+    @functools.cached_property
     def readable(self) -> DictConfig:
-        """``config`` without the keys of a wrong type."""
-        return _without(self.config, self.mistyped)
+        """``config`` without the keys of a wrong type and those that cannot be resolved."""
+        return _without(self.config, self.left_out)
 
 
 @dataclass(frozen=True)
@@ -121,13 +133,13 @@ def examine(composed: Composed) -> Examined:
     from spo_verl.training import checks
 
     problems = list(composed.problems)
-    estimator = OmegaConf.select(composed.config, "algorithm.adv_estimator", default=None)
-    if estimator != ESTIMATOR:
-        problems.append(checks.other_estimator(composed.config))
-    dangling = dict(_dangling(composed.config))
+    estimator = OmegaConf.select(composed.readable, "algorithm.adv_estimator", default=None)
+    if estimator != ESTIMATOR and not composed.left_out & {"algorithm", "algorithm.adv_estimator"}:
+        problems.append(checks.other_estimator(composed.readable))
+    dangling = composed.dangling
     problems += [f"{key}: {why}; correct the reference, or set {key}." for key, why in dangling.items()]
     problems += [why for key, why in composed.mistyped.items() if key not in dangling]
-    _, refused, remarks = checks.find(_without(composed.config, {**composed.mistyped, **dangling}))
+    _, refused, remarks = checks.find(composed.readable, composed.left_out)
     return Examined([*problems, *refused], remarks)
 
 
@@ -141,8 +153,8 @@ def examine_files(composed: Composed, *, whole: bool) -> Examined:
     remarks: list[str] = []
     defaults: list[str] = []
     stock = dict(_stock_paths())
-    for fault in named_files.faults(composed.config):
-        if not whole and OmegaConf.select(composed.config, fault.key) == stock.get(fault.key, _ABSENT):
+    for fault in named_files.faults(composed.readable):
+        if not whole and OmegaConf.select(composed.readable, fault.key) == stock.get(fault.key, _ABSENT):
             defaults.append(fault.key)
         else:
             (problems if fault.stops else remarks).append(fault.text)
@@ -191,7 +203,10 @@ def problems_of(composed: Composed) -> list[str]:
 
 def uses_spo(config: DictConfig) -> bool:
     """Whether a run with this configuration trains with SPO."""
-    return str(OmegaConf.select(config, "algorithm.adv_estimator")) == ESTIMATOR
+    try:
+        return str(OmegaConf.select(config, "algorithm.adv_estimator")) == ESTIMATOR
+    except OmegaConfBaseException:  # a reference to nothing, which verl's own check refuses
+        return False
 
 
 def type_problems(before: DictConfig, after: DictConfig) -> list[str]:
@@ -250,8 +265,18 @@ def setting_values(config: DictConfig) -> dict[str, Any]:
             found = OmegaConf.select(config, key, default=default, throw_on_resolution_failure=False)
         except OmegaConfBaseException:  # e.g. spo=paper made the section a text; that is reported as a problem
             found = default
-        values[key] = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        values[key] = _shown(found)
     return values
+
+
+def _shown(found: Any) -> Any:
+    """A value as plain data: resolved, or as it is written where it cannot be."""
+    if not OmegaConf.is_config(found):
+        return found
+    try:
+        return OmegaConf.to_container(found, resolve=True)
+    except OmegaConfBaseException:
+        return OmegaConf.to_container(found, resolve=False)
 
 
 def unknown_settings(config: DictConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from spo_verl.config import SpoConfig, parse, refuse
+from spo_verl.config import SpoConfig, no_count, parse, refuse
 from spo_verl.errors import SpoConfigError
 
 if TYPE_CHECKING:
@@ -155,10 +155,10 @@ def run_of(config: DictConfig) -> PlannedRun:
     actor, model, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
     megatron = str(get(f"{actor}.strategy")) == "megatron"
     engine = f"{actor}.megatron" if megatron else f"{actor}.fsdp_config"
-    nodes, gpus = get.whole("trainer.nnodes"), get.whole("trainer.n_gpus_per_node")
+    nodes, gpus = get.count("trainer.nnodes"), get.count("trainer.n_gpus_per_node")
     separate = get("trainer.v1.trainer_mode", "sync") == "separate_async"
     rollout_gpus = (
-        get.whole(f"{rollout}.nnodes") * get.whole(f"{rollout}.n_gpus_per_node") if separate else nodes * gpus
+        get.count(f"{rollout}.nnodes") * get.count(f"{rollout}.n_gpus_per_node") if separate else nodes * gpus
     )
     shards = get.whole(f"{engine}.fsdp_size", -1)
     is_spo = get("algorithm.adv_estimator") == "spo"
@@ -171,23 +171,23 @@ def run_of(config: DictConfig) -> PlannedRun:
         nodes=nodes,
         gpus_per_node=gpus,
         rollout_gpus=rollout_gpus,
-        batch=get.whole("data.train_batch_size"),
-        rollouts=get.whole(f"{rollout}.n"),
-        mini_batch=get.whole(f"{actor}.ppo_mini_batch_size"),
-        epochs=get.whole(f"{actor}.ppo_epochs"),
-        max_prompt=get.whole("data.max_prompt_length"),
-        max_response=get.whole("data.max_response_length"),
+        batch=get.count("data.train_batch_size"),
+        rollouts=get.count(f"{rollout}.n"),
+        mini_batch=get.count(f"{actor}.ppo_mini_batch_size"),
+        epochs=get.count(f"{actor}.ppo_epochs"),
+        max_prompt=get.count("data.max_prompt_length"),
+        max_response=get.count("data.max_response_length"),
         dynamic=bool(get(f"{actor}.use_dynamic_bsz")),
-        token_limit=get.whole(f"{actor}.ppo_max_token_len_per_gpu"),
-        micro_batch=get.whole_or_none(f"{actor}.ppo_micro_batch_size_per_gpu"),
+        token_limit=get.count(f"{actor}.ppo_max_token_len_per_gpu"),
+        micro_batch=get.count_or_none(f"{actor}.ppo_micro_batch_size_per_gpu"),
         forward_dynamic=bool(get(f"{rollout}.log_prob_use_dynamic_bsz")),
-        forward_token_limit=get.whole(f"{rollout}.log_prob_max_token_len_per_gpu"),
-        forward_micro_batch=get.whole_or_none(f"{rollout}.log_prob_micro_batch_size_per_gpu"),
-        sequence_parallel=1 if megatron else get.whole(f"{actor}.ulysses_sequence_parallel_size", 1),
+        forward_token_limit=get.count(f"{rollout}.log_prob_max_token_len_per_gpu"),
+        forward_micro_batch=get.count_or_none(f"{rollout}.log_prob_micro_batch_size_per_gpu"),
+        sequence_parallel=1 if megatron else get.count(f"{actor}.ulysses_sequence_parallel_size", 1),
         shards=nodes * gpus if shards <= 0 else min(shards, nodes * gpus),
-        tensor_parallel=get.whole(f"{engine}.tensor_model_parallel_size", 1) if megatron else 1,
-        pipeline_parallel=get.whole(f"{engine}.pipeline_model_parallel_size", 1) if megatron else 1,
-        context_parallel=get.whole(f"{engine}.context_parallel_size", 1) if megatron else 1,
+        tensor_parallel=get.count(f"{engine}.tensor_model_parallel_size", 1) if megatron else 1,
+        pipeline_parallel=get.count(f"{engine}.pipeline_model_parallel_size", 1) if megatron else 1,
+        context_parallel=get.count(f"{engine}.context_parallel_size", 1) if megatron else 1,
         distributed_optimizer=bool(get(f"{engine}.use_distributed_optimizer", False)) if megatron else False,
         weight_bytes=_bytes_of(get(f"{engine}.model_dtype", None) or "fp32", f"{engine}.model_dtype"),
         compute_bytes=_bytes_of(compute, f"{engine}.dtype"),
@@ -208,13 +208,13 @@ def run_of(config: DictConfig) -> PlannedRun:
             get(f"actor_rollout_ref.ref.{'megatron' if megatron else 'fsdp_config'}.param_offload", False)
         ),
         bypass=bool(get("algorithm.rollout_correction.bypass_mode", False)),
-        rollout_tensor_parallel=get.whole(f"{rollout}.tensor_model_parallel_size", 1),
-        rollout_pipeline_parallel=get.whole(f"{rollout}.pipeline_model_parallel_size", 1),
-        rollout_share=float(get(f"{rollout}.gpu_memory_utilization")),
+        rollout_tensor_parallel=get.count(f"{rollout}.tensor_model_parallel_size", 1),
+        rollout_pipeline_parallel=get.count(f"{rollout}.pipeline_model_parallel_size", 1),
+        rollout_share=get.share(f"{rollout}.gpu_memory_utilization"),
         rollout_bytes=_bytes_of(get(f"{rollout}.dtype"), f"{rollout}.dtype"),
         cache_bytes=_cache_bytes(get, rollout),
-        max_model_len=get.whole_or_none(f"{rollout}.max_model_len"),
-        max_num_seqs=get.whole(f"{rollout}.max_num_seqs"),
+        max_model_len=get.count_or_none(f"{rollout}.max_model_len"),
+        max_num_seqs=get.count(f"{rollout}.max_num_seqs"),
         frees_cache=bool(get(f"{rollout}.free_cache_engine", True)),
         hf_model="hf_model" in list(get(f"{actor}.checkpoint.save_contents", [])),
         spo=_spo_of(config) if is_spo else None,
@@ -276,8 +276,22 @@ class _Reader:
         value = self(key, default)
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise SpoConfigError(f"{key}={value!r} is no whole number; set one.") from None
 
-    def whole_or_none(self, key: str) -> int | None:
-        return None if self(key, None) is None else self.whole(key)
+    def count(self, key: str, default: Any = _REQUIRED) -> int:
+        """A whole number of at least 1."""
+        value = self(key, default)
+        if problem := no_count(key, value):
+            raise SpoConfigError(problem)
+        return int(value)
+
+    def count_or_none(self, key: str) -> int | None:
+        return None if self(key, None) is None else self.count(key)
+
+    def share(self, key: str) -> float:
+        """A number in (0, 1]."""
+        value = self(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise SpoConfigError(f"{key}={value}: it has to be a share above 0 and at most 1; set {key} to one.")
+        return float(value)

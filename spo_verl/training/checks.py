@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from spo_verl.conf import PRESETS
-from spo_verl.config import SpoConfig, mentions, read, refuse
+from spo_verl.config import SpoConfig, mentions, no_count, read, refuse
 from spo_verl.core import quota_limits
 from spo_verl.errors import SpoConfigError
 from spo_verl.tracker.quota import IN_FLIGHT_REMEDY, PromptSources, parts_of
@@ -30,6 +30,17 @@ MEASURABLE_TARGETS = (
     "verl.workers.config.PolicyLossConfig",
     "spo_verl.training.movement.MeasuredPolicyLossConfig",
 )
+COUNTS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+)
+"""Keys of verl without which, or with less than 1 of which, there is nothing to train on or with."""
 _MODEL = "actor_rollout_ref.model"
 _LORA = f"{_MODEL}.lora"
 _ROUTER_REPLAY = tuple(
@@ -374,8 +385,25 @@ def differences_to_paper(config: DictConfig) -> Iterator[tuple[str, Any, Any]]:
             yield key, actual, paper
 
 
-def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
+def sizes(config: DictConfig, left_out: Collection[str] = ()) -> Iterator[str]:
+    """Yield each of :data:`COUNTS` that holds no whole number of at least 1, with its fix.
+
+    Args:
+        config: verl's configuration.
+        left_out: keys and sections that were taken out of it.
+    """
+    for key in COUNTS:
+        problem = no_count(key, select(config, key))
+        if problem is not None and not any(f"{key}.".startswith(f"{gone}.") for gone in left_out):
+            yield problem
+
+
+def find(config: DictConfig, left_out: Collection[str] = ()) -> tuple[SpoConfig | None, list[str], list[str]]:
     """Read and check the whole configuration of an SPO run.
+
+    Args:
+        config: verl's configuration.
+        left_out: keys and sections that were taken out of it, because they are reported already.
 
     Returns:
         The settings under ``spo`` (the paper's defaults where nothing is set, or something wrong; None where they
@@ -388,6 +416,7 @@ def find(config: DictConfig) -> tuple[SpoConfig | None, list[str], list[str]]:
     plain = OmegaConf.to_container(section, resolve=True) if section is not None else {}
     assert isinstance(plain, dict)
     spo, problems, refused = read({str(key): item for key, item in plain.items()})
+    problems += sizes(config, left_out)
     # A refused value was replaced: what follows from the replacement is not the user's problem.
     problems += [problem for problem in contradictions(config, spo) if not mentions(problem, refused)]
     return spo, problems, [remark for remark in unusual(config, spo) if not mentions(remark, refused)]

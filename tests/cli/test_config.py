@@ -1,5 +1,6 @@
 """``spo-verl config``: the same configuration as the run's, where values come from, and every problem at once."""
 
+import json
 import os
 
 import pytest
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 from spo_verl.config import known_keys, refuse
 from spo_verl.errors import SpoConfigError
 from spo_verl.launching.composition import compose, examine, preset_keys, setting_values
-from spo_verl.training.checks import check, find
+from spo_verl.training.checks import COUNTS, check, find
 from tests.cli.helpers import run, run_json
 from tests.support.verl_config import compose_verl
 
@@ -230,6 +231,55 @@ def test_sizes_that_are_no_counts_end_in_no_traceback():
                 OmegaConf.update(config, key, wrong, merge=False)
                 find(config)
             OmegaConf.update(config, key, value, merge=False)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1e999", "nan", "1.5", "true", "null", None])
+def test_a_size_below_one_is_a_problem_that_names_its_key(value):
+    """``None``: the key is removed."""
+    found = examine(
+        compose(["+spo=paper", *(f"~{key}" if value is None else f"{key}={value}" for key in COUNTS)],
+                config_name="ppo_trainer")
+    )  # fmt: skip
+    beginnings = [f"{key} is not set: set {key}" if value in (None, "null") else f"{key}=" for key in COUNTS]
+    assert len(found.problems) == len(COUNTS)
+    for problem, beginning in zip(found.problems, beginnings, strict=True):
+        assert problem.startswith(beginning)
+        assert "whole number of at least 1" in problem
+
+
+UNRESOLVABLE = (
+    "actor_rollout_ref.rollout.n=${actor_rollout_ref.rollout.n}",
+    "data.train_batch_size=${data.val_batch_size}",
+    "data.val_batch_size=${data.train_batch_size}",
+    "algorithm.adv_estimator=${no.such}",
+    "data.train_files=[a.parquet,'${no.such}']",
+    "actor_rollout_ref.model.path=${oc.env:NOT_SET_ANYWHERE}",
+    "trainer.nnodes=${no_such_resolver:1}",
+    "spo.seed=${no.such}",
+    "spo.initial.values=x${no.such}",
+    "spo.sampling.quota={b: 1, a: '${no.such}'}",
+)
+
+
+@pytest.mark.parametrize("overrides", [UNRESOLVABLE, UNRESOLVABLE[:1]])
+def test_what_cannot_be_resolved_is_a_problem_of_its_key(overrides):
+    for options in ((), ("--no-files", "--all")):
+        done = run("config", "+spo=paper", *overrides, *options, "--json")
+        assert done.exit_code == 1
+        problems = json.loads(done.stdout)["problems"]
+        for override in overrides:
+            key = override.partition("=")[0]
+            [problem] = [one for one in problems if one.startswith((f"{key}: ", f"{key}.a: "))]
+            assert "cannot be resolved" in problem
+
+
+def test_a_size_is_reported_once_and_one_is_enough():
+    ones = [f"{key}={value}" for key, value in zip(COUNTS, [1, 1, 1, 1, 1, 1, 1, 1.0], strict=True)]
+    assert examine(compose(["+spo=paper", *ones], config_name="ppo_trainer")).problems == []
+    [problem] = examine(compose(["+spo=paper", "trainer.nnodes=abc"], config_name="ppo_trainer")).problems
+    assert problem.startswith("trainer.nnodes=abc: it has to be a whole number, such as")
+    [problem] = run_json("config", "--no-files", "+spo=paper", "data.train_batch_size=-1")["problems"]
+    assert problem.startswith("data.train_batch_size=-1: ")
 
 
 def test_a_warning_that_needs_a_refused_size_waits_for_it():

@@ -59,6 +59,41 @@ def test_the_command_composes_and_passes_every_check(more, environ):
     assert (spo.estimate.output, spo.estimate.trials, spo.estimate.chunk) == ("/runs/values.parquet", 4, 256)
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """A model ``m`` and data ``d.parquet`` in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "d.parquet").write_text("rows")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "more", "named"),
+    [
+        ("/nope", "mine.parquet", [], ["DATA=mine.parquet", "MODEL=/nope"]),
+        ("m", "d.parquet,gone.parquet", [], ["DATA=gone.parquet"]),
+        ("./gone", "d.parquet", ["data.custom_cls.path=x.py"], ["MODEL=./gone"]),
+        ("m", "d.csv", [], ["DATA=d.csv"]),
+        ("m", "gone.parquet", ["data.val_files=d.parquet"], ["DATA=gone.parquet"]),
+    ],
+)
+def test_missing_files_are_named_before_verl_starts(model, data, more, named, monkeypatch):
+    monkeypatch.setattr("spo_verl.cli.estimate._run", lambda *arguments, **options: pytest.fail("verl was started"))
+    refused = run("values", "estimate", model, data, "-o", "v.parquet", "+spo=paper", *more)
+    assert refused.exit_code == 2
+    lines = refused.stderr.removeprefix("error: ").splitlines()
+    assert [line.partition(":")[0] for line in lines] == named
+
+
+def test_what_an_override_replaces_or_verl_fetches_is_not_looked_for(monkeypatch, stand_in, copying):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    stand_in(copying)
+    replaced = ["++actor_rollout_ref.model.path=other", "data.train_files=[x.parquet]"]
+    assert run("values", "estimate", "/nope", "no.parquet", "-o", "v.parquet", *replaced).exit_code == 0
+    assert run("values", "estimate", "own/model", "hdfs://x/a.parquet", "-o", "w.parquet").exit_code == 0
+
+
 def test_local_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()

@@ -1,10 +1,14 @@
 """A plan as a whole: the figures follow the configuration, and verdicts name the key that is wrong."""
 
+import re
+
 import pytest
+from omegaconf import OmegaConf
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.launching.composition import compose
 from spo_verl.planning.compute import drift_forwards
-from spo_verl.planning.inputs import GIB, Assumptions
+from spo_verl.planning.inputs import GIB, Assumptions, run_of
 from spo_verl.planning.shapes import PUBLIC
 from tests.planning.models import plan_with, run_with, verdict
 
@@ -54,6 +58,37 @@ def test_the_price_of_each_drift_mode(overrides, forwards):
     assert plan["drift"].value == sum(forwards) * plan["forward"].value
     expected = sum(forwards) / (1 + (plan["update"].value / plan["forward"].value))
     assert plan["drift_share"].value == pytest.approx(expected)
+
+
+SIZES = (
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    f"{ROLLOUT}.n",
+    f"{ROLLOUT}.tensor_model_parallel_size",
+    f"{ROLLOUT}.max_num_seqs",
+    f"{ACTOR}.ppo_mini_batch_size",
+    f"{ACTOR}.ppo_epochs",
+    f"{ACTOR}.ppo_max_token_len_per_gpu",
+    f"{ACTOR}.ulysses_sequence_parallel_size",
+)
+
+
+def test_a_size_below_one_and_a_share_beyond_one_are_refused_with_the_key():
+    composed = compose(["+spo=paper", "actor_rollout_ref.model.path=Qwen/Qwen3-8B"], config_name="ppo_trainer").config
+    run_of(composed)
+    wrong = {**dict.fromkeys(SIZES, (0, -5, float("inf"), 0.5)),
+             f"{ROLLOUT}.gpu_memory_utilization": (0, -0.1, 7, float("nan"), True)}  # fmt: skip
+    for key, values in wrong.items():
+        before = OmegaConf.select(composed, key)
+        for value in values:
+            OmegaConf.update(composed, key, value)
+            with pytest.raises(SpoConfigError, match=f"^{re.escape(f'{key}={value}')}: it has to be"):
+                run_of(composed)
+        OmegaConf.update(composed, key, before)
+    run_of(composed)
 
 
 def test_budgets_lower_the_price():
