@@ -15,6 +15,8 @@ import pytest
 
 from tests.cli.helpers import row, write_rows
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[1]
 LEFT_OUT = (".git", ".venv*", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 OF_RUNS = ("runs", "data", "checkpoints", "evaluation", "outputs", "build", "dist")
@@ -141,14 +143,12 @@ def answers(wheel, tmp_path_factory):
     return folder, site, json.loads(done.stdout.partition("ANSWERS")[2])
 
 
-@pytest.mark.long
 def test_the_installed_wheel_registers_with_verl(answers):
     _, site, found = answers
     assert found["package"] == str(site / "spo_verl" / "__init__.py")
     assert found["estimator"] == "spo_verl.training.estimator"
 
 
-@pytest.mark.long
 def test_its_recipes_are_listed_shown_and_copied_once(answers):
     folder, site, found = answers
     status, listed = found["ls"]
@@ -175,7 +175,6 @@ def test_its_recipes_are_listed_shown_and_copied_once(answers):
     assert "would be overwritten" in refused["error"]["message"]
 
 
-@pytest.mark.long
 def test_plan_and_rehearse_work_far_from_the_checkout(answers):
     folder, _, found = answers
     status, planned = found["plan"]

@@ -9,6 +9,8 @@ import pytest
 from spo_verl.small.launches import Settings, training_overrides
 from tests.cpu.composing import compose, composed_configs
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def composed() -> dict[str, dict[str, object]]:

@@ -29,6 +29,8 @@ from spo_verl.small.warmstart import (
     warm_start,
 )
 
+pytestmark = pytest.mark.long
+
 TINY = ModelShape(layers=1, width=16, mlp_width=16, heads=2, key_value_heads=1, head_dim=8)
 TOKENIZER = build_tokenizer()
 PROBLEMS = (Problem(1, "37+5=", 42), Problem(7, "9999+9999=", 19998), Problem(3, "8-8=", 0))

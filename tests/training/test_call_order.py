@@ -17,6 +17,8 @@ from spo_verl.tracker import PromptSources
 from spo_verl.training.checks import in_flight_problems, surplus
 from tests.training.simulated_run import Setting, World, run, somehow
 
+pytestmark = pytest.mark.long
+
 ASYNC = ("colocate_async", "separate_async")
 POLICIES = ("carry", "drop", "abort")
 COUNTED = ForgettingConfig(mode="version", rho=1.0)

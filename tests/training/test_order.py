@@ -14,6 +14,8 @@ from spo_verl.errors import SpoConfigError
 from spo_verl.training.order import deal, mini_batch_seed
 from tests.support.actor_batches import MODES, SPO, Step
 
+pytestmark = pytest.mark.long
+
 BATCH = ["actor_rollout_ref.actor.ppo_mini_batch_size=16"]
 GRPO = ["algorithm.adv_estimator=grpo"]
 
