@@ -97,6 +97,17 @@ PUBLIC = {
 }
 
 
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+"""Fields of a ``config.json`` that a shape is made of."""
+
+
 def model_shape(path: str, config_file: Path | None = None) -> DecoderShape:
     """The shape of the model that ``actor_rollout_ref.model.path`` names.
 
@@ -163,11 +174,15 @@ def shape_of(config: Any, *, name: str, source: str) -> DecoderShape:
     """The shape in a configuration of transformers.
 
     Raises:
-        SpoConfigError: the family is not in :data:`FAMILIES`.
+        SpoConfigError: the family is not in :data:`FAMILIES`, or a size is no whole number of at least 1.
     """
     family = str(config.model_type)
     if family not in FAMILIES:
         raise SpoConfigError(_unplanned(name, f"of the family {family!r}"))
+    for field in SIZES:
+        size = getattr(config, field)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise SpoConfigError(f"{source}: {field} is {size!r}, and has to be a whole number of at least 1.")
     bias = bool(getattr(config, "attention_bias", False))
     return DecoderShape(
         name=name,
@@ -210,7 +225,7 @@ def _config_file(where: str) -> Path | None:
 
 
 def _auto_config(where: str) -> Any | None:
-    """What transformers makes of a ``config.json``; None where no file can be read, or it names no type."""
+    """What transformers makes of a ``config.json``; None where there is none."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -219,7 +234,10 @@ def _auto_config(where: str) -> Any | None:
         return None
     content = read_json(file, SpoConfigError)
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
-        return None
+        raise SpoConfigError(
+            f"{file}: it is no model's configuration, as it has no text model_type (planned: {', '.join(FAMILIES)}): "
+            "give the model's own config.json with --model-config FILE."
+        )
     if content["model_type"] not in FAMILIES:
         raise SpoConfigError(_unplanned(where, f"of the family {content['model_type']!r}"))
     try:

@@ -78,6 +78,13 @@ MIXTURE = {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok":
         ({"model_type": "of_tomorrow", "text_config": {}, "audio_config": {}}, "multimodal model"),
         ({"model_type": "gemma3_text", "hidden_size": 8}, "family 'gemma3_text'"),
         ({"model_type": "of_tomorrow", "hidden_size": 8}, "family 'of_tomorrow'"),
+        ({}, "config.json: it is no model's configuration, as it has no text model_type"),
+        ({"hidden_size": "x"}, "has no text model_type"),
+        (
+            {"model_type": "qwen3", "hidden_size": 0, "head_dim": 8},
+            "config.json of .*: hidden_size is 0, and has to be",
+        ),
+        ({"model_type": "qwen3", "vocab_size": -3}, "vocab_size is -3, and has to be"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_the_reason(tmp_path, content, reason):
