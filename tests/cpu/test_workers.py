@@ -355,7 +355,8 @@ RAY = """
 import json, os, ray
 import spo_verl.cpu
 spo_verl.cpu.activate()
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"GIVEN": "1"}})
+given = {"env_vars": {"GIVEN": "1"}}
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=given)
 
 @ray.remote(num_cpus=0)
 class Actor:

@@ -192,7 +192,8 @@ def test_a_backend_that_fails_is_left_out_with_a_warning(caplog, monkeypatch):
     log.show(loggers, made_samples(), 1)
     log.show(loggers, made_samples(), 2)
     assert shown == [1, 2]
-    assert [record.getMessage().split()[1] for record in caplog.records] == ["wandb"]
+    records = {id(record): record for record in caplog.records}.values()  # pytest may listen at two loggers of a line
+    assert [record.getMessage().split()[1] for record in records] == ["wandb"]
     assert "no route to host" in caplog.text
     assert not log.due({"wandb": 0}, 3)
 
