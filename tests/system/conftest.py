@@ -35,7 +35,7 @@ from spo_verl.data.values import OfflineValues, provenance
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer, save
 from tests.support.gsm8k import THERE
 from tests.system.gsm8k_run import train_on_gsm8k
-from tests.system.harness import PROMPTS, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data
+from tests.system.harness import PROMPTS, REPEATED, TRIALS, Run, estimate, scripted_values, toy_keys, train, write_data
 from tests.system.quickstart_run import Call, stopped_and_finished
 
 TIMES = pytest.StashKey[list[str]]()
@@ -247,6 +247,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
     ended = [run for task in running.values() if task.exception() is None for run in task.result()]
     pytestconfig.stash[TIMES] = [
         *(f"{run.name} {run.seconds:.0f} s" for run in ended),
+        *(f"{name} twice: Ray was not up within 30 s" for name in REPEATED),
         f"all of them {time.monotonic() - begin:.0f} s",
     ]
 

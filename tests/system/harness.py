@@ -29,6 +29,10 @@ PROMPTS = 60
 TRIALS = 3
 """Responses per prompt of the estimation."""
 RUN_MARK = "SPO_VERL_TEST_RUN"
+NO_RAY = "The current node timed out during startup"
+"""How Ray ends a launch whose raylet was not up within 30 s, a limit of Ray's without a setting: nothing has run yet."""
+REPEATED: list[str] = []
+"""Launches that were made twice because of :data:`NO_RAY`; the summary names them."""
 MEMORY_POLL_S = 3.0
 
 
@@ -226,7 +230,8 @@ def launch(
 
     With a ``victim`` only its process of that title (Ray names them after their actors) is killed, and the command goes
     on by itself.
-    Everything that the command started is gone when this returns. ``family`` of the model, ``feature`` and
+    Everything that the command started is gone when this returns. A launch whose Ray did not start is made again, once
+    (:data:`NO_RAY`). ``family`` of the model, ``feature`` and
     ``meant_to_fail`` (it is to end with an error) are for :mod:`tests.support.matrix`.
     """
     mark = uuid.uuid4().hex
@@ -270,6 +275,12 @@ def launch(
         probe_of(workdir, name),
         time.monotonic() - begin,
     )
+    if run.returncode != 0 and NO_RAY in run.log and name not in REPEATED:
+        REPEATED.append(name)
+        return launch(
+            workdir, name, command, checkpoints=checkpoints, kill_when=kill_when, victim=victim, seconds=seconds,
+            family=family, feature=feature, meant_to_fail=meant_to_fail,
+        )  # fmt: skip
     if matrix.wanted():
         matrix.record(
             matrix.launch(
