@@ -78,6 +78,9 @@ class ValueConfig:
     a correction that is fitted on the last outcomes of all prompts (docs/algorithm.md)."""
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """With ``readout=calibrated``: outcomes that the fit looks at, the last ones."""
+    features: list[str] | None = None
+    """With ``readout=calibrated``: what else the fit may use of a prompt. Each is a numeric column of the data
+    (``extra_info.level``) or a function ``module:function`` of the dataset (docs/algorithm.md)."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -375,7 +378,15 @@ def _read_by_nobody(config: SpoConfig) -> Iterator[str]:
                 f"spo.value.window={window} is the number of outcomes that the calibrated read-out is fitted on; with "
                 f"spo.value.readout=raw it would do nothing: set it to {default}, or spo.value.readout=calibrated."
             )
+        if config.value.features:
+            yield (
+                f"spo.value.features={config.value.features} are for the calibrated read-out; with "
+                "spo.value.readout=raw they would do nothing: set them to null, or spo.value.readout=calibrated."
+            )
         return
+    features = config.value.features or []
+    if repeated := sorted({name for name in features if features.count(name) > 1}):
+        yield f"spo.value.features has {', '.join(repeated)} more than once: leave one of each."
     baseline, mode = config.advantage.baseline, config.sampling.mode
     if baseline != "value" and mode == "uniform" and config.rollout_n is None:
         yield (

@@ -81,11 +81,7 @@ def calibration_features(
     if sources > 1:
         parts.append(_indicators(source_B, sources, value_B.shape))
     if extra_BF is not None:
-        extra_BF = as_float64("extra_BF", extra_BF)
-        fits = extra_BF.ndim == 2 and len(extra_BF) == len(value_B)
-        require_number(fits, "extra_BF.shape", extra_BF.shape, f"it must be ({len(value_B)}, F), a row per prompt")
-        require(np.isfinite(extra_BF), "extra_BF", extra_BF, "features must be finite")
-        parts.append(extra_BF)
+        parts.append(_checked_extra(extra_BF, len(value_B)))
     return np.concatenate(parts, axis=1)
 
 
@@ -153,6 +149,7 @@ def read_calibrated(
     coefficient_F: npt.ArrayLike,
     source_B: npt.ArrayLike | None = None,
     *,
+    extra_BF: npt.ArrayLike | None = None,
     clip: float = VALUE_CLIP,
 ) -> FloatArray:
     """``calibrated_value(calibration_features(...), coefficient_F)`` without the rows of features, (B,) in [0, 1].
@@ -160,25 +157,31 @@ def read_calibrated(
     For tables of millions of prompts: some ten operations per prompt, however many data sources there are.
 
     Args:
-        value_B, n_eff_B, age_B, source_B, clip: as for ``calibration_features``.
-        coefficient_F: (F,) from ``fit_calibration``: four, and one for each data source; without extra columns.
+        value_B, n_eff_B, age_B, source_B, extra_BF, clip: as for ``calibration_features``.
+        coefficient_F: (F,) from ``fit_calibration``: four, one for each data source, one for each extra column.
 
     Raises:
         SpoArgumentError: as for ``calibration_features`` and ``calibrated_value``.
     """
     value_B, n_eff_B, age_B = _checked_readings(value_B, n_eff_B, age_B, clip)
     coefficient_F = as_float64("coefficient_F", coefficient_F)
-    shaped = coefficient_F.ndim == 1 and len(coefficient_F) >= OWN_FEATURES
-    require_number(shaped, "coefficient_F.shape", coefficient_F.shape, f"it must be (F,), F >= {OWN_FEATURES}")
+    extra_BF = _checked_extra(np.zeros((len(value_B), 0)) if extra_BF is None else extra_BF, len(value_B))
+    fewest = OWN_FEATURES + extra_BF.shape[1]
+    shaped = coefficient_F.ndim == 1 and len(coefficient_F) >= fewest
+    require_number(shaped, "coefficient_F.shape", coefficient_F.shape, f"it must be (F,), F >= {fewest}")
     require(np.isfinite(coefficient_F), "coefficient_F", coefficient_F, "coefficients must be finite")
     slope, intercept, by_mass, by_age = coefficient_F[:OWN_FEATURES]
     read_B = _logit(value_B, clip) * (slope + by_mass / np.sqrt(np.maximum(n_eff_B, 1.0)))
     read_B += intercept
     if by_age:
         read_B += by_age * np.log1p(age_B)
-    if len(coefficient_F) > OWN_FEATURES:
-        index_B = _checked_sources(source_B, len(coefficient_F) - OWN_FEATURES, value_B.shape)
-        read_B += np.append(coefficient_F[OWN_FEATURES:], 0.0)[index_B]  # the last one, at -1: without an indicator
+    by_source_Q, by_extra_F = np.split(coefficient_F[OWN_FEATURES:], [len(coefficient_F) - fewest])
+    if by_source_Q.size:
+        index_B = _checked_sources(source_B, len(by_source_Q), value_B.shape)
+        read_B += np.append(by_source_Q, 0.0)[index_B]  # the last one, at -1: without an indicator
+    for number, coefficient in enumerate(by_extra_F.tolist()):
+        # Not as a product of matrices, whose last bits depend on how many rows there are.
+        read_B += coefficient * extra_BF[:, number]
     return _sigmoid(read_B)
 
 
@@ -242,6 +245,14 @@ def _checked_features(feature_BF: npt.ArrayLike) -> FloatArray:
     require_number(shaped, "feature_BF.shape", feature_BF.shape, "it must be (B, F), F >= 1")
     require(np.isfinite(feature_BF), "feature_BF", feature_BF, "features must be finite")
     return feature_BF
+
+
+def _checked_extra(extra_BF: npt.ArrayLike, prompts: int) -> FloatArray:
+    extra_BF = as_float64("extra_BF", extra_BF)
+    fits = extra_BF.ndim == 2 and len(extra_BF) == prompts
+    require_number(fits, "extra_BF.shape", extra_BF.shape, f"it must be ({prompts}, F), a row per prompt")
+    require(np.isfinite(extra_BF), "extra_BF", extra_BF, "features must be finite")
+    return extra_BF
 
 
 def _indicators(source_B: npt.ArrayLike | None, sources: int, shape: tuple[int, ...]) -> FloatArray:

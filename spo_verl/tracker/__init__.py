@@ -4,6 +4,7 @@
 """
 
 from spo_verl.tracker.checkpoint import Snapshot
+from spo_verl.tracker.features import PromptFeatures
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.reports import (
     Draw,
@@ -25,6 +26,7 @@ __all__ = [
     "Late",
     "LoadReport",
     "ObserveReport",
+    "PromptFeatures",
     "PromptSources",
     "Recall",
     "Snapshot",

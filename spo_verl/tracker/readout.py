@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from spo_verl import core
 from spo_verl.core.calibration import OWN_FEATURES
 from spo_verl.tracker.arguments import LARGEST
+from spo_verl.tracker.features import PromptFeatures
 from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.ledger import Rollout
 from spo_verl.tracker.quota import PromptSources
@@ -53,12 +54,15 @@ class Calibration:
 
     Attributes:
         sources: data sources that outcomes point into, sorted.
-        coefficient_F: of logit v, 1, logit v / sqrt(N_eff), log(1 + age), and of each source where there are several.
+        coefficient_F: of logit v, 1, logit v / sqrt(N_eff), log(1 + age), of each source where there are several, and
+            of each of the user's features.
         version: policy version that ages are counted to where all prompts are read.
         value_N, n_eff_N, age_N: the evidence's own value, effective sample size and age at the dispatch of the last
             outcomes, oldest first.
         source_N: position in ``sources``, -1 for none.
         reward_N: in [0, 1].
+        features: names of the user's features.
+        extra_NF: their values for the prompts of the outcomes; (N, 0) without any.
     """
 
     sources: tuple[str, ...]
@@ -69,51 +73,71 @@ class Calibration:
     age_N: NDArray[np.int64]
     source_N: NDArray[np.int64]
     reward_N: NDArray[np.float64]
+    features: tuple[str, ...]
+    extra_NF: NDArray[np.float64]
 
     @classmethod
-    def fresh(cls, sources: tuple[str, ...] = ()) -> Calibration:
+    def fresh(cls, sources: tuple[str, ...] = (), features: tuple[str, ...] = ()) -> Calibration:
         """Without outcomes: what is read is the evidence's own value."""
         empty = {name: np.zeros(0, dtype=dtype) for name, dtype in OUTCOMES.items()}
-        return cls(sources, core.fit_calibration(np.zeros((0, features_of(len(sources)))), []), 0, **empty)
+        coefficient_F = core.fit_calibration(np.zeros((0, features_of(len(sources), len(features)))), [])
+        return cls(sources, coefficient_F, 0, **empty, features=features, extra_NF=np.zeros((0, len(features))))
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns of the outcomes by name."""
         return {name: getattr(self, name) for name in OUTCOMES}
 
-    def of_sources(self, sources: tuple[str, ...]) -> Calibration:
-        """The same outcomes and coefficients for a dataset of these sources; a new one has the coefficient 0."""
-        if sources == self.sources:
+    def of(self, sources: tuple[str, ...], features: tuple[str, ...]) -> Calibration:
+        """The same outcomes and coefficients for a dataset of these sources and features.
+
+        A new one has the coefficient 0; a new feature is 0, its mean, for the outcomes of before.
+        """
+        if (sources, features) == (self.sources, self.features):
             return self
         place = {name: number for number, name in enumerate(sources)}
         new_source_Q = np.array([*(place.get(name, NO_SOURCE) for name in self.sources), NO_SOURCE], dtype=np.int64)
-        coefficient_F = np.zeros(features_of(len(sources)))
-        coefficient_F[:OWN_FEATURES] = self.coefficient_F[:OWN_FEATURES]
-        own = dict(zip(self.sources, self.coefficient_F[OWN_FEATURES:].tolist(), strict=False))  # none of a single one
-        for number in range(len(coefficient_F) - OWN_FEATURES):
-            coefficient_F[OWN_FEATURES + number] = own.get(sources[number], 0.0)
-        return replace(self, sources=sources, coefficient_F=coefficient_F, source_N=new_source_Q[self.source_N])
+        extra_NF = np.zeros((len(self.reward_N), len(features)))
+        for number, name in enumerate(features):
+            if name in self.features:
+                extra_NF[:, number] = self.extra_NF[:, self.features.index(name)]
+        found = dict(zip(self._coefficient_names(), self.coefficient_F.tolist(), strict=True))
+        renamed = replace(self, sources=sources, features=features, extra_NF=extra_NF)
+        coefficient_F = np.array([found.get(name, 0.0) for name in renamed._coefficient_names()])
+        return replace(renamed, coefficient_F=coefficient_F, source_N=new_source_Q[self.source_N])
 
-    def added(self, columns: dict[str, NDArray[Any]], window: int) -> Calibration:
-        """With more outcomes, of which the last ``window`` stay."""
-        joined = {name: np.concatenate([kept, columns[name]])[-window:] for name, kept in self.columns().items()}
-        return replace(self, **joined)
+    def _coefficient_names(self) -> list[tuple[str, str]]:
+        """What each coefficient belongs to: kind and name."""
+        own = [("own", str(number)) for number in range(OWN_FEATURES)]
+        sources = [("source", name) for name in self.sources] if len(self.sources) > 1 else []
+        return [*own, *sources, *(("feature", name) for name in self.features)]
+
+    def last(self, window: int) -> Calibration:
+        """With the last ``window`` outcomes."""
+        kept: dict[str, Any] = {name: column_N[-window:] for name, column_N in self.columns().items()}
+        return replace(self, **kept, extra_NF=self.extra_NF[-window:])
+
+    def added(self, columns: dict[str, NDArray[Any]], extra_NF: NDArray[np.float64]) -> Calibration:
+        """With more outcomes."""
+        joined: dict[str, Any] = {name: np.concatenate([kept, columns[name]]) for name, kept in self.columns().items()}
+        return replace(self, **joined, extra_NF=np.concatenate([self.extra_NF, extra_NF]))
 
     def fitted(self, version: int) -> Calibration:
         """With the coefficients of these outcomes; ages of all prompts are counted to ``version``."""
-        features = core.calibration_features(
-            self.value_N, self.n_eff_N, self.age_N, self.source_N, sources=len(self.sources)
+        feature_NF = core.calibration_features(
+            self.value_N, self.n_eff_N, self.age_N, self.source_N, sources=len(self.sources), extra_BF=self.extra_NF
         )
-        return replace(self, coefficient_F=core.fit_calibration(features, self.reward_N), version=version)
+        return replace(self, coefficient_F=core.fit_calibration(feature_NF, self.reward_N), version=version)
 
     def as_json(self) -> dict[str, Any]:
         """What is saved besides the outcomes."""
         coefficients = self.coefficient_F.tolist()
-        return {"sources": list(self.sources), "coefficients": coefficients, "version": self.version}
+        saved = {"sources": list(self.sources), "coefficients": coefficients, "version": self.version}
+        return saved | ({"features": list(self.features)} if self.features else {})
 
 
-def features_of(sources: int) -> int:
-    """Coefficients of a read-out with so many data sources; a single one has the intercept."""
-    return OWN_FEATURES + (sources if sources > 1 else 0)
+def features_of(sources: int, features: int = 0) -> int:
+    """Coefficients of a read-out with so many data sources (a single one has the intercept) and features of users."""
+    return OWN_FEATURES + (sources if sources > 1 else 0) + features
 
 
 class CalibratedReadOut:
@@ -123,13 +147,22 @@ class CalibratedReadOut:
         window: outcomes that the fit looks at, the last ones.
         prompts: of the dataset.
         sources: data source of each prompt; None where they are not known.
+        features: further features of each prompt; None: none.
         saved: the state that a run continues from.
     """
 
-    def __init__(self, window: int, prompts: int, sources: PromptSources | None, saved: Calibration | None) -> None:
-        self._window, self._prompts = window, prompts
+    def __init__(
+        self,
+        window: int,
+        prompts: int,
+        sources: PromptSources | None,
+        features: PromptFeatures | None,
+        saved: Calibration | None,
+    ) -> None:
+        self._window, self._prompts, self._features = window, prompts, features
         names, self._source_P = _with_coefficients(sources)
-        self.state = Calibration.fresh(names) if saved is None else saved.of_sources(names).added(_NOTHING, window)
+        own = () if features is None else features.names
+        self.state = Calibration.fresh(names, own) if saved is None else saved.of(names, own).last(window)
 
     def metrics(self) -> dict[str, float]:
         """``readout_slope`` and ``readout_intercept``: the coefficients of logit v and of 1."""
@@ -144,7 +177,8 @@ class CalibratedReadOut:
         rows: NDArray[np.int64] | slice,
     ) -> NDArray[np.float64]:
         """v^ of rows of the table, from the evidence's own value, effective sample size and age."""
-        return core.read_calibrated(value_B, n_eff_B, age_B, self.state.coefficient_F, self._sources_of(rows))
+        coefficient_F, source_B, extra_BF = self.state.coefficient_F, self._sources_of(rows), self._extra_of(rows)
+        return core.read_calibrated(value_B, n_eff_B, age_B, coefficient_F, source_B, extra_BF=extra_BF)
 
     def note(self, rollouts: Sequence[Rollout], reward_B: NDArray[np.float64]) -> None:
         """Keep these outcomes for the next fit.
@@ -163,7 +197,9 @@ class CalibratedReadOut:
             "source_N": np.full(len(known), NO_SOURCE) if source_N is None else source_N,
             "reward_N": reward_B[chosen],
         }
-        self.state = self.state.added(more, self._window)
+        extra_NF = self._extra_of(slot_N)
+        extra_NF = np.zeros((len(known), 0)) if extra_NF is None else extra_NF
+        self.state = self.state.added(more, extra_NF).last(self._window)
 
     def fit(self, version_B: NDArray[np.int64]) -> None:
         """Fit the coefficients on the outcomes that are kept.
@@ -183,8 +219,15 @@ class CalibratedReadOut:
         found_B = self._source_P[np.where(inside_B, rows, 0)].astype(np.int64)
         return np.where(inside_B, found_B, NO_SOURCE)
 
-
-_NOTHING = {name: np.zeros(0, dtype=dtype) for name, dtype in OUTCOMES.items()}
+    def _extra_of(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float64] | None:
+        """The user's features; 0, the mean, for prompts that are kept aside. None without any."""
+        if self._features is None:
+            return None
+        if isinstance(rows, slice):
+            return self._features.feature_PF[rows].astype(np.float64)
+        inside_B = rows < self._prompts
+        found_BF = self._features.feature_PF[np.where(inside_B, rows, 0)].astype(np.float64)
+        return np.where(inside_B[:, None], found_BF, 0.0)
 
 
 def ages(version_B: NDArray[np.int64], version: int) -> NDArray[np.int64]:

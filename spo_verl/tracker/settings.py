@@ -35,6 +35,7 @@ ADDED_LATER = {
     "random": frozenset({"quota"}),
     "counters": frozenset(LATER_COUNTERS),
     "clock": frozenset({"version", "movement"}),
+    "readout": frozenset({"features"}),
 }
 """Names that a checkpoint may lack because it is older than they are; it then had their defaults."""
 

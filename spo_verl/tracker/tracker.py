@@ -21,6 +21,7 @@ from spo_verl.tracker import checkpoint
 from spo_verl.tracker.arguments import as_integers, checked_uids, checked_version, checked_whole, shown
 from spo_verl.tracker.checkpoint import Snapshot, reconcile
 from spo_verl.tracker.drawing import Drawing
+from spo_verl.tracker.features import PromptFeatures
 from spo_verl.tracker.forgetting_rules import forgetting
 from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
@@ -59,6 +60,7 @@ class Tracker:
         sources: PromptSources | None = None,
         clock: dict[str, float] | None = None,
         calibration: Calibration | None = None,
+        features: PromptFeatures | None = None,
     ) -> None:
         self.settings = settings
         self._rule = forgetting(settings)
@@ -70,9 +72,8 @@ class Tracker:
         self._clock = self._rule.clock(clock or {}, self._table)
         self._readout: CalibratedReadOut | None = None
         if settings.readout == "calibrated":
-            self._readout = CalibratedReadOut(
-                settings.window, table.active, _checked_sources(sources, table), calibration
-            )
+            checked = _checked_sources(sources, table), _checked_features(features, table)
+            self._readout = CalibratedReadOut(settings.window, table.active, *checked, calibration)
         self._drawing = Drawing(settings, self._rule, self._table, generators, sources, self._version, self._readout)
 
     # -- making one
@@ -86,6 +87,7 @@ class Tracker:
         alpha_P: NDArray | None = None,
         beta_P: NDArray | None = None,
         sources: PromptSources | None = None,
+        features: PromptFeatures | None = None,
         version: int = 0,
     ) -> Tracker:
         """A tracker of prompts that nothing but the given evidence is known of.
@@ -96,6 +98,7 @@ class Tracker:
             alpha_P, beta_P: initial evidence (P,) as from ``core.initial_evidence``; (0.5, 0.5) without.
             sources: data source of each prompt; needed with ``settings.quota``, used by the calibrated read-out, and
                 otherwise not looked at.
+            features: further features of each prompt for the calibrated read-out, otherwise not looked at.
             version: policy version at which the run continues, not negative. In event time the given evidence is of
                 this version (z_0) and decays from it.
 
@@ -108,7 +111,8 @@ class Tracker:
         table = forgetting(settings).enter(PromptTable.create(key_P, alpha_P, beta_P), version)
         memory = ResponseMemory(len(table), settings.references, settings.max_tokens)
         generators = make_generators(settings.seed, settings.purposes)
-        return cls(settings, table, memory, Ledger(), dict.fromkeys(COUNTERS, 0), generators, sources)
+        counters = dict.fromkeys(COUNTERS, 0)
+        return cls(settings, table, memory, Ledger(), counters, generators, sources, features=features)
 
     @classmethod
     def load(
@@ -120,6 +124,7 @@ class Tracker:
         alpha_P: NDArray | None = None,
         beta_P: NDArray | None = None,
         sources: PromptSources | None = None,
+        features: PromptFeatures | None = None,
         version: int | None = None,
     ) -> tuple[Tracker, LoadReport]:
         """Continue from a checkpoint folder; the dataset may have been reordered, extended or shrunk.
@@ -130,8 +135,8 @@ class Tracker:
 
         Args:
             folder: as written by :meth:`Snapshot.write`; it is only read.
-            key_P, settings, alpha_P, beta_P, sources: as for :meth:`create`; quotas may differ from those of the
-                checkpoint, which evidence does not depend on.
+            key_P, settings, alpha_P, beta_P, sources, features: as for :meth:`create`; quotas and features may differ
+                from those of the checkpoint, which evidence does not depend on.
             version: policy version at which the run continues; None: the larger of the checkpoint's step and the newest
                 version that it knows. In event time the evidence of new prompts is of this version, and that of
                 all prompts where the checkpoint's forgetting mode was another.
@@ -148,7 +153,7 @@ class Tracker:
         saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings, version)
         counters, clock = dict(saved.manifest.counters), saved.manifest.clock
         parts = saved.table, saved.memory, saved.ledger, counters, generators, sources, clock, saved.calibration
-        return cls(settings, *parts), report
+        return cls(settings, *parts, features), report
 
     # -- the verbs of a step
 
@@ -564,6 +569,15 @@ def _checked_sources(sources: PromptSources | None, table: PromptTable) -> Promp
             "None."
         )
     return sources
+
+
+def _checked_features(features: PromptFeatures | None, table: PromptTable) -> PromptFeatures | None:
+    if features is not None and (not isinstance(features, PromptFeatures) or len(features.feature_PF) != table.active):
+        raise SpoStateError(
+            f"features are {shown(features)} and there are {table.active} prompts; pass PromptFeatures of every slot, "
+            "or None."
+        )
+    return features
 
 
 def _check_settings(settings: TrackerSettings) -> None:

@@ -23,6 +23,7 @@ from verl.utils.checkpoint.checkpoint_manager import get_checkpoint_tracker_file
 from spo_verl.data.identity import IDENTITY_VERSION
 from spo_verl.errors import SpoCheckpointDamagedError, SpoCheckpointError, SpoError
 from spo_verl.tracker.checkpoint.folder import is_folder, remove
+from spo_verl.tracker.features import PromptFeatures
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.service import TrackerClient
 from spo_verl.tracker.settings import TrackerSettings
@@ -51,6 +52,7 @@ class CheckpointFollower:
         *,
         initial_evidence: tuple[np.ndarray, np.ndarray] | None = None,
         sources: PromptSources | None = None,
+        features: PromptFeatures | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self._config = trainer_config
@@ -58,7 +60,7 @@ class CheckpointFollower:
         self._key_P = key_P
         self._settings = settings
         self._initial_evidence = initial_evidence
-        self._sources = sources
+        self._of_prompts = {"sources": sources, "features": features}
         self._recorder = recorder
         self._foreign = False
         self._saving: Path | None = None
@@ -250,7 +252,7 @@ class CheckpointFollower:
 
     def _initial(self, evidence: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
         alpha_P, beta_P = evidence or (None, None)
-        return {"alpha_P": alpha_P, "beta_P": beta_P, "sources": self._sources}
+        return {"alpha_P": alpha_P, "beta_P": beta_P, **self._of_prompts}
 
     def _checkpoint_folder(self, step: int) -> Path:
         if self._config.resume_mode == "resume_path":

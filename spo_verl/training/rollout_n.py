@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
 
 from spo_verl.errors import SpoConfigError
+from spo_verl.training.functions import load_function
 
 Chooser = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """``(value_B, n_eff_B) -> n_B``, whole numbers from 1 on."""
@@ -22,21 +22,8 @@ def more_where_uncertain(value_B: np.ndarray, n_eff_B: np.ndarray) -> np.ndarray
 
 
 def load_chooser(name: str) -> Chooser:
-    """The function that ``module:function`` names.
-
-    Raises:
-        SpoConfigError: there is no such module or function, or it cannot be called.
-    """
-    module, _, function = name.partition(":")
-    try:
-        chooser: Chooser = getattr(importlib.import_module(module), function)
-        if not callable(chooser):
-            raise ValueError("it is no function")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SpoConfigError(
-            f"spo.rollout_n={name!r} cannot be loaded ({error}): name a function as module:function, of a module that "
-            "can be imported where verl's task runner runs, e.g. spo_verl.training.rollout_n:more_where_uncertain."
-        ) from error
+    """The function that ``module:function`` names; raises SpoConfigError as :func:`load_function`."""
+    chooser: Chooser = load_function("spo.rollout_n", name, f"{__name__}:{more_where_uncertain.__name__}")
     return chooser
 
 

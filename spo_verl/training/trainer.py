@@ -58,6 +58,7 @@ from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import aborts, apply_oversampling, check, select
 from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
+from spo_verl.training.features import read_features
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.log_probs import LogProbScorer, read_outputs, read_texts
@@ -167,6 +168,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
             TrackerSettings.of(self.spo),
             initial_evidence=evidence,
             sources=sources or sources_of_readout(self.spo, self.train_dataset, keys),
+            features=read_features(self.spo, self.train_dataset, keys),
             recorder=self._recorder,
         )
         self.train_dataloader = PrioritizedDataLoader(

@@ -62,8 +62,8 @@ def test_a_prompt_of_no_source_has_no_indicator():
 
 
 @property_test
-@given(st.integers(0, 10**6), st.integers(0, 4))
-def test_what_is_read_is_the_value_of_the_features(seed, sources):
+@given(st.integers(0, 10**6), st.integers(0, 4), st.integers(0, 3))
+def test_what_is_read_is_the_value_of_the_features(seed, sources, extra):
     rng = np.random.default_rng(seed)
     value, n_eff, age = (
         rng.choice([0.0, 1.0, *rng.uniform(0, 1, 8)], 60),
@@ -71,12 +71,13 @@ def test_what_is_read_is_the_value_of_the_features(seed, sources):
         rng.integers(0, 99, 60),
     )
     source = rng.integers(-1, max(sources, 1), 60)
-    features = calibration_features(value, n_eff, age, source, sources=sources)
+    own = rng.normal(size=(60, extra))
+    features = calibration_features(value, n_eff, age, source, sources=sources, extra_BF=own)
     coefficients = rng.normal(size=features.shape[1])
-    read = read_calibrated(value, n_eff, age, coefficients, source)
+    read = read_calibrated(value, n_eff, age, coefficients, source, extra_BF=own)
     np.testing.assert_allclose(read, calibrated_value(features, coefficients), rtol=1e-12)
     # However many prompts are read together: a table that is read in parts has equal bits.
-    alone = read_calibrated(value[7:8], n_eff[7:8], age[7:8], coefficients, source[7:8])
+    alone = read_calibrated(value[7:8], n_eff[7:8], age[7:8], coefficients, source[7:8], extra_BF=own[7:8])
     assert alone.tobytes() == read[7:8].tobytes()
 
 
@@ -235,6 +236,8 @@ def test_huge_features_do_not_overflow():
         (lambda: read_calibrated([0.5], [-1], [0], [1, 0, 0, 0]), "n_eff_B"),
         (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0]), "coefficient_F.shape"),
         (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, math.inf]), "coefficient_F"),
+        (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, 0], extra_BF=[[1.0]]), "coefficient_F.shape"),
+        (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, 0, 0], extra_BF=[[math.nan]]), "extra_BF"),
         (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, 0, 0, 0]), "source_B is missing"),
         (lambda: read_calibrated([0.5], [1], [0], [1, 0, 0, 0, 0, 0], [2]), "source_B"),
     ],

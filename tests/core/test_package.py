@@ -36,7 +36,7 @@ SIGNATURES = {
     "calibration_features": "(value_B, n_eff_B, age_B, source_B=None, *, sources=0, extra_BF=None, clip=0.01)",
     "fit_calibration": "(feature_BF, reward_B, weight_B=None, *, precision=5.0)",
     "calibrated_value": "(feature_BF, coefficient_F)",
-    "read_calibrated": "(value_B, n_eff_B, age_B, coefficient_F, source_B=None, *, clip=0.01)",
+    "read_calibrated": "(value_B, n_eff_B, age_B, coefficient_F, source_B=None, *, extra_BF=None, clip=0.01)",
     "Interval": "(mean, low, high, level, prompts)",
 }
 

@@ -59,6 +59,7 @@ ASYNC = [
     "spo.forgetting.rho=1.0",
     "spo.seed=5",
     "spo.value.readout=calibrated",
+    "spo.value.features=[extra_info.index]",
     "spo.oversample=0.5",
     "spo.late.policy=carry",
     "spo.reward.low=-1",

@@ -30,7 +30,7 @@ TRIALS = 3
 """Responses per prompt of the estimation."""
 RUN_MARK = "SPO_VERL_TEST_RUN"
 NO_RAY = "The current node timed out during startup"
-"""How Ray ends a launch whose raylet was not up within 30 s, a limit of Ray's without a setting: nothing has run yet."""
+"""How Ray ends a launch whose raylet was not up within 30 s, a limit that cannot be set: nothing has run yet."""
 REPEATED: list[str] = []
 """Launches that were made twice because of :data:`NO_RAY`; the summary names them."""
 MEMORY_POLL_S = 3.0

@@ -80,6 +80,10 @@ def test_the_read_out_is_fitted_on_every_trained_outcome_before_and_after_the_ki
     for run, step, outcomes in ((async_killed, 4, before), (async_resumed, 8, before + after)):
         found = saved(run, step)
         assert found.calibration.sources == ("toy0", "toy1")
+        assert found.calibration.features == ("extra_info.index",)
+        index_N = found.calibration.extra_NF[:, 0] * np.std(range(PROMPTS)) + np.mean(range(PROMPTS))
+        assert sorted(index_N.round().tolist()) == sorted(index for index, _ in outcomes)
+        assert found.calibration.coefficient_F[-1] != 0
         assert sorted(found.calibration.reward_N) == pytest.approx(sorted(reward for _, reward in outcomes))
         assert all(0 <= one.raw <= 1 and one.age >= 0 for one in found.ledger.open.values())
         metrics = run.metrics()[step]

@@ -36,6 +36,7 @@ OTHER_VALUES = {
     "spo.initial.tracker": "there/spo",
     "spo.value.readout": "calibrated",
     "spo.value.window": 512,
+    "spo.value.features": ["extra_info.level", "my_project.difficulty:digits"],
     "spo.sampling.mode": "uniform",
     "spo.sampling.gamma": 0.5,
     "spo.sampling.epsilon": 0.1,
@@ -67,6 +68,7 @@ OTHER_VALUES = {
 PARTNERS = {
     "spo.rollout_n": "spo.bspo=True",
     "spo.value.window": "spo.value.readout=calibrated",
+    "spo.value.features": "spo.value.readout=calibrated",
     "spo.forgetting.floor": "spo.forgetting.mode=version",
     "spo.forgetting.drift_scale": "spo.forgetting.mode=drift",
 }
@@ -349,6 +351,13 @@ def test_bypass_mode_goes_with_references_that_the_training_engine_computes():
         ({"value": {"readout": "calibrated", "window": 1.5}}, "spo.value.window=1.5"),
         ({"value": {"readout": "calibrated", "window": 10**7}}, "spo.value.window=10000000"),
         ({"value": {"window": 512}}, "it would do nothing: set it to 2048, or spo.value.readout=calibrated"),
+        (
+            {"value": {"features": ["level"]}},
+            "they would do nothing: set them to null, or spo.value.readout=calibrated",
+        ),
+        ({"value": {"features": ["b", "a", "b"], "readout": "calibrated"}}, "spo.value.features has b more than once"),
+        ({"value": {"features": "level", "readout": "calibrated"}}, "spo.value.features"),
+        ({"value": {"features": [1.5], "readout": "calibrated"}}, "spo.value.features"),
         ({"value": {"feature": "f"}}, "spo.value.feature: there is no such setting"),
         (
             {"value": {"readout": "calibrated"}, "sampling": {"mode": "uniform"}, "advantage": {"baseline": "none"}},

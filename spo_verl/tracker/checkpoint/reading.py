@@ -17,11 +17,12 @@ from spo_verl.tracker.arguments import LARGEST, is_whole, plain, shown
 from spo_verl.tracker.checkpoint import folder as folders
 from spo_verl.tracker.checkpoint.schema import (
     OUTCOMES,
-    OUTCOMES_SCHEMA,
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
+    feature_columns,
     files_of,
+    outcomes_schema,
     prompt_columns,
     prompts_schema,
     responses_schema,
@@ -29,6 +30,7 @@ from spo_verl.tracker.checkpoint.schema import (
     target_of,
 )
 from spo_verl.tracker.checkpoint.snapshot import Snapshot
+from spo_verl.tracker.features import MOST_FEATURES
 from spo_verl.tracker.ledger import Ledger, Rollout
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.readout import MOST_SOURCES, NO_SOURCE, Calibration, features_of
@@ -164,7 +166,7 @@ def _check_names(path: Path, manifest: folders.Manifest) -> None:
         "counters": {*COUNTERS, *LATER_COUNTERS},
         "random": set(PURPOSES),
         "clock": set(ADDED_LATER["clock"]),
-        **({"readout": {"sources", "coefficients", "version"}} if manifest.readout else {}),
+        **({"readout": {"sources", "coefficients", "version", "features"}} if manifest.readout else {}),
     }
     for section, names in known.items():
         saved = getattr(manifest, section).keys()
@@ -188,7 +190,9 @@ def _check_values(path: Path, manifest: folders.Manifest) -> None:
         if not counts and not (name == "movement" and isinstance(now, float) and now >= 0):
             raise folders.damaged(path, folders.MANIFEST, f"has the {name} {shown(now)} as its clock")
     if manifest.readout and not _is_readout(**manifest.readout):
-        raise folders.damaged(path, folders.MANIFEST, "has a readout with impossible sources, coefficients or version")
+        raise folders.damaged(
+            path, folders.MANIFEST, "has a readout with impossible sources, features, coefficients or version"
+        )
     for purpose, state in manifest.random.items():
         generator = np.random.PCG64(0)
         try:
@@ -200,12 +204,17 @@ def _check_values(path: Path, manifest: folders.Manifest) -> None:
             raise folders.damaged(path, folders.MANIFEST, f"has an impossible state of the generator {purpose!r}")
 
 
-def _is_readout(sources: Any, coefficients: Any, version: Any) -> bool:
-    """Whether the calibrated read-out was ever saved like this."""
-    named = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
-    if not named or sources != sorted(set(sources)) or len(sources) > MOST_SOURCES:
+def _is_readout(sources: Any, coefficients: Any, version: Any, **given: Any) -> bool:
+    """Whether the calibrated read-out was ever saved like this; ``given`` has the features, where there are any."""
+    for names in (sources, *given.values()):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return False
+    if sources != sorted(set(sources)) or len(sources) > MOST_SOURCES:
         return False
-    listed = isinstance(coefficients, list) and len(coefficients) == features_of(len(sources))
+    features = given.get("features", [])
+    if len(set(features)) < len(features) or len(features) > MOST_FEATURES or bool(features) != bool(given):
+        return False
+    listed = isinstance(coefficients, list) and len(coefficients) == features_of(len(sources), len(features))
     return (
         listed and all(isinstance(one, float) for one in coefficients) and is_whole(version) and 0 <= version <= LARGEST
     )
@@ -331,19 +340,28 @@ def _read_rollouts(path: Path, manifest: folders.Manifest) -> Ledger:
 def _read_calibration(path: Path, manifest: folders.Manifest) -> Calibration | None:
     if not manifest.readout:
         return None
-    parts: dict[str, list[Any]] = {name: [] for name in OUTCOME_COLUMNS}
-    with _batches(path, OUTCOMES, OUTCOMES_SCHEMA) as batches:
+    features = tuple(manifest.readout.get("features", ()))
+    schema = outcomes_schema(len(features))
+    parts: dict[str, list[Any]] = {name: [] for name in schema.names}
+    with _batches(path, OUTCOMES, schema) as batches:
         for batch in batches:
             for name, part in parts.items():
                 # Copied: the file's memory map is about to be closed.
-                part.append(np.array(batch.column(name.removesuffix("_N")).to_numpy()))
-    columns = {name: np.concatenate([np.zeros(0, dtype), *parts[name]]) for name, dtype in OUTCOME_COLUMNS.items()}
+                part.append(np.array(batch.column(name).to_numpy()))
+    joined = {
+        field.name: np.concatenate([np.zeros(0, field.type.to_pandas_dtype()), *parts[field.name]]) for field in schema
+    }
+    columns = {name: joined[name.removesuffix("_N")] for name in OUTCOME_COLUMNS}
+    extra_NF = np.stack([joined[name] for name in feature_columns(len(features))], axis=1) if features else None
+    extra_NF = np.zeros((len(columns["reward_N"]), 0)) if extra_NF is None else extra_NF
     sources = tuple(manifest.readout["sources"])
     coefficient_F = np.array(manifest.readout["coefficients"], dtype=np.float64)
-    found = Calibration(sources, coefficient_F, manifest.readout["version"], **columns)
+    found = Calibration(
+        sources, coefficient_F, manifest.readout["version"], **columns, features=features, extra_NF=extra_NF
+    )
     wrong_N = ~((found.value_N >= 0) & (found.value_N <= 1) & (found.reward_N >= 0) & (found.reward_N <= 1))
     wrong_N |= ~((found.n_eff_N >= 0) & np.isfinite(found.n_eff_N)) | (found.age_N < 0)
-    wrong_N |= (found.source_N < NO_SOURCE) | (found.source_N >= len(sources))
+    wrong_N |= (found.source_N < NO_SOURCE) | (found.source_N >= len(sources)) | ~np.isfinite(extra_NF).all(axis=1)
     if wrong_N.any():
         at = int(np.argmax(wrong_N))
         row = ", ".join(f"{name} {column_N[at]}" for name, column_N in columns.items())

@@ -5,7 +5,7 @@
 | ``prompts.arrow`` | prompt slot | key, alpha, beta, draws, visits, version; moved under ``forgetting_mode=drift`` |
 | ``responses.arrow`` | stored response, by slot | slot, prompt_hash, token, mask, log_prob_<name>... |
 | ``rollouts.arrow`` | rollout | uid, open, slot, value, n_eff, version, sessions; calibrated: raw, age |
-| ``outcomes.arrow`` | outcome of the fit, oldest first | calibrated: value, n_eff, age, source, reward |
+| ``outcomes.arrow`` | outcome of the fit, oldest first | calibrated: value, n_eff, age, source, reward, feature_0... |
 
 Prompts of the dataset come before those kept aside. ``mask`` holds eight tokens per byte. Open rollouts come by uid
 before the ended ones by age, which have only uid and sessions. What is marked "calibrated", a whole file among it, is
@@ -36,6 +36,16 @@ OUTCOMES = "outcomes.arrow"
 OUTCOMES_SCHEMA = pa.schema(
     [(name.removesuffix("_N"), pa.from_numpy_dtype(dtype)) for name, dtype in OUTCOME_COLUMNS.items()]
 )
+
+
+def outcomes_schema(features: int) -> Any:
+    """Arrow schema of ``outcomes.arrow`` with so many features of the user's."""
+    return pa.schema([*OUTCOMES_SCHEMA, *(pa.field(name, pa.float64()) for name in feature_columns(features))])
+
+
+def feature_columns(features: int) -> list[str]:
+    """Names of the columns of the user's features."""
+    return [f"feature_{number}" for number in range(features)]
 
 
 def files_of(*, calibrated: bool) -> set[str]:

@@ -21,10 +21,10 @@ from spo_verl.tracker.arguments import checked_whole
 from spo_verl.tracker.checkpoint import folder as folders
 from spo_verl.tracker.checkpoint.schema import (
     OUTCOMES,
-    OUTCOMES_SCHEMA,
     PROMPTS,
     RESPONSES,
     ROLLOUTS,
+    outcomes_schema,
     prompt_columns,
     prompts_schema,
     responses_schema,
@@ -104,6 +104,8 @@ class Snapshot:
             sha.update(column_P.data)
         for column_N in () if self.calibration is None else self.calibration.columns().values():
             sha.update(np.ascontiguousarray(column_N).data)
+        if self.calibration is not None:
+            sha.update(np.ascontiguousarray(self.calibration.extra_NF).data)
         for column_E in (self.memory.slot_E, self.memory.length_E, self.memory.prompt_hash_E):
             sha.update(column_E.data)
         for packed in self.memory.chunks():
@@ -154,8 +156,10 @@ def write(snapshot: Snapshot, folder: str | Path, *, step: int, extra: dict[str,
                 ROLLOUTS: _write_arrow(staging / ROLLOUTS, rollouts, _rollout_batches(ledger, rollouts)),
             }
             if calibration is not None:
-                outcomes = pa.record_batch(list(calibration.columns().values()), schema=OUTCOMES_SCHEMA)
-                files[OUTCOMES] = _write_arrow(staging / OUTCOMES, OUTCOMES_SCHEMA, iter([outcomes]))
+                schema = outcomes_schema(len(calibration.features))
+                columns = [*calibration.columns().values(), *map(np.ascontiguousarray, calibration.extra_NF.T)]
+                outcomes = pa.record_batch(columns, schema=schema)
+                files[OUTCOMES] = _write_arrow(staging / OUTCOMES, schema, iter([outcomes]))
             text = _manifest(snapshot, step, extra, files).dumps()
             with folders.HashingFile(staging / folders.MANIFEST) as file:
                 file.write(text.encode())
