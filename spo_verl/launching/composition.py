@@ -341,6 +341,13 @@ def _refused(override: str, error: Exception, config: DictConfig) -> str:
     if "=" not in override and not override.startswith("~"):
         return f"{override}: an override is key=value; give what follows main_ppo on the command line of the run."
     text = one_line(error)
+    if key.lstrip("+") == PRESET_GROUP and text.startswith("Multiple values"):
+        return f"{override}: a run has one preset, and another one was given before: delete one of the two."
+    if key == f"+{PRESET_GROUP}" and "Could not find" in text:
+        presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        close = difflib.get_close_matches(override.partition("=")[2], presets, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{override}: there is no such preset. {hint.capitalize()}There are {', '.join(presets)}."
     if text.startswith("Could not override"):
         close = difflib.get_close_matches(key, [name for name, _ in leaves(config)], n=1, cutoff=0.8)
         text = f"did you mean {close[0]}? {text}" if close else text

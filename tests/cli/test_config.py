@@ -294,6 +294,18 @@ def test_a_word_that_is_no_override_is_named():
     assert problem.startswith("run_grpo.sh: an override is key=value")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+spo=papre"], "+spo=papre: there is no such preset. Did you mean paper? There are bspo, lean, paper"),
+        (["+spo=xyzzy"], "+spo=xyzzy: there is no such preset. There are bspo, lean, paper"),
+        (["+spo=paper", "+spo=lean"], "+spo=lean: a run has one preset, and another one was given before"),
+    ],
+)
+def test_a_preset_that_does_not_exist_or_is_the_second_one(overrides, words):
+    assert compose(overrides, config_name="ppo_trainer").problems[0].startswith(words)
+
+
 def test_a_misspelt_key_of_verl_gets_a_suggestion():
     [problem] = compose(["data.train_batchsize=4"], config_name="ppo_trainer").problems
     assert "did you mean data.train_batch_size?" in problem
