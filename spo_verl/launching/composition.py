@@ -347,7 +347,7 @@ def _refused(override: str, error: Exception, config: DictConfig) -> str:
         presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
         close = difflib.get_close_matches(override.partition("=")[2], presets, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{override}: there is no such preset. {hint.capitalize()}There are {', '.join(presets)}."
+        return f"{override}: there is no such preset. {hint.capitalize()}Available: {' '.join(presets)}"
     if text.startswith("Could not override"):
         close = difflib.get_close_matches(key, [name for name, _ in leaves(config)], n=1, cutoff=0.8)
         text = f"did you mean {close[0]}? {text}" if close else text

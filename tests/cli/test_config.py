@@ -297,8 +297,8 @@ def test_a_word_that_is_no_override_is_named():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["+spo=papre"], "+spo=papre: there is no such preset. Did you mean paper? There are bspo, lean, paper"),
-        (["+spo=xyzzy"], "+spo=xyzzy: there is no such preset. There are bspo, lean, paper"),
+        (["+spo=papre"], "+spo=papre: there is no such preset. Did you mean paper? Available: bspo lean paper"),
+        (["+spo=xyzzy"], "+spo=xyzzy: there is no such preset. Available: bspo lean paper"),
         (["+spo=paper", "+spo=lean"], "+spo=lean: a run has one preset, and another one was given before"),
     ],
 )
