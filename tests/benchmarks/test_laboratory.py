@@ -1,6 +1,7 @@
 """The laboratory: its model against the quickstart's, its methods by hand, its ledger against interruptions."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from benchmarks.laboratory import ledger, model, plan, readout, running, summary, tasks, training
 from benchmarks.laboratory.ledger import Cell
-from benchmarks.laboratory.methods import METHODS, Batch, Knowledge, advantages, raw_advantages
+from benchmarks.laboratory.methods import METHODS, WINDOW, Batch, Knowledge, advantages, raw_advantages
+from spo_verl import core
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer
+from spo_verl.tracker import PromptSources, Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +216,33 @@ def test_the_read_out_is_fitted_on_earlier_steps_only():
         runs.append((batch, one.draw()))
     np.testing.assert_array_equal(runs[0][0].calibrated_B, runs[1][0].calibrated_B)
     assert (runs[0][1].calibrated_B < runs[1][1].calibrated_B.min()).all()
+
+
+def test_its_read_out_is_that_of_the_tracker():
+    """So that what the laboratory measures of ``spo.value.readout=calibrated`` holds for the tracker's."""
+    level, rng, size = np.arange(96) % 8 + 1, np.random.default_rng(2), 16
+    one = Knowledge(METHODS["spo_calibrated"], level, size, seed=1)
+    key_P = one.tracker.keys(np.arange(96))
+    settings = replace(one.tracker.settings, readout="calibrated", window=WINDOW * size, references=())
+    sources = PromptSources.of([f"level {number}" for number in level])
+    tracker = Tracker.create(key_P, settings, sources=sources)
+    for step in range(3 * WINDOW):
+        batch = one.draw()
+        frozen = tracker.dispatch(batch.uids, batch.slot_B, step)
+        np.testing.assert_allclose(frozen.value_B, batch.calibrated_B, atol=1e-9)
+        reward = (rng.random(size) < 1 / level[batch.slot_B]).astype(float)
+        token, log_prob = np.full((size, 2), 7), np.full((size, 2), -0.5)
+        one.learn(batch, reward, np.full(size, 0.02), token, log_prob, np.full(size, 2))
+        tracker.observe(batch.uids, np.zeros(size, dtype=np.int64), reward, np.full(size, 0.02))
+        tracker.settle(batch.uids)
+        features = one._features(np.arange(96), *_value_and_mass(one.tracker))
+        np.testing.assert_allclose(tracker.values(), core.calibrated_value(features, one.coefficient_F), atol=1e-9)
+    assert np.abs(tracker.values() - one.tracker.values()).max() > 0.1
+
+
+def _value_and_mass(tracker):
+    alpha_P, beta_P = tracker.evidence()
+    return alpha_P / (alpha_P + beta_P), alpha_P + beta_P
 
 
 def test_errors_of_values_take_out_the_sampling_noise():
