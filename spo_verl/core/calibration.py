@@ -81,7 +81,8 @@ def calibration_features(
     if sources > 1:
         parts.append(_indicators(source_B, sources, value_B.shape))
     if extra_BF is not None:
-        parts.append(_checked_extra(extra_BF, len(value_B)))
+        extra_BF = _checked_extra(extra_BF, len(value_B))
+        parts.append(extra_BF)
     return np.concatenate(parts, axis=1)
 
 

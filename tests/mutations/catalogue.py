@@ -322,7 +322,6 @@ CHECKS = [
 ]
 
 _PRECISION = "+ np.diag(precision_F)"
-_OF_SOURCES = "coefficient_F[OWN_FEATURES:]"
 _ROOT = "np.sqrt(np.maximum(n_eff_B, 1.0))"
 _GRADIENT = "- precision_F * (coefficient_F - prior_F)"
 
@@ -347,7 +346,10 @@ CALIBRATION = [
     ("the next data source", "index_B[:, None] == np.arange(sources)", "index_B[:, None] == np.arange(sources) + 1"),
     ("indicators of a single source", "if sources > 1:", "if sources > 0:"),
     ("extra columns are left out", "        parts.append(extra_BF)\n", ""),
-    ("a prompt without an indicator has the last one", "np.append(coefficient_F[OWN_FEATURES:], 0.0)", _OF_SOURCES),
+    ("a prompt without an indicator has the last one", "np.append(by_source_Q, 0.0)", "by_source_Q"),
+    ("extra columns are not read", "read_B += coefficient * extra_BF[:, number]", "pass"),
+    ("the first extra column is read for all", "coefficient * extra_BF[:, number]", "coefficient * extra_BF[:, 0]"),
+    ("coefficients of sources are those of extra columns", "[len(coefficient_F) - fewest])", "[extra_BF.shape[1]])"),
     ("N_eff has no part in what is read", f"(slope + by_mass / {_ROOT})", "slope"),
     ("what is read has no floor of N_eff", f"by_mass / {_ROOT}", f"by_mass / {_ROOT.replace('1.0', '1e-9')}"),
     ("age as it is in what is read", "by_age * np.log1p(age_B)", "by_age * age_B"),
