@@ -28,6 +28,7 @@ EXPECTED = 100
 """Never-drawn prompts that uniform draws would have met. With the default exploration bonus a prompt has at least 1/11
 of the largest weight, so the sampler itself would have drawn 9 of them."""
 AT_ENDS = 0.9
+"""Share of the prompts with a value below 0.1 or above 0.9: a reward's variance there is at most 0.09, of 0.25."""
 PINNED = 0.95
 BIAS = 0.1
 """Standard error of one prompt's value at an effective sample size of 25, the most under the default ``rho_max``."""
@@ -68,14 +69,13 @@ class EarlyWarning:
 
     Attributes:
         name: short.
-        condition, reason: when it is given, and why at this threshold; for docs/metrics.md.
+        condition: when it is given; for docs/metrics.md.
         fix: what to do.
         seen: what was seen, as a sentence with its numbers; None where the steps are healthy.
     """
 
     name: str
     condition: str
-    reason: str
     fix: str
     seen: Callable[[Steps, RunFacts], str | None]
 
@@ -206,14 +206,12 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "prompts never drawn",
         f"`coverage` below 1 did not grow for {FEW} steps, in which uniform draws would have met {EXPECTED} such "
         "prompts",
-        "with the default exploration bonus a prompt has at least 1/11 of the largest weight",
         "Raise spo.sampling.epsilon: with 0, prompts whose value is exactly 0 or 1 are never drawn.",
         _never_drawn,
     ),
     EarlyWarning(
         "values near 0 or 1",
         f"`value/bin_0` and `value/bin_9` together at {AT_ENDS} or more for {FEW} steps",
-        "there the variance of a reward is at most 0.09, about a third of the largest",
         "Look at some rewards. If they are right, exchange solved and hopeless prompts for others.",
         _values_at_ends,
     ),
@@ -221,7 +219,6 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "retention pinned",
         f"{PINNED:.0%} of the prompts drawn again at `rho_min`, or all at `rho_max`, for {FEW} steps of mostly such "
         "prompts",
-        "the retention then says nothing about the prompt",
         "Set spo.forgetting.half_life so that spo/divergence/mean is 0.06 to 0.19 of it: larger at the floor, smaller "
         "at the ceiling.",
         _retention_pinned,
@@ -230,7 +227,6 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "calibration off",
         f"mean of `advantage/raw_mean` over {FEW} steps more than {BIAS} and 4 standard errors from 0, with at most a "
         "tenth of new prompts or with `spo.initial`",
-        "0.1 is the standard error of a single prompt's value at an effective sample size of 25",
         "Rewards above the values: the policy improves faster than evidence is forgotten; set "
         "spo.value.readout=calibrated, or lower spo.forgetting.rho_min and rho_max. From the first step: spo.initial "
         "has values of another policy or reward.",
@@ -240,21 +236,18 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "reward range",
         f"the last rewards (at least {FEW} steps and {OUTCOMES} prompts) differ, but fill half of the declared range "
         "at most",
-        "rewards of 0 and 1 that are declared as -1 to 1 do",
         "Set spo.reward.low and spo.reward.high to your function's lowest and highest reward.",
         _reward_range,
     ),
     EarlyWarning(
         "evidence fades",
         f"`n_eff/revisit_mean` below 1 for {FEW} steps",
-        "1 is what a prompt without any trial starts with",
         "Raise spo.forgetting.rho, set spo.forgetting.floor, or train on fewer prompts.",
         _evidence_fades,
     ),
     EarlyWarning(
         "rewards constant",
         f"all of the last rewards (at least {FEW} steps and {OUTCOMES} prompts) are equal",
-        "where one reward in twenty differs, that has a chance of 4e-5",
         "Look at some samples. All wrong: check the reward function and the answer's format, or take easier prompts. "
         "All right: take harder ones.",
         _rewards_constant,
@@ -263,7 +256,6 @@ WARNINGS: tuple[EarlyWarning, ...] = (
         "length bias",
         f"over {FEW} steps, responses that were evicted (5 % of the outcomes or more) are {LONGER} times as long as "
         "those trained on, or more rollouts were stopped than trained on",
-        "the first to finish are short",
         "Choose spo.late.policy=carry, lower spo.oversample, or set spo.late.length_bound.",
         _length_bias,
     ),
