@@ -162,8 +162,8 @@ class EstimateConfig:
     """Estimating offline values instead of training, or before it."""
 
     output: str | None = None
-    """Parquet file to write: the run estimates and does not train; if it is ``spo.initial.values`` too, it estimates what
-    is missing and then trains."""
+    """Parquet file to write: the run estimates and does not train. If ``spo.initial.values`` is the same file, it
+    estimates what is missing, then trains."""
     trials: Count = 8
     """Responses per prompt, n0."""
     chunk: Count = 256
