@@ -74,8 +74,8 @@ class ValueConfig:
     """How a prompt's value is read from its evidence."""
 
     readout: ReadOut = "raw"
-    """Value that baselines and sampling weights take: ``raw``, alpha / (alpha + beta); ``calibrated``, that value after
-    a correction that is fitted on the last outcomes of all prompts (docs/algorithm.md)."""
+    """Value that baselines and sampling weights take: ``raw``, alpha / (alpha + beta); ``calibrated``, corrected by a
+    fit on the last outcomes of all prompts (docs/algorithm.md)."""
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     """With ``readout=calibrated``: outcomes that the fit looks at, the last ones."""
     features: list[str] | None = None
@@ -128,8 +128,7 @@ class DriftConfig:
     """Measuring the divergence on stored responses."""
 
     tokens: Literal["generated", "all"] = "generated"
-    """Tokens in the mean of the divergence: those that the policy generated, or (as in the published recipe) what tools
-    returned too."""
+    """Tokens of the divergence: those that the policy generated, or (published recipe) what tools returned too."""
     max_tokens: Count | None = None
     """Stored tokens per response; ``None``: all."""
     measure_both: bool = False
@@ -155,8 +154,8 @@ class LateConfig:
     """Rollouts that a batch did not wait for; only in the asynchronous trainer modes."""
 
     policy: Literal["carry", "abort", "drop"] = "carry"
-    """Rollouts that a batch did not wait for: ``carry``, they may join a later one; ``abort``, they are stopped at the
-    end of their policy version; ``drop``, they become evidence without training."""
+    """Rollouts that a batch did not wait for: ``carry``, may join a later one; ``abort``, are stopped with their policy
+    version; ``drop``, are evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least share of each batch taken in the order of dispatch; the order of finishing favours short responses."""
 
@@ -167,7 +166,7 @@ class EstimateConfig:
 
     output: str | None = None
     """Parquet file to write: the run estimates and does not train. If ``spo.initial.values`` is the same file, it
-    estimates what is missing and then trains."""
+    estimates what is missing, then trains."""
     trials: Count = 8
     """Responses per prompt, n0."""
     chunk: Count = 256

@@ -24,8 +24,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "value/mean": ("The whole tracker", "All prompts of the dataset, after the step."),
     "source/<name>/drawn_share": (
         "Data sources",
-        "With [quotas](data-sources.md) only. `<name>` is the data source, with `_` for what Prometheus does not\n"
-        "accept in a name; sources that are then alike get `_` and a hash of their own.",
+        "With [quotas](data-sources.md) only. `<name>` is the data source, with `_` for what Prometheus refuses, and\n"
+        "with a hash where names are then alike.",
     ),
     "seconds_total/draw": ("Seconds of the step", ""),
 }
@@ -58,23 +58,19 @@ Every `spo.samples_every` steps (10; `null`: never), by `trainer.logger`:
 - `mlflow`: artifacts `spo/histogram/step_<n>.json` (counts and edges), tables `spo/samples/step_<n>.json`
 
 Histograms: values and effective sample sizes of all prompts, raw advantages and retentions of the step. Samples: eight,
-from the lowest to the highest raw advantage, with dataset row, prompt, response, reward, value and normalised
-advantage. A logger that raises an error is left out, with a warning.
+from the lowest to the highest raw advantage. A logger that raises an error is left out, with a warning.
 
 ## Grafana
 
-`trainer.logger=[console,rl_insight]` gives every number to Prometheus (package `rl-insight` 0.3). Import
-[grafana.json](grafana.json): a panel for every metric above, with its healthy range.
+`trainer.logger=[console,rl_insight]` gives every number to Prometheus (package `rl-insight` 0.3).
+[grafana.json](grafana.json) has a panel for every metric above, with its healthy range.
 
 ## Texts that verl writes
 
-- `trainer.rollout_data_dir=<folder>`: `<step>.jsonl` with prompt, response, true answer, score and uid of every rollout
-  that was trained on.
-- `trainer.validation_data_dir=<folder>`: those of each validation.
-- `trainer.log_val_generations=10` (default 0): ten validation samples, always of the same prompts, as a table in W&B,
-  TensorBoard, MLflow, trackio, SwanLab or ClearML.
-- `scripts/rollout_viewer.py <folder>`, in verl's repository, not its wheel, shows these files in a terminal
-  (`textual==0.52.1`).
+- `trainer.rollout_data_dir=<folder>`: `<step>.jsonl` with every rollout that was trained on.
+- `trainer.validation_data_dir=<folder>`: those of each validation. `scripts/rollout_viewer.py <folder>`, in verl's
+  repository, not its wheel, shows these files in a terminal (`textual==0.52.1`).
+- `trainer.log_val_generations=10` (default 0): ten validation samples, always of the same prompts, in the logger.
 """
 
 _SEAMS = """# Names of verl that the plugin builds on
