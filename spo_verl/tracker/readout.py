@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from spo_verl import core
 from spo_verl.core.calibration import OWN_FEATURES
 from spo_verl.tracker.arguments import LARGEST
-from spo_verl.tracker.features import PromptFeatures
+from spo_verl.tracker.features import PromptFeatures, Scale
 from spo_verl.tracker.forgetting_rules import Forgetting
 from spo_verl.tracker.ledger import Rollout
 from spo_verl.tracker.quota import PromptSources
@@ -62,6 +62,7 @@ class Calibration:
         source_N: position in ``sources``, -1 for none.
         reward_N: in [0, 1].
         features: names of the user's features.
+        scales: mean and standard deviation that each was standardised with when it was first fitted.
         extra_NF: their values for the prompts of the outcomes; (N, 0) without any.
     """
 
@@ -74,24 +75,29 @@ class Calibration:
     source_N: NDArray[np.int64]
     reward_N: NDArray[np.float64]
     features: tuple[str, ...]
+    scales: tuple[Scale, ...]
     extra_NF: NDArray[np.float64]
 
     @classmethod
-    def fresh(cls, sources: tuple[str, ...] = (), features: tuple[str, ...] = ()) -> Calibration:
+    def fresh(cls, sources: tuple[str, ...] = (), features: PromptFeatures | None = None) -> Calibration:
         """Without outcomes: what is read is the evidence's own value."""
         empty = {name: np.zeros(0, dtype=dtype) for name, dtype in OUTCOMES.items()}
-        coefficient_F = core.fit_calibration(np.zeros((0, features_of(len(sources), len(features)))), [])
-        return cls(sources, coefficient_F, 0, **empty, features=features, extra_NF=np.zeros((0, len(features))))
+        names, scales = ((), ()) if features is None else (features.names, features.scales)
+        coefficient_F = core.fit_calibration(np.zeros((0, features_of(len(sources), len(names)))), [])
+        extra_NF = np.zeros((0, len(names)))
+        return cls(sources, coefficient_F, 0, **empty, features=names, scales=scales, extra_NF=extra_NF)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns of the outcomes by name."""
         return {name: getattr(self, name) for name in OUTCOMES}
 
-    def of(self, sources: tuple[str, ...], features: tuple[str, ...]) -> Calibration:
+    def of(self, sources: tuple[str, ...], given: PromptFeatures | None) -> Calibration:
         """The same outcomes and coefficients for a dataset of these sources and features.
 
-        A new one has the coefficient 0; a new feature is 0, its mean, for the outcomes of before.
+        A new one has the coefficient 0; a new feature is 0, its mean, for the outcomes of before. Features have to be
+        on the scales of :meth:`known_scales`.
         """
+        features, scales = ((), ()) if given is None else (given.names, given.scales)
         if (sources, features) == (self.sources, self.features):
             return self
         place = {name: number for number, name in enumerate(sources)}
@@ -101,9 +107,13 @@ class Calibration:
             if name in self.features:
                 extra_NF[:, number] = self.extra_NF[:, self.features.index(name)]
         found = dict(zip(self._coefficient_names(), self.coefficient_F.tolist(), strict=True))
-        renamed = replace(self, sources=sources, features=features, extra_NF=extra_NF)
+        renamed = replace(self, sources=sources, features=features, scales=scales, extra_NF=extra_NF)
         coefficient_F = np.array([found.get(name, 0.0) for name in renamed._coefficient_names()])
         return replace(renamed, coefficient_F=coefficient_F, source_N=new_source_Q[self.source_N])
+
+    def known_scales(self) -> dict[str, Scale]:
+        """Scales of the features that there are coefficients of, by name."""
+        return dict(zip(self.features, self.scales, strict=True))
 
     def _coefficient_names(self) -> list[tuple[str, str]]:
         """What each coefficient belongs to: kind and name."""
@@ -132,7 +142,8 @@ class Calibration:
         """What is saved besides the outcomes."""
         coefficients = self.coefficient_F.tolist()
         saved = {"sources": list(self.sources), "coefficients": coefficients, "version": self.version}
-        return saved | ({"features": list(self.features)} if self.features else {})
+        features = [[name, *scale] for name, scale in zip(self.features, self.scales, strict=True)]
+        return saved | ({"features": features} if features else {})
 
 
 def features_of(sources: int, features: int = 0) -> int:
@@ -159,10 +170,12 @@ class CalibratedReadOut:
         features: PromptFeatures | None,
         saved: Calibration | None,
     ) -> None:
-        self._window, self._prompts, self._features = window, prompts, features
+        self._window, self._prompts = window, prompts
         names, self._source_P = _with_coefficients(sources)
-        own = () if features is None else features.names
-        self.state = Calibration.fresh(names, own) if saved is None else saved.of(names, own).last(window)
+        # Coefficients and outcomes are of the dataset that they were made with, which may have had other means.
+        self._features = features if saved is None or features is None else features.on(saved.known_scales())
+        fresh = Calibration.fresh(names, features)
+        self.state = fresh if saved is None else saved.of(names, self._features).last(window)
 
     def metrics(self) -> dict[str, float]:
         """``readout_slope`` and ``readout_intercept``: the coefficients of logit v and of 1."""

@@ -10,6 +10,7 @@ settings the tracker continues bit for bit as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -153,7 +154,12 @@ class Tracker:
         saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings, version)
         counters, clock = dict(saved.manifest.counters), saved.manifest.clock
         parts = saved.table, saved.memory, saved.ledger, counters, generators, sources, clock, saved.calibration
-        return cls(settings, *parts, features), report
+        tracker = cls(settings, *parts, features)
+        before = () if saved.calibration is None else saved.calibration.features
+        after = () if tracker._readout is None else tracker._readout.state.features
+        if before != after:
+            report = replace(report, settings_changed={**report.settings_changed, "features": (before, after)})
+        return tracker, report
 
     # -- the verbs of a step
 
@@ -574,10 +580,14 @@ def _checked_sources(sources: PromptSources | None, table: PromptTable) -> Promp
 def _checked_features(features: PromptFeatures | None, table: PromptTable) -> PromptFeatures | None:
     if features is not None and (not isinstance(features, PromptFeatures) or len(features.feature_PF) != table.active):
         raise SpoStateError(
-            f"features are {shown(features)} and there are {table.active} prompts; pass PromptFeatures of every slot, "
-            "or None."
+            f"features are {_described(features)} and there are {table.active} prompts; pass PromptFeatures of every "
+            "slot, or None."
         )
     return features
+
+
+def _described(features: object) -> str:
+    return f"of {len(features.feature_PF)} slots" if isinstance(features, PromptFeatures) else shown(features)
 
 
 def _check_settings(settings: TrackerSettings) -> None:

@@ -19,9 +19,9 @@ def load_function(setting: str, name: str, example: str) -> Any:
         found = getattr(importlib.import_module(module), function)
         if not callable(found):
             raise ValueError("it is no function")
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing a module of the user's may raise anything
         raise SpoConfigError(
-            f"{setting}={name!r} cannot be loaded ({error}): name a function as module:function, of a module that "
-            f"can be imported where verl's task runner runs, e.g. {example}."
+            f"{setting}={name!r} cannot be loaded ({type(error).__name__}: {error}): name a function as "
+            f"module:function, of a module that can be imported where verl's task runner runs, e.g. {example}."
         ) from error
     return found

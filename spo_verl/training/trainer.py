@@ -58,7 +58,7 @@ from spo_verl.training.checkpoint import CheckpointFollower
 from spo_verl.training.checks import aborts, apply_oversampling, check, select
 from spo_verl.training.early_warnings import EarlyWarnings, RunFacts
 from spo_verl.training.estimator import PendingAdvantages, pending_advantages
-from spo_verl.training.features import read_features
+from spo_verl.training.features import read_features, require_functions
 from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.log_probs import LogProbScorer, read_outputs, read_texts
@@ -130,6 +130,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         self._aborts = aborts(config, self.spo)
         if self._aborts:
             stoppable_rollouts(config)
+        require_functions(self.spo)
         self._choose_n = None if self.spo.rollout_n is None else load_chooser(self.spo.rollout_n)
         self._stopwatch = Stopwatch()
         self._samples = SampleLog(self.spo.samples_every)

@@ -25,7 +25,8 @@ def features_of(numbers, names=("length", "level")):
     number_PF = np.array([[number % 7, number % 3] for number in range(PROMPTS)], dtype=float)
     whole = PromptFeatures.standardised(("length", "level"), number_PF)
     chosen = [whole.names.index(name) for name in names]
-    return PromptFeatures(names, whole.feature_PF[[number % PROMPTS for number in numbers]][:, chosen])
+    feature_PF = whole.feature_PF[[number % PROMPTS for number in numbers]][:, chosen]
+    return PromptFeatures(names, feature_PF, tuple(whole.scales[number] for number in chosen))
 
 
 def sources_of(numbers):
@@ -104,7 +105,8 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, mode):
 
 def test_features_are_in_the_digest():
     one = trained().snapshot().calibration
-    other = trained(features=PromptFeatures(("length", "depth"), features_of(range(PROMPTS)).feature_PF))
+    whole = features_of(range(PROMPTS))
+    other = trained(features=PromptFeatures(("length", "depth"), whole.feature_PF, whole.scales))
     assert one.coefficient_F.tolist() == other.snapshot().calibration.coefficient_F.tolist()
     assert other.digest() != trained().digest()
     without = Tracker.create(keys(PROMPTS), SETTINGS["constant"], sources=sources_of(range(PROMPTS)))
@@ -117,12 +119,14 @@ def test_another_dataset_and_other_features_keep_coefficients_by_name(tmp_path):
     tracker.snapshot().write(tmp_path / "spo", step=12)
     # Without prompt 5, whose rollout is open; "level" stays, "length" goes, "width" is new.
     numbers = [number for number in reversed(range(PROMPTS)) if number != 5]
-    kept = features_of(numbers, ("level",)).feature_PF
+    kept = features_of(numbers, ("level",))
     width = np.resize([1.0, -1.0], (len(numbers), 1))
-    features = PromptFeatures(("width", "level"), np.concatenate([width, kept], axis=1))
-    resumed, _ = Tracker.load(
+    both = np.concatenate([width, kept.feature_PF], axis=1)
+    features = PromptFeatures(("width", "level"), both, ((0.0, 1.0), *kept.scales))
+    resumed, report = Tracker.load(
         tmp_path / "spo", keys(numbers), tracker.settings, sources=sources_of(numbers), features=features, version=12
     )
+    assert report.settings_changed == {"features": (("length", "level"), ("width", "level"))}
     after = resumed.snapshot().calibration
     assert after.features == ("width", "level")
     assert after.coefficient_F.tolist() == [*before.coefficient_F[:6].tolist(), 0.0, before.coefficient_F[7]]
@@ -143,9 +147,13 @@ def test_a_checkpoint_s_features_are_verified(tmp_path):
     tracker = trained()
     tracker.snapshot().write(tmp_path / "spo")
     saved = json.loads((tmp_path / "spo" / MANIFEST).read_text())["readout"]
-    assert saved["features"] == ["length", "level"]
+    assert [one[0] for one in saved["features"]] == ["length", "level"]
+    length, level = saved["features"]
     given = {"sources": sources_of(range(PROMPTS)), "features": features_of(range(PROMPTS))}
-    for wrong in ([], ["length"], ["length", "length"], ["length", 1], "length", None, ["level", "length"]):
+    flat, no_name = ["level", 1.0, 0.0], [1, 1.0, 1.0]
+    doubled = [*level[:2], level[2] * 2]
+    wrong_second = [[length, other] for other in (length, flat, no_name, level[:2], doubled)]
+    for wrong in ([], [length], *wrong_second, [level, length], "length", None):
         rewrite_manifest(tmp_path / "spo", readout=saved | {"features": wrong})
         with pytest.raises(SpoCheckpointDamagedError):
             Tracker.load(tmp_path / "spo", keys(PROMPTS), tracker.settings, **given)
@@ -183,7 +191,17 @@ def test_each_is_standardised_over_the_prompts():
         (("a", "b"), [[1.0], [2.0]], "a column for each name"),
         (("a",), [1.0, 2.0], "must be"),
         (("a",), [], "must be"),
-        ((1,), [[1.0], [2.0]], "pass them as strings"),
+        ((1,), [[1.0], [2.0]], "pass a tuple of strings"),
+        (([],), [[1.0], [2.0]], "pass a tuple of strings"),
+        ("ab", [[1.0, 2.0], [2.0, 3.0]], "pass a tuple of strings"),
+        (None, [[1.0], [2.0]], "pass a tuple of strings"),
+        (("a",), [["1"], ["2"]], "it must be numbers"),
+        (("a",), [[1j], [2j]], "it must be numbers"),
+        (("a",), {"a": 1}, "it must be numbers"),
+        (("a",), [[1.0], [2.0, 3.0]], "cannot be read as an array of numbers"),
+        (("a",), [[10**400], [1]], "it must be numbers"),
+        (("a",), np.ma.masked_array([[1.0], [2.0]], [[True], [False]]), "masked"),
+        (("a",), np.array([["2020"], ["2021"]], dtype="datetime64[Y]"), "it must be numbers"),
     ],
 )
 def test_what_is_no_feature_is_refused(names, numbers, words):
@@ -192,8 +210,38 @@ def test_what_is_no_feature_is_refused(names, numbers, words):
 
 
 def test_features_must_be_those_of_the_prompts():
-    for features in (features_of(range(5)), "length", np.zeros((PROMPTS, 1))):
-        with pytest.raises(SpoStateError, match="there are 40 prompts; pass PromptFeatures of every slot"):
+    for features, words in (
+        (features_of(range(5)), "of 5 slots"),
+        ("length", "'length'"),
+        (np.zeros((40, 1)), "array"),
+    ):
+        with pytest.raises(SpoStateError, match=f"(?s)features are .*{words}.*40 prompts; pass PromptFeatures of every"):
             made(features=features)
     with pytest.raises(SpoStateError, match="column for each name"):
-        PromptFeatures(("a",), np.array([["x"], ["y"]]))
+        PromptFeatures(("a",), np.array([["x"], ["y"]]), ((0.0, 1.0),))
+    with pytest.raises(SpoStateError, match="finite numbers of 32 bits"):
+        PromptFeatures(("a",), np.array([[1e300], [0.0]]), ((0.0, 1.0),))
+    for scales in ((), ((0.0, 0.0),), ((0.0, float("nan")),), ((0.0,),)):
+        with pytest.raises(SpoStateError, match="scales are"):
+            PromptFeatures(("a",), np.array([[1.0], [0.0]]), scales)
+
+
+def test_a_larger_dataset_does_not_move_what_is_known(tmp_path):
+    """A resume standardises with the mean and deviation that the coefficients and outcomes were made with."""
+    tracker = trained()
+    tracker.snapshot().write(tmp_path / "spo", step=12)
+    numbers = [*range(PROMPTS), *range(100, 140)]
+    more = np.array([[number % 7, 30.0 if number >= 100 else number % 3] for number in numbers])
+    features = PromptFeatures.standardised(("length", "level"), more)
+    assert abs(features.scales[1][0] - tracker.snapshot().calibration.scales[1][0]) > 10
+    resumed, report = Tracker.load(
+        tmp_path / "spo", keys(numbers), tracker.settings, sources=sources_of(numbers), features=features, version=12
+    )
+    assert report.settings_changed == {}
+    np.testing.assert_allclose(resumed.values()[:PROMPTS], tracker.values(), atol=1e-5)
+    assert resumed.snapshot().calibration.scales == tracker.snapshot().calibration.scales
+    resumed.snapshot().write(tmp_path / "again", step=12)
+    given = {"sources": sources_of(numbers), "features": features}
+    again, _ = Tracker.load(tmp_path / "again", keys(numbers), tracker.settings, **given, version=12)
+    assert again.values().tobytes() == resumed.values().tobytes()
+    assert again.digest() == resumed.digest()

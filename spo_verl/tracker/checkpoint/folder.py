@@ -62,8 +62,8 @@ class Manifest:
         extra: what the caller saved along.
         clock: newest policy version or summed movement, where the forgetting mode counts one; otherwise the field is
             absent, as it is from older checkpoints.
-        readout: ``sources``, ``coefficients``, ``version`` and, where there are any, ``features`` of the calibrated
-            read-out; absent without one.
+        readout: ``sources``, ``coefficients``, ``version`` and, where there are any, ``features`` (name, mean,
+            standard deviation) of the calibrated read-out; absent without one.
     """
 
     format: str

@@ -30,7 +30,7 @@ from spo_verl.tracker.checkpoint.schema import (
     target_of,
 )
 from spo_verl.tracker.checkpoint.snapshot import Snapshot
-from spo_verl.tracker.features import MOST_FEATURES
+from spo_verl.tracker.features import MOST_FEATURES, is_scale
 from spo_verl.tracker.ledger import Ledger, Rollout
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.readout import MOST_SOURCES, NO_SOURCE, Calibration, features_of
@@ -206,12 +206,17 @@ def _check_values(path: Path, manifest: folders.Manifest) -> None:
 
 def _is_readout(sources: Any, coefficients: Any, version: Any, **given: Any) -> bool:
     """Whether the calibrated read-out was ever saved like this; ``given`` has the features, where there are any."""
-    for names in (sources, *given.values()):
+    features = given.get("features", [])
+    if not isinstance(features, list) or not all(
+        isinstance(one, list) and one and is_scale(one[1:]) for one in features
+    ):
+        return False
+    features = [one[0] for one in features]
+    for names in (sources, features):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return False
     if sources != sorted(set(sources)) or len(sources) > MOST_SOURCES:
         return False
-    features = given.get("features", [])
     if len(set(features)) < len(features) or len(features) > MOST_FEATURES or bool(features) != bool(given):
         return False
     listed = isinstance(coefficients, list) and len(coefficients) == features_of(len(sources), len(features))
@@ -340,7 +345,8 @@ def _read_rollouts(path: Path, manifest: folders.Manifest) -> Ledger:
 def _read_calibration(path: Path, manifest: folders.Manifest) -> Calibration | None:
     if not manifest.readout:
         return None
-    features = tuple(manifest.readout.get("features", ()))
+    saved = manifest.readout.get("features", [])
+    features, scales = tuple(one[0] for one in saved), tuple((one[1], one[2]) for one in saved)
     schema = outcomes_schema(len(features))
     parts: dict[str, list[Any]] = {name: [] for name in schema.names}
     with _batches(path, OUTCOMES, schema) as batches:
@@ -357,13 +363,19 @@ def _read_calibration(path: Path, manifest: folders.Manifest) -> Calibration | N
     sources = tuple(manifest.readout["sources"])
     coefficient_F = np.array(manifest.readout["coefficients"], dtype=np.float64)
     found = Calibration(
-        sources, coefficient_F, manifest.readout["version"], **columns, features=features, extra_NF=extra_NF
+        sources,
+        coefficient_F,
+        manifest.readout["version"],
+        **columns,
+        features=features,
+        scales=scales,
+        extra_NF=extra_NF,
     )
     wrong_N = ~((found.value_N >= 0) & (found.value_N <= 1) & (found.reward_N >= 0) & (found.reward_N <= 1))
     wrong_N |= ~((found.n_eff_N >= 0) & np.isfinite(found.n_eff_N)) | (found.age_N < 0)
     wrong_N |= (found.source_N < NO_SOURCE) | (found.source_N >= len(sources)) | ~np.isfinite(extra_NF).all(axis=1)
     if wrong_N.any():
         at = int(np.argmax(wrong_N))
-        row = ", ".join(f"{name} {column_N[at]}" for name, column_N in columns.items())
+        row = ", ".join(f"{name} {column_N[at]}" for name, column_N in joined.items())
         raise folders.damaged(path, OUTCOMES, f"has impossible values in row {at}: {row}")
     return found
