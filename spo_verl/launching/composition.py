@@ -60,7 +60,9 @@ class Composed:
         if absent:
             return "default"
         if self.preset is not None and key in preset_keys(self.preset):
-            return f"preset {self.preset}"
+            # A configuration file of the user's that names the preset wins over it.
+            same = OmegaConf.select(self.config, key) == preset_values(self.preset)[key]
+            return f"preset {self.preset}" if same else "configuration file"
         return "configuration file" if key.startswith("spo.") else "verl"
 
     @functools.cached_property
@@ -290,14 +292,21 @@ def unknown_settings(config: DictConfig) -> dict[str, Any]:
 
 def preset_keys(name: str) -> set[str]:
     """The keys that a preset sets, those of the presets that it builds on included."""
+    return set(preset_values(name))
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """What a preset sets, that of the presets that it builds on included, by key."""
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
-        return set()
+        return {}
     content = OmegaConf.load(path)
     assert isinstance(content, DictConfig)
     bases = [base for base in content.pop("defaults", []) if base != "_self_"]
-    keys = {key for key, _ in leaves(content)}
-    return keys.union(*(preset_keys(str(base)) for base in bases))
+    values: dict[str, Any] = {}
+    for base in bases:
+        values |= preset_values(str(base))
+    return values | dict(leaves(content))
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -61,6 +61,19 @@ def test_a_configuration_file_of_ones_own(tmp_path):
     assert sources["spo.bspo"] == "preset bspo"
 
 
+def test_a_file_that_names_the_preset_wins_over_it_and_is_named_as_the_source(tmp_path):
+    own = "defaults: [ppo_trainer, spo: plus_plus, _self_]\n"
+    own += "actor_rollout_ref: {actor: {clip_ratio_high: 0.3}}\nspo: {forgetting: {half_life: 0.1}}\n"
+    (tmp_path / "mine.yaml").write_text(own)
+    data = run_json("config", "--config-dir", tmp_path, "--config-name", "mine")
+    sources = {key: entry["source"] for key, entry in data["settings"].items()}
+    assert sources["spo.forgetting.half_life"] == "configuration file"
+    assert sources["spo.forgetting.mode"] == sources["spo.seed"] == "preset plus_plus"
+    lines = run("config", "--config-dir", tmp_path, "--config-name", "mine").stdout.splitlines()
+    [clip] = [line.split(maxsplit=3) for line in lines if line.startswith("actor_rollout_ref.actor.clip_ratio_high")]
+    assert clip[1:] == ["0.3", "0.28", "configuration file"]
+
+
 def test_what_hydra_refuses_and_what_spo_refuses_come_together():
     overrides = [
         "spo=paper",  # no plus sign

@@ -215,7 +215,9 @@ def test_features_must_be_those_of_the_prompts():
         ("length", "'length'"),
         (np.zeros((40, 1)), "array"),
     ):
-        with pytest.raises(SpoStateError, match=f"(?s)features are .*{words}.*40 prompts; pass PromptFeatures of every"):
+        with pytest.raises(
+            SpoStateError, match=f"(?s)features are .*{words}.*40 prompts; pass PromptFeatures of every"
+        ):
             made(features=features)
     with pytest.raises(SpoStateError, match="column for each name"):
         PromptFeatures(("a",), np.array([["x"], ["y"]]), ((0.0, 1.0),))
