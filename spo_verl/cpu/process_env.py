@@ -19,7 +19,7 @@ DEFAULTS: dict[str, str] = {
     # Threads per TransferQueue client; its default is meant for large hosts.
     "TQ_NUM_THREADS": "2",
     # Seconds, of three attempts: a run whose storage process has died ends within a minute instead of after ten.
-    "TQ_SIMPLE_STORAGE_SEND_RECV_TIMEOUT": "15",
+    "TQ_SIMPLE_STORAGE_SEND_RECV_TIMEOUT": "12",
 }
 
 
