@@ -1,6 +1,7 @@
 """Features of the user's in the calibrated read-out: what they are, what they change, and that a restart has them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,11 @@ def test_features_are_in_the_digest():
     other = trained(features=PromptFeatures(("length", "depth"), whole.feature_PF, whole.scales))
     assert one.coefficient_F.tolist() == other.snapshot().calibration.coefficient_F.tolist()
     assert other.digest() != trained().digest()
+    snapshot = trained().snapshot()
+    changed = snapshot.calibration.extra_NF.copy()
+    changed[3, 1] += 1
+    altered = replace(snapshot, calibration=replace(snapshot.calibration, extra_NF=changed))
+    assert altered.digest != snapshot.digest
     without = Tracker.create(keys(PROMPTS), SETTINGS["constant"], sources=sources_of(range(PROMPTS)))
     assert "features" not in without.snapshot().calibration.as_json()
 
@@ -131,8 +137,14 @@ def test_another_dataset_and_other_features_keep_coefficients_by_name(tmp_path):
     assert after.features == ("width", "level")
     assert after.coefficient_F.tolist() == [*before.coefficient_F[:6].tolist(), 0.0, before.coefficient_F[7]]
     np.testing.assert_array_equal(after.extra_NF, np.stack([0 * before.reward_N, before.extra_NF[:, 1]], axis=1))
-    # The prompt that is kept aside is read with the means of all, 0.
-    assert 0 < resumed.redispatch(["open"], 13).value_B[0] < 1
+    # The prompt that is kept aside is read with the means of all, 0, and without an indicator of its source.
+    alpha_P, beta_P = tracker.evidence([5])
+    age = 13 - max(int(tracker.snapshot().table.version_P[5]), 0)
+    row = core.calibration_features(
+        alpha_P / (alpha_P + beta_P), alpha_P + beta_P, [age], [-1], sources=2, extra_BF=np.zeros((1, 2))
+    )
+    expected = core.calibrated_value(row, after.coefficient_F)
+    np.testing.assert_allclose(resumed.redispatch(["open"], 13).value_B, expected, rtol=1e-9)
     resumed.snapshot().write(tmp_path / "again")
     given = {"sources": sources_of(numbers), "features": features}
     assert Tracker.load(tmp_path / "again", keys(numbers), tracker.settings, **given)[0].digest() == resumed.digest()
