@@ -24,6 +24,10 @@ def digits(dataset):
     return [len(one["prompt"][0]["content"]) + one["level"] for one in dataset]
 
 
+def levels(dataset):
+    return [one["level"] or 0 for one in dataset]
+
+
 def two(dataset):
     return np.arange(2 * len(dataset)).reshape(-1, 2)
 
@@ -84,9 +88,10 @@ def test_slots_take_the_numbers_of_their_rows():
     keys = dataset_keys(table(*rows))
     assert len(keys.key_P) == 9
     rows[1] |= {"level": None}  # of a row that no prompt is trained with
-    found = read("level", rows=rows)
-    levels = [rows[place]["level"] for place in keys.row_of_slot_P.tolist()]
-    np.testing.assert_allclose(found.feature_PF[:, 0], standard(levels), atol=1e-6)
+    of_rows = [rows[place]["level"] for place in keys.row_of_slot_P.tolist()]
+    assert of_rows != [one["level"] for one in rows][:9]
+    for name in ("level", f"{OWN}:levels"):
+        np.testing.assert_allclose(read(name, rows=rows).feature_PF[:, 0], standard(of_rows), atol=1e-6)
 
 
 def test_verls_dataset_is_read_from_its_table():
