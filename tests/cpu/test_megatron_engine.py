@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from spo_verl.cpu.megatron.optimizer import state_without_a_step
 from tests.cpu.megatron_ranks import LAYOUTS, STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -26,12 +29,12 @@ NEEDED = {
     f"{CONVERSION}.model_bridge:MegatronModelBridge.hf_config_to_provider_kwargs": "one",
     f"{OPTIMIZER}._set_main_param_and_optimizer_states": "one",
     f"{OPTIMIZER}.state_dict": "one",
-    f"{OPTIMIZER}._init_optimizer_states_with_dummy_values": "one",
     f"{OPTIMIZER}.load_state_dict": "one",
     "verl.workers.engine.megatron.transformer_impl:EngineRegistry.register": "one",
     "verl.workers.config.engine:McoreEngineConfig.__post_init__": "one",
 }
-"""Targets of workarounds, and a layout that goes wrong without."""
+"""Targets of workarounds, and a layout that goes wrong without. One is missing: the weights that a step for the state
+decays are loaded after it, so that it shows only where the optimizer is loaded alone (test below)."""
 
 
 def faults(found: dict[str, Any]) -> Iterator[str]:
@@ -81,6 +84,28 @@ def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("layout", EVERY)
 def test_the_engine_does_what_transformers_does(reports: dict[str, dict[str, Any]], layout: str) -> None:
     assert list(faults(reports[layout])) == []
+
+
+def test_making_the_state_of_an_optimizer_leaves_its_weights() -> None:
+    """Megatron's own way decays them: a checkpoint's optimizer without its weights would change the model."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    stock = DistributedOptimizer._init_optimizer_states_with_dummy_values
+    module = ModuleType("distrib_optimizer")
+    module.DistributedOptimizer = type("DistributedOptimizer", (), {})  # type: ignore[attr-defined]
+    state_without_a_step(module)
+    found = {}
+    for name, make in (
+        ("stock", stock),
+        ("ours", module.DistributedOptimizer._init_optimizer_states_with_dummy_values),
+    ):
+        weight = torch.nn.Parameter(torch.ones(3, 2))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.5)
+        make(SimpleNamespace(optimizer=optimizer))
+        found[name] = float(weight.detach().mean())
+        assert set(optimizer.state[weight]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert found == {"stock": pytest.approx(0.95), "ours": 1.0}
+    assert float(optimizer.state[weight]["step"]) == 0.0
 
 
 @pytest.mark.slow

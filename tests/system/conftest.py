@@ -248,7 +248,7 @@ def launches(request, workdir, tmp_path_factory, pytestconfig):
     ended = [run for task in running.values() if task.exception() is None for run in task.result()]
     pytestconfig.stash[TIMES] = [
         *(f"{run.name} {run.seconds:.0f} s" for run in ended),
-        *(f"{name} twice: Ray was not up within 30 s" for name in REPEATED),
+        *(f"{name} twice, as Ray was not up: {log}" for name, log in REPEATED.items()),
         f"all of them {time.monotonic() - begin:.0f} s",
     ]
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,9 +31,9 @@ TRIALS = 3
 """Responses per prompt of the estimation."""
 RUN_MARK = "SPO_VERL_TEST_RUN"
 NO_RAY = "The current node timed out during startup"
-"""How Ray ends a launch whose raylet was not up within 30 s, a limit that cannot be set: nothing has run yet."""
-REPEATED: list[str] = []
-"""Launches that were made twice because of :data:`NO_RAY`; the summary names them."""
+"""How a launch ends whose node of Ray's was not up within three minutes (ray-start): nothing has run yet."""
+REPEATED: dict[str, str] = {}
+"""Launches that were made twice because of :data:`NO_RAY`, with the end of the raylet's log; the summary has both."""
 MEMORY_POLL_S = 3.0
 
 
@@ -276,7 +277,7 @@ def launch(
         time.monotonic() - begin,
     )
     if run.returncode != 0 and NO_RAY in run.log and name not in REPEATED:
-        REPEATED.append(name)
+        REPEATED[name] = raylet_log(process.pid)
         return launch(
             workdir, name, command, checkpoints=checkpoints, kill_when=kill_when, victim=victim, seconds=seconds,
             family=family, feature=feature, meant_to_fail=meant_to_fail,
@@ -294,6 +295,12 @@ def launch(
             )
         )
     return run
+
+
+def raylet_log(driver: int) -> str:
+    """The last lines of what the raylets of a driver's own cluster wrote, where Ray's folder is the usual one."""
+    files = sorted(Path(tempfile.gettempdir()).glob(f"ray/session_*_{driver}/logs/raylet.*"))
+    return "\n".join(line for file in files for line in file.read_text(errors="replace").splitlines()[-20:])
 
 
 def environment(workdir: Path, name: str, mark: str) -> dict[str, str]:
