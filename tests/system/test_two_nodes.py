@@ -33,8 +33,6 @@ ENVIRONMENT = {
     # Of the page's paragraph on a CPU; VERL_PLATFORM comes to the workers from the run.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # Of its paragraph on a lost node.
-    "TQ_SIMPLE_STORAGE_SEND_RECV_TIMEOUT": "12",
 }
 ACTORS = """
 import json, ray
