@@ -61,7 +61,8 @@ class Composed:
             return "default"
         if self.preset is not None and key in preset_keys(self.preset):
             # A configuration file of the user's that names the preset wins over it.
-            same = OmegaConf.select(self.config, key) == preset_values(self.preset)[key]
+            found = OmegaConf.select(self.config, key, throw_on_resolution_failure=False)
+            same = found == preset_values(self.preset)[key]
             return f"preset {self.preset}" if same else "configuration file"
         return "configuration file" if key.startswith("spo.") else "verl"
 
