@@ -15,9 +15,11 @@ def delay(index: int) -> float:
     return 8.0 if index % 4 == 0 else 0.1 * (index % 7)
 
 
-def stuck(index: int) -> bool:
-    """Prompts whose second session waits for ever: five of 60, fewer than the surplus, so that a batch always fills."""
-    return index < 1000 and index % 12 == 0
+def stuck(index: int, session: int) -> bool:
+    """Sessions that wait for ever: the second ones of five prompts in 60, fewer than the surplus, so that a batch
+    always fills; of three of them the first ones too, so that nothing of such a prompt is ever delivered.
+    """
+    return index < 1000 and (index % 24 == 0 or (index % 12 == 0 and session == 1))
 
 
 class SlowAgentLoop(ScriptedAgentLoop):
@@ -31,10 +33,10 @@ class SlowAgentLoop(ScriptedAgentLoop):
 
 
 class HalfStuckAgentLoop(ScriptedAgentLoop):
-    """The second session of one prompt in twelve does not end by itself; the first one does, at once."""
+    """Some sessions do not end by themselves (:func:`stuck`); the others do, at once."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
         index, session = int(kwargs["extra_info"]["index"]), int(kwargs["session_id"])
-        if stuck(index) and session == 1 and not fails(index, session):
+        if stuck(index, session) and not fails(index, session):
             await asyncio.sleep(3600)
         return await super().run(sampling_params, **kwargs)

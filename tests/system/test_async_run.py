@@ -169,10 +169,9 @@ def test_late_rollouts_are_stopped_and_their_finished_sessions_are_evidence(orph
         in_loss = len(trained(orphaned, range(step, step + 1)))
         without_training = sum(metrics[f"spo/evidence/{kind}_total"] for kind in ("aborted", "failed", "surplus"))
         assert outcomes == in_loss + without_training
-        # Of each stopped prompt one session had ended, but for those that fail in both; of some the other ended
-        # just before its cancellation, too.
-        prompts, sessions = metrics["spo/rollouts/aborted_total"], metrics["spo/evidence/aborted_total"]
-        assert prompts - 3 <= sessions <= 2 * prompts
+        # Two sessions per prompt. How many had ended, test_records.py compares with the record.
+        assert metrics["spo/evidence/aborted_total"] <= 2 * metrics["spo/rollouts/aborted_total"]
+    assert sum(metrics["spo/evidence/aborted_total"] for metrics in steps.values()) > 0
     counts = [metrics["spo/evidence/observed_total"] for metrics in steps.values()]
     assert (evidence(orphaned, 5) - 0.5).sum() == pytest.approx(sum(counts), rel=1e-9)
 

@@ -59,7 +59,13 @@ def test_two_updates_per_transfer(separate):
 
 def test_by_drift_with_stopped_rollouts(orphaned):
     assert differences(orphaned.checkpoints, orphaned.rollouts) == []
-    assert any(row["ending"] == "aborted" and row["reward"] is None for row in rows(orphaned))
+    stopped = [row for row in rows(orphaned) if row["ending"] == "aborted"]
+    assert any(row["reward"] is not None for row in stopped)
+    assert any(row["reward"] is None for row in stopped)
+    for step, logged in orphaned.metrics().items():
+        mine = [row for row in stopped if row["step"] == step]
+        assert len({row["uid"] for row in mine}) == logged["spo/rollouts/aborted_total"]
+        assert sum(row["reward"] is not None for row in mine) == logged["spo/evidence/aborted_total"]
 
 
 def test_by_divergence_from_offline_values(spo):
