@@ -38,6 +38,7 @@ from spo_verl.training.checks import check
 from spo_verl.training.in_flight import EvictedRollouts
 from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.logs import configure_logging
+from spo_verl.training.lost_actors import ended_by_a_lost_actor, needed_actors
 from spo_verl.training.rewards import session_rewards
 from spo_verl.training.sessions import Sessions, read_sessions
 
@@ -187,7 +188,9 @@ class ValueSampler:
         done = parts.finished_prompts
         if done:
             logger.info("spo: continuing after %d finished prompts in %s", done, parts.folder)
-        with tqdm(total=len(self._keys.key_P), initial=done, desc="Offline values", unit="prompt") as progress:
+        needed = needed_actors(agent_loop_manager, self.reward_loop_manager)
+        progress = tqdm(total=len(self._keys.key_P), initial=done, desc="Offline values", unit="prompt")
+        with ended_by_a_lost_actor(needed), progress:
             for number, part in list(parts.missing()):
                 self._estimate(parts, np.arange(part.start, part.stop)).write(parts.file(number))
                 progress.update(part.stop - part.start)

@@ -63,6 +63,7 @@ from spo_verl.training.in_flight import EvictedRollouts, watched_buffer
 from spo_verl.training.initial import initial_evidence, static_values
 from spo_verl.training.log_probs import LogProbScorer, read_outputs, read_texts
 from spo_verl.training.logs import configure_logging
+from spo_verl.training.lost_actors import ended_by_a_lost_actor, needed_actors
 from spo_verl.training.metrics import (
     VALUE_BINS,
     Stopwatch,
@@ -210,7 +211,8 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     def fit(self, agent_loop_manager: Any) -> None:
         try:
             self._recorder.begin(self.global_steps, self.tracker)
-            super().fit(agent_loop_manager)  # type: ignore[misc]
+            with ended_by_a_lost_actor(needed_actors(agent_loop_manager, self.reward_loop_manager)):
+                super().fit(agent_loop_manager)  # type: ignore[misc]
         finally:
             self._recorder.close()
             self.tracker.stop()

@@ -1,0 +1,125 @@
+"""Ends a run that waits for an actor that is dead: its machine was lost, or its process killed.
+
+verl's loop asks TransferQueue again and again whether rollouts have finished. What a dead agent-loop worker was
+answering never finishes, and a request to a dead storage unit or controller of TransferQueue waits for minutes or for
+ever. Nothing in that loop asks Ray, so it is asked here, in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from transfer_queue import interface
+
+from spo_verl.errors import SpoRolloutError
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 5.0
+"""Seconds between two looks."""
+SIGNAL = signal.SIGRTMIN + 7
+"""Wakes the main thread, whatever it waits for; nothing else in verl, Ray, torch or vLLM uses it."""
+
+
+def needed_actors(agent_loop_manager: Any, reward_loop_manager: Any) -> dict[str, Any]:
+    """The actors without which rollouts do not end, by what they are.
+
+    Args:
+        agent_loop_manager: verl's, or a user's own.
+        reward_loop_manager: verl's.
+    """
+    groups = {
+        "agent-loop worker": getattr(agent_loop_manager, "agent_loop_workers", ()),
+        "reward worker": getattr(reward_loop_manager, "reward_loop_workers", ()),
+        # Known only to the process that made them, which is the trainer's unless runs share a queue.
+        "storage unit of TransferQueue": (interface._TQ_STORAGE or {}).get("SimpleStorage", {}).values(),
+    }
+    found = {f"{kind} {number}": actor for kind, group in groups.items() for number, actor in enumerate(group)}
+    if interface._TQ_CONTROLLER is not None:
+        found["controller of TransferQueue"] = interface._TQ_CONTROLLER
+    return found
+
+
+class LostActors:
+    """What Ray says of some actors. One question per actor is open at a time, so that a busy one is asked once."""
+
+    def __init__(self, actors: dict[str, Any]) -> None:
+        self._actors = actors
+        self._asked: dict[Any, str] = {}
+
+    def look(self) -> str | None:
+        """What is dead, and how Ray says it; None where all live, are busy, or cannot be reached for the moment."""
+        for name in self._actors.keys() - self._asked.values():
+            self._asked[self._actors[name].__ray_ready__.remote()] = name
+        answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=PERIOD)
+        for answer in answered:
+            name = self._asked.pop(answer)
+            try:
+                ray.get(answer)
+            except ActorDiedError as error:
+                return f"the {name} is gone ({' '.join(str(error).split())})"
+            except RayError as error:
+                logger.info("spo: the %s does not answer: %s", name, type(error).__name__)
+        return None
+
+
+@contextmanager
+def ended_by_a_lost_actor(actors: dict[str, Any]) -> Iterator[None]:
+    """The body, and an error in it as soon as one of the actors is dead.
+
+    Args:
+        actors: by name, see :func:`needed_actors`.
+
+    Raises:
+        SpoRolloutError: an actor is dead, and the body had not noticed within ``PERIOD`` seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signals reach the main thread only; whoever trains elsewhere keeps what verl notices by itself.
+        logger.warning("spo: the trainer is not in its process's main thread; a lost actor may leave the run waiting")
+        yield
+        return
+    stop, said = threading.Event(), list[str]()
+
+    def watch() -> None:
+        lost, main = LostActors(actors), threading.main_thread().ident
+        assert main is not None
+        while not stop.wait(PERIOD):
+            found = lost.look()
+            if found is None:
+                continue
+            # What needs the actor itself may say it better, and has until then to do so. Again, since what is
+            # interrupted may swallow an error.
+            while not stop.wait(PERIOD):
+                said[:] = [found]
+                signal.pthread_kill(main, SIGNAL)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Of what a handler raises, this one alone ends a `ray.get`; Ray ignores the others there.
+        if not stop.is_set():
+            raise KeyboardInterrupt(said[0])
+
+    before = signal.signal(SIGNAL, interrupt)
+    thread = threading.Thread(target=watch, name="spo-lost-actors", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException as error:
+        stop.set()
+        if said:
+            raise SpoRolloutError(
+                f"{said[0]}: what it was working on never ends. Look for its end in the Ray logs (often memory, or a "
+                "lost machine), and run the same command again: it continues from the last checkpoint."
+            ) from error
+        raise
+    finally:
+        stop.set()
+        thread.join()
+        signal.signal(SIGNAL, before)

@@ -1,0 +1,155 @@
+"""Runs that wait for a dead actor, with real Ray actors: whatever the main thread waits in, it ends with an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from spo_verl.errors import SpoRolloutError
+from spo_verl.training import lost_actors
+from spo_verl.training.lost_actors import SIGNAL, LostActors, ended_by_a_lost_actor, needed_actors
+from tests.support.local_ray import start_ray
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
+
+
+class Idle:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    start_ray(num_cpus=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(lost_actors, "PERIOD", 0.2)
+
+
+@pytest.fixture
+def actor():
+    made = ray.remote(Idle).remote()
+    made.number = ray.get(made.pid.remote())
+    yield made
+    ray.kill(made)
+
+
+def polls(other) -> None:
+    while True:
+        time.sleep(0.1)
+
+
+def asks_another(other) -> None:
+    ray.get(other.sleep.remote(60))
+
+
+def waits_for_a_thread(other) -> None:
+    threading.Event().wait()
+
+
+def swallows(other) -> None:
+    give_up = time.monotonic() + 5
+    while time.monotonic() < give_up:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            continue
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("wait", [polls, asks_another, waits_for_a_thread, swallows])
+def test_a_killed_actor_ends_what_waits(actor, wait):
+    other = ray.remote(Idle).remote()
+    ray.get(other.pid.remote())
+    before = signal.getsignal(SIGNAL)
+    begin = time.monotonic()
+    killer = threading.Timer(1.0, os.kill, (actor.number, signal.SIGKILL))
+    killer.start()
+    gone = pytest.raises(SpoRolloutError, match=r"the reward worker 3 is gone \(.+continues from the last checkpoint")
+    with gone, ended_by_a_lost_actor({"reward worker 2": other, "reward worker 3": actor}):
+        wait(other)
+    assert time.monotonic() - begin < 30
+    assert signal.getsignal(SIGNAL) == before
+    assert "spo-lost-actors" not in {thread.name for thread in threading.enumerate()}
+    ray.kill(other)
+
+
+def test_what_notices_by_itself_says_it(actor):
+    os.kill(actor.number, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.ActorDiedError), ended_by_a_lost_actor({"worker": actor}):
+        ray.get(actor.sleep.remote(0))
+
+
+def test_an_error_of_the_body_is_the_bodys(actor):
+    with pytest.raises(KeyError, match="mine"), ended_by_a_lost_actor({"worker": actor}):
+        raise KeyError("mine")
+
+
+def test_actors_that_live_or_are_busy_end_nothing(actor):
+    busy = ray.remote(Idle).remote()
+    call = busy.sleep.remote(2.0)
+    with ended_by_a_lost_actor({"worker": actor, "busy": busy}):
+        time.sleep(3.0)
+    assert ray.get(call) is None
+    ray.kill(busy)
+
+
+def test_a_busy_actor_is_asked_once(actor):
+    call = actor.sleep.remote(1.5)
+    looks = LostActors({"worker": actor})
+    asked = set()
+    for _ in range(3):
+        assert looks.look() is None
+        asked |= set(looks._asked)
+    assert len(asked) == 1
+    ray.get(call)
+    time.sleep(0.5)
+    assert looks.look() is None
+    assert not looks._asked
+
+
+def test_outside_the_main_thread_nothing_is_watched_and_it_is_said(actor, caplog):
+    done = []
+
+    def train() -> None:
+        with ended_by_a_lost_actor({"worker": actor}):
+            done.append(True)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert done
+    assert "main thread" in caplog.text
+
+
+def test_all_that_rollouts_need_is_watched(monkeypatch):
+    monkeypatch.setattr(lost_actors.interface, "_TQ_STORAGE", {"SimpleStorage": {"a": "s0", "b": "s1"}})
+    monkeypatch.setattr(lost_actors.interface, "_TQ_CONTROLLER", "c")
+    loops = SimpleNamespace(agent_loop_workers=["a0", "a1"])
+    assert needed_actors(loops, SimpleNamespace(reward_loop_workers=["r0"])) == {
+        "agent-loop worker 0": "a0",
+        "agent-loop worker 1": "a1",
+        "reward worker 0": "r0",
+        "storage unit of TransferQueue 0": "s0",
+        "storage unit of TransferQueue 1": "s1",
+        "controller of TransferQueue": "c",
+    }
+
+
+def test_a_manager_and_a_queue_without_them_are_left_alone(monkeypatch):
+    monkeypatch.setattr(lost_actors.interface, "_TQ_STORAGE", None)
+    monkeypatch.setattr(lost_actors.interface, "_TQ_CONTROLLER", None)
+    assert needed_actors(object(), object()) == {}
