@@ -40,8 +40,11 @@ VICTIMS = {
     "rollout engine": "VLLM::EngineCore",
     "storage": "ray::SimpleStorageUnit",
     "rank": "ray::WorkerDict",
+    "agent-loop worker": "ray::AgentLoopWorkerTQ",
+    "reward worker": "ray::RewardLoopWorker",
+    "queue controller": "ray::TransferQueueController",
 }
-"""Titles of processes; the driver is the command itself."""
+"""Titles of processes; the driver is the command itself. The cases with seeds below 2000 had the first seven."""
 COMMON = [
     "spo.reward.low=-1", "spo.reward.high=1", "trainer.total_training_steps=100000", "trainer.save_freq=2",
     "trainer.test_freq=-1", "trainer.max_actor_ckpt_to_keep=2",
@@ -173,7 +176,8 @@ def plain(text: str) -> str:
 def case(folder: Path, mode: str, seed: int, number: int) -> LaunchCase:
     """One launch, its kill, and what was found."""
     rng = random.Random(f"{mode} {seed} {number}")
-    victim, moment = rng.choice(list(VICTIMS)), round(rng.uniform(0, SPREAD), 2)
+    victims = list(VICTIMS) if seed >= 2000 else list(VICTIMS)[:7]
+    victim, moment = rng.choice(victims), round(rng.uniform(0, SPREAD), 2)
     run = folder / "run"
     before = marked_step(run) or 0
     launch = start(folder, mode, seed, number)
