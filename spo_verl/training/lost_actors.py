@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -37,8 +37,8 @@ def needed_actors(agent_loop_manager: Any, reward_loop_manager: Any) -> dict[str
         reward_loop_manager: verl's.
     """
     groups = {
-        "agent-loop worker": getattr(agent_loop_manager, "agent_loop_workers", ()),
-        "reward worker": getattr(reward_loop_manager, "reward_loop_workers", ()),
+        "agent-loop worker": _workers(agent_loop_manager, "agent_loop_workers"),
+        "reward worker": _workers(reward_loop_manager, "reward_loop_workers"),
         # Known only to the process that made them, which is the trainer's unless runs share a queue.
         "storage unit of TransferQueue": (interface._TQ_STORAGE or {}).get("SimpleStorage", {}).values(),
     }
@@ -46,6 +46,13 @@ def needed_actors(agent_loop_manager: Any, reward_loop_manager: Any) -> dict[str
     if interface._TQ_CONTROLLER is not None:
         found["controller of TransferQueue"] = interface._TQ_CONTROLLER
     return found
+
+
+def _workers(manager: Any, name: str) -> Sequence[Any]:
+    found = getattr(manager, name, None)
+    if found is None:
+        logger.warning("spo: %s has no %s; a lost one may leave the run waiting", type(manager).__name__, name)
+    return found or ()
 
 
 class LostActors:
@@ -65,7 +72,7 @@ class LostActors:
             try:
                 ray.get(answer)
             except ActorDiedError as error:
-                return f"the {name} is gone ({' '.join(str(error).split())})"
+                return f"the {name} is gone ({str(error).splitlines()[0]})"
             except RayError as error:
                 logger.info("spo: the %s does not answer: %s", name, type(error).__name__)
         return None

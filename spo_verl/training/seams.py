@@ -109,6 +109,8 @@ SEAMS: tuple[Seam, ...] = (
         "mm_processor_kwargs=None, **kwargs)",
     ),
     Seam("transfer_queue", "kv_list", "read", "(partition_id=None)"),
+    Seam("transfer_queue", "interface._TQ_STORAGE", "read"),
+    Seam("transfer_queue", "interface._TQ_CONTROLLER", "read"),
     Seam("verl.trainer.ppo.v1.trainer_colocate_async", "PPOTrainerColocateAsync", "override", "(config)"),
     Seam("verl.trainer.ppo.v1.trainer_separate_async", "PPOTrainerSeparateAsync", "override", "(config)"),
     Seam("verl.utils.skip", "SkipManager", "read"),

@@ -39,29 +39,37 @@ def soon(monkeypatch):
     monkeypatch.setattr(lost_actors, "PERIOD", 0.2)
 
 
-@pytest.fixture
-def actor():
+def started():
     made = ray.remote(Idle).remote()
     made.number = ray.get(made.pid.remote())
-    yield made
-    ray.kill(made)
+    return made
 
 
-def polls(other) -> None:
+@pytest.fixture
+def victim(cluster):
+    return started()
+
+
+@pytest.fixture(scope="module")
+def living(cluster):
+    return started()
+
+
+def polls() -> None:
     while True:
         time.sleep(0.1)
 
 
-def asks_another(other) -> None:
-    ray.get(other.sleep.remote(60))
+def asks_another() -> None:
+    ray.get(started().sleep.remote(60))
 
 
-def waits_for_a_thread(other) -> None:
+def waits_for_a_thread() -> None:
     threading.Event().wait()
 
 
-def swallows(other) -> None:
-    give_up = time.monotonic() + 5
+def swallows() -> None:
+    give_up = time.monotonic() + 1
     while time.monotonic() < give_up:
         try:
             time.sleep(60)
@@ -71,45 +79,40 @@ def swallows(other) -> None:
 
 
 @pytest.mark.parametrize("wait", [polls, asks_another, waits_for_a_thread, swallows])
-def test_a_killed_actor_ends_what_waits(actor, wait):
-    other = ray.remote(Idle).remote()
-    ray.get(other.pid.remote())
+def test_a_killed_actor_ends_what_waits(living, victim, wait):
     before = signal.getsignal(SIGNAL)
     begin = time.monotonic()
-    killer = threading.Timer(1.0, os.kill, (actor.number, signal.SIGKILL))
+    killer = threading.Timer(1.0, os.kill, (victim.number, signal.SIGKILL))
     killer.start()
     gone = pytest.raises(SpoRolloutError, match=r"the reward worker 3 is gone \(.+continues from the last checkpoint")
-    with gone, ended_by_a_lost_actor({"reward worker 2": other, "reward worker 3": actor}):
-        wait(other)
+    with gone, ended_by_a_lost_actor({"reward worker 2": living, "reward worker 3": victim}):
+        wait()
     assert time.monotonic() - begin < 30
     assert signal.getsignal(SIGNAL) == before
     assert "spo-lost-actors" not in {thread.name for thread in threading.enumerate()}
-    ray.kill(other)
 
 
-def test_what_notices_by_itself_says_it(actor):
-    os.kill(actor.number, signal.SIGKILL)
-    with pytest.raises(ray.exceptions.ActorDiedError), ended_by_a_lost_actor({"worker": actor}):
-        ray.get(actor.sleep.remote(0))
+def test_what_notices_by_itself_says_it(victim):
+    os.kill(victim.number, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.ActorDiedError), ended_by_a_lost_actor({"worker": victim}):
+        ray.get(victim.sleep.remote(0))
 
 
-def test_an_error_of_the_body_is_the_bodys(actor):
-    with pytest.raises(KeyError, match="mine"), ended_by_a_lost_actor({"worker": actor}):
+def test_an_error_of_the_body_is_the_bodys(living):
+    with pytest.raises(KeyError, match="mine"), ended_by_a_lost_actor({"worker": living}):
         raise KeyError("mine")
 
 
-def test_actors_that_live_or_are_busy_end_nothing(actor):
-    busy = ray.remote(Idle).remote()
-    call = busy.sleep.remote(2.0)
-    with ended_by_a_lost_actor({"worker": actor, "busy": busy}):
-        time.sleep(3.0)
+def test_an_actor_that_lives_or_is_busy_ends_nothing(living):
+    call = living.sleep.remote(1.5)
+    with ended_by_a_lost_actor({"worker": living}):
+        time.sleep(2.5)
     assert ray.get(call) is None
-    ray.kill(busy)
 
 
-def test_a_busy_actor_is_asked_once(actor):
-    call = actor.sleep.remote(1.5)
-    looks = LostActors({"worker": actor})
+def test_a_busy_actor_is_asked_once(living):
+    call = living.sleep.remote(1.5)
+    looks = LostActors({"worker": living})
     asked = set()
     for _ in range(3):
         assert looks.look() is None
@@ -121,11 +124,11 @@ def test_a_busy_actor_is_asked_once(actor):
     assert not looks._asked
 
 
-def test_outside_the_main_thread_nothing_is_watched_and_it_is_said(actor, caplog):
+def test_outside_the_main_thread_nothing_is_watched_and_it_is_said(living, caplog):
     done = []
 
     def train() -> None:
-        with ended_by_a_lost_actor({"worker": actor}):
+        with ended_by_a_lost_actor({"worker": living}):
             done.append(True)
 
     thread = threading.Thread(target=train)
@@ -149,7 +152,9 @@ def test_all_that_rollouts_need_is_watched(monkeypatch):
     }
 
 
-def test_a_manager_and_a_queue_without_them_are_left_alone(monkeypatch):
+def test_what_a_manager_of_a_users_own_does_not_have_is_said(monkeypatch, caplog):
     monkeypatch.setattr(lost_actors.interface, "_TQ_STORAGE", None)
     monkeypatch.setattr(lost_actors.interface, "_TQ_CONTROLLER", None)
-    assert needed_actors(object(), object()) == {}
+    assert needed_actors(object(), SimpleNamespace(reward_loop_workers=[])) == {}
+    assert "object has no agent_loop_workers" in caplog.text
+    assert "reward_loop_workers" not in caplog.text
