@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 5.0
 """Seconds between two looks."""
-SIGNAL = signal.SIGRTMIN + 7
-"""Wakes the main thread, whatever it waits for; nothing else in verl, Ray, torch or vLLM uses it."""
+SIGNAL = signal.SIGURG
+"""Wakes the main thread, whatever it waits for. Every system has it, nothing in verl, Ray, torch or vLLM uses it, and a
+process without a handler ignores it.
+"""
 
 
 def needed_actors(agent_loop_manager: Any, reward_loop_manager: Any) -> dict[str, Any]:
@@ -66,6 +68,8 @@ class LostActors:
         """What is dead, and how Ray says it; None where all live, are busy, or cannot be reached for the moment."""
         for name in self._actors.keys() - self._asked.values():
             self._asked[self._actors[name].__ray_ready__.remote()] = name
+        if not self._asked:
+            return None
         answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=PERIOD)
         for answer in answered:
             name = self._asked.pop(answer)

@@ -110,6 +110,10 @@ def test_an_actor_that_lives_or_is_busy_ends_nothing(living):
     assert ray.get(call) is None
 
 
+def test_where_there_is_none_none_is_lost():
+    assert LostActors({}).look() is None
+
+
 def test_a_busy_actor_is_asked_once(living):
     call = living.sleep.remote(1.5)
     looks = LostActors({"worker": living})
