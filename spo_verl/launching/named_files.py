@@ -23,6 +23,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spo_verl.config import still_to_estimate
+from spo_verl.errors import SpoConfigError
+from spo_verl.files import parquet_file
 
 ROLLOUT, MODEL = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 FUNCTIONS = {
@@ -51,6 +53,7 @@ MODELS = (
 )
 ADAPTERS = (f"{MODEL}.lora_adapter_path", f"{MODEL}.lora.adapter_path")
 TEMPLATE = f"{MODEL}.custom_chat_template"
+FEATURES = "spo.value.features"
 DATA_ENDINGS = (".parquet", ".json", ".jsonl")
 
 _NEEDED: dict[str, str | None] = {
@@ -105,7 +108,47 @@ def faults(config: DictConfig) -> Iterator[Fault]:
         why = "verl takes the text of the template here, not a file; set it in a YAML file to the content of that file"
         yield from _faults(TEMPLATE, _short(template), why)
     yield from _initial_faults(config)
+    yield from _feature_faults(config)
     yield from _resumed_faults(config)
+
+
+def _feature_faults(config: DictConfig) -> Iterator[Fault]:
+    """Columns and modules of ``spo.value.features`` that are not there."""
+    named = _listed(_value(config, FEATURES))
+    for name in named:
+        module = name.partition(":")[0]
+        if ":" in name and (missing := _module_file(module)[1]) is not None:
+            yield Fault(FEATURES, f"{FEATURES}={name}: there is no Python module {missing} in this environment.")
+    columns = [name for name in named if ":" not in name]
+    if not columns or _value(config, "data.custom_cls.path") is not None:
+        return
+    for file in _listed(_value(config, "data.train_files")):
+        path = os.path.expanduser(file)
+        if not path.endswith(".parquet") or not os.path.isfile(path) or os.path.getsize(path) == 0:
+            continue  # said elsewhere, or told from its rows only
+        try:
+            with parquet_file(Path(path), SpoConfigError) as opened:
+                schema = opened.schema_arrow
+        except SpoConfigError as error:
+            yield Fault("data.train_files", f"data.train_files={file}: {error}.")
+            continue
+        for name in columns:
+            yield from _faults(FEATURES, name, _column_fault(name, file, schema))
+
+
+def _column_fault(name: str, file: str, schema: Any) -> str | None:
+    column, *members = [name] if name in schema.names else name.split(".")
+    if column not in schema.names:
+        return f"{file} has no column {column!r}, only {sorted(schema.names)}"
+    kind = schema.field(column).type
+    for member in members:
+        if not hasattr(kind, "fields"):  # no struct: a mixture may be stored as text, which its rows tell
+            return None
+        found = {field.name: field.type for field in kind.fields}
+        if member not in found:
+            return f"{file} has no {member!r} in {column!r}, only {sorted(found)}"
+        kind = found[member]
+    return None
 
 
 def _faults(key: str, path: str, why: str | None) -> Iterator[Fault]:

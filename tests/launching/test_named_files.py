@@ -20,6 +20,7 @@ def place(tmp_path, monkeypatch):
     write_rows(tmp_path / "train.parquet", [row("1 + 1", "2")])
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "empty.parquet").write_text("")
+    (tmp_path / "torn.parquet").write_text("PAR1 and no more")
     (tmp_path / "table.csv").write_text("a\n")
     (tmp_path / "reward.py").write_text(GOOD_FUNCTION)
     (tmp_path / "other.py").write_text("def compute_scores(): ...\n")
@@ -43,6 +44,7 @@ def of(settings):
 
 FUNCTION, MODEL = "reward.custom_reward_function.path", "actor_rollout_ref.model"
 TURNS, RESUME = "actor_rollout_ref.rollout.multi_turn", {"trainer.resume_mode": "resume_path"}
+TRAIN = {"data.train_files": "train.parquet"}
 FINE = [
     {"data.train_files": "train.parquet", "data.val_files": ["~/train.parquet", "rows.jsonl", "*.parquet"]},
     {"data.train_files": ["hdfs://x/y.parquet", "https://h/y.parquet", "s3://b/y.parquet"]},
@@ -63,6 +65,12 @@ FINE = [
     {"reward.reward_model": {"enable": False, "model_path": "/no/model"}},
     {"distillation": {"enabled": False, "teacher_models": {"t": {"model_path": "/no/model"}}}},
     {"reward.reward_manager": {"source": "register", "module": {"path": "no.py"}}},
+    {
+        "data.train_files": "train.parquet",
+        "spo.value.features": ["reward_model.ground_truth", "reward:f", "spo_verl.errors:f"],
+    },
+    {"data.train_files": "rows.jsonl", "spo.value.features": ["difficulty"]},
+    {"data.train_files": "hdfs://x/y.parquet", "spo.value.features": ["difficulty"]},
 ]
 MISSING = [  # settings, key of the fault, what its text says
     ({"data.train_files": "no.parquet"}, "data.train_files", "there is no file {place}/no.parquet"),
@@ -110,6 +118,22 @@ MISSING = [  # settings, key of the fault, what its text says
     ),
     ({f"{TURNS}.tool_config_path": "no.yaml"}, f"{TURNS}.tool_config_path", "no file {place}/no.yaml"),
     ({f"{TURNS}.function_tool_path": "hollow"}, f"{TURNS}.function_tool_path", "this is a folder"),
+    (
+        {**TRAIN, "spo.value.features": ["difficulty"]},
+        "spo.value.features",
+        "no column 'difficulty', only ['data_source'",
+    ),
+    (
+        {**TRAIN, "spo.value.features": ["reward_model.no"]},
+        "spo.value.features",
+        "no 'no' in 'reward_model', only ['ground",
+    ),
+    ({"spo.value.features": ["no_such_module.x:f"]}, "spo.value.features", "no Python module no_such_module"),
+    (
+        {"data.train_files": "torn.parquet", "spo.value.features": ["difficulty"]},
+        "data.train_files",
+        "cannot be read as Parquet",
+    ),
     ({"spo.initial.values": "no.parquet"}, "spo.initial.values", "spo-verl values estimate"),
     ({"spo.initial.values": "table.csv"}, "spo.initial.values", "Parquet"),
     ({"spo.initial.tracker": "no/spo"}, "spo.initial.tracker", "no folder {place}/no/spo"),
