@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from spo_verl.cpu.environment import FOLDER
 from spo_verl.cpu.environment.alias_wheels import ALIASES, main, write_wheel
@@ -30,6 +32,16 @@ def pins() -> dict[str, str]:
     versions = {normal(name): version for name, version in pairs}
     assert len(versions) == len(pairs), "a package is pinned twice"
     return versions
+
+
+def test_the_pins_are_for_every_python_3_11() -> None:
+    """A distribution may have its first one: Debian 12 has 3.11.2."""
+    asked = {
+        normal(one.metadata["Name"]): one.metadata["Requires-Python"] for one in importlib.metadata.distributions()
+    }
+    asked = {name: asked[name] for name in pins() if asked.get(name)}
+    assert len(asked) > 100
+    assert [pair for pair in asked.items() if "3.11.0" not in SpecifierSet(pair[1])] == []
 
 
 @pytest.mark.parametrize("alias", ALIASES, ids=lambda alias: alias.name)
