@@ -42,7 +42,7 @@ class SpoServiceError(SpoError, ConnectionError):
 
 
 class SpoRolloutError(SpoError, RuntimeError):
-    """Rollouts fail one after the other: the rollout engine, or what they depend on, is gone."""
+    """The rollout engine, or what else rollouts and training depend on, is gone: they fail, or never end."""
 
 
 class SpoCheckpointError(SpoError, OSError):

@@ -188,7 +188,7 @@ class ValueSampler:
         done = parts.finished_prompts
         if done:
             logger.info("spo: continuing after %d finished prompts in %s", done, parts.folder)
-        needed = needed_actors(agent_loop_manager, self.reward_loop_manager)
+        needed = needed_actors(self, agent_loop_manager)
         progress = tqdm(total=len(self._keys.key_P), initial=done, desc="Offline values", unit="prompt")
         with ended_by_a_lost_actor(needed), progress:
             for number, part in list(parts.missing()):

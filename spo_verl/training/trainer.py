@@ -137,6 +137,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
         self._samples = SampleLog(self.spo.samples_every)
         self._warnings = EarlyWarnings(RunFacts.of(self.spo, int(config.data.train_batch_size)))
         self._dispatched: set[str] = set()
+        self._saving = False
         self._stage: Recalled | Rewarded | None = None
         self._source_record: SourceRecord | None = None
         super().__init__(config)  # type: ignore[call-arg]
@@ -211,7 +212,7 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     def fit(self, agent_loop_manager: Any) -> None:
         try:
             self._recorder.begin(self.global_steps, self.tracker)
-            with ended_by_a_lost_actor(needed_actors(agent_loop_manager, self.reward_loop_manager)):
+            with ended_by_a_lost_actor(needed_actors(self, agent_loop_manager), saving=lambda: self._saving):
                 super().fit(agent_loop_manager)  # type: ignore[misc]
         finally:
             self._recorder.close()
@@ -408,12 +409,14 @@ class SpoTrainer(OpenRollouts, SeededMiniBatches):
     # ------------------------------------------------------------------ save
 
     def _save_checkpoint(self) -> None:
+        self._saving = True
         with self._stopwatch("save"):
             self._checkpoint.begin_save(self.global_steps)
         with self._checkpoint.explained(self.global_steps):
             super()._save_checkpoint()  # type: ignore[misc]
         with self._stopwatch("save"):
             self._checkpoint.end_save(self.global_steps)
+        self._saving = False
 
 
 class CurrentWeights:
