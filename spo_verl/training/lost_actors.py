@@ -58,9 +58,10 @@ def needed_actors(trainer: Any, agent_loop_manager: Any) -> dict[str, Any]:
 
 def _of(holder: Any, name: str) -> Sequence[Any]:
     found = getattr(holder, name, None)
-    if found is None:
-        logger.warning("spo: %s has no %s; a lost one may leave the run waiting", type(holder).__name__, name)
-    return found or ()
+    if isinstance(found, list | tuple):
+        return found
+    logger.warning("spo: %s has no list %s; a lost one may leave the run waiting", type(holder).__name__, name)
+    return ()
 
 
 class LostActors:

@@ -178,8 +178,9 @@ def no_queue(monkeypatch):
 
 
 def test_what_a_manager_of_a_users_own_does_not_have_is_said(no_queue, caplog):
-    assert needed_actors(trainer_of(), object()) == {}
-    assert "object has no agent_loop_workers" in caplog.text
+    assert needed_actors(trainer_of(actor_rollout_wg=SimpleNamespace(workers=len)), object()) == {}
+    assert "object has no list agent_loop_workers" in caplog.text
+    assert "SimpleNamespace has no list workers" in caplog.text
     assert "reward_loop_workers" not in caplog.text
 
 
