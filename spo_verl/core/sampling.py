@@ -161,6 +161,8 @@ class WeightIndex:
         self._blocks = np.zeros((-(-self._size // block), block))
         self._blocks.reshape(-1)[: self._size] = weight_P
         self._block_sums = self._blocks.sum(axis=1)
+        # Of each block the largest weight, and the sum of squares in units of it: squares of tiny weights underflow.
+        self._block_largest, self._block_squares = _largest_and_squares(self._blocks)
         self._cumulative: FloatArray | None = None
 
     @property
@@ -186,7 +188,9 @@ class WeightIndex:
         slot_B, weight_B = checked_update(slot_B, weight_B, self._size)
         self._blocks.reshape(-1)[slot_B] = weight_B
         touched = np.unique(slot_B // self._blocks.shape[1])
-        self._block_sums[touched] = self._blocks[touched].sum(axis=1)
+        blocks = self._blocks[touched]
+        self._block_sums[touched] = blocks.sum(axis=1)
+        self._block_largest[touched], self._block_squares[touched] = _largest_and_squares(blocks)
         self._cumulative = None
 
     def draw(self, size: int, rng: np.random.Generator, taken: npt.ArrayLike = ()) -> tuple[IntArray, FloatArray]:
@@ -216,12 +220,15 @@ class WeightIndex:
         return slot_B, _share(self.weight_P, slot_B, total, available)
 
     def effective_number(self) -> float:
-        """(sum w)^2 / sum w^2: how many equally likely prompts are as spread out; P if all weights are 0."""
-        largest = self.weight_P.max(initial=0.0)
+        """(sum w)^2 / sum w^2: how many equally likely prompts are as spread out; P if all weights are 0.
+
+        O(P / block).
+        """
+        largest = self._block_largest.max(initial=0.0)
         if largest == 0.0:
             return float(self._size)
-        scaled_P = self.weight_P / largest  # squares of tiny weights would underflow
-        return float(scaled_P.sum() ** 2 / np.square(scaled_P).sum())
+        squares = np.square(self._block_largest / largest) * self._block_squares
+        return float((self._block_sums / largest).sum() ** 2 / squares.sum())
 
     def _cumulative_sums(self) -> FloatArray:
         if self._cumulative is None:
@@ -253,6 +260,13 @@ class WeightIndex:
         cumulative_CJ = np.cumsum(self._blocks[block_C], axis=1)
         element_C = (cumulative_CJ / cumulative_CJ[:, -1:] <= uniform[:, 1:]).sum(axis=1)
         return np.asarray(block_C * self._blocks.shape[1] + element_C, dtype=np.int64)
+
+
+def _largest_and_squares(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Of each row the largest weight m, and sum (w / m)^2, which is 0 where all weights are."""
+    largest = blocks.max(axis=1, initial=0.0)
+    unit = np.where(largest > 0, largest, 1.0)
+    return largest, np.square(blocks / unit[:, None]).sum(axis=1)
 
 
 def quota_counts(share_Q: npt.ArrayLike, size: int, rng: np.random.Generator) -> IntArray:

@@ -1,4 +1,4 @@
-"""Numbers over all prompts of the dataset, for the log. O(P), part by part."""
+"""Numbers over all prompts of the dataset, for the log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from spo_verl.tracker.table import PromptTable
 
 SCAN_ROWS = 1 << 17
 """Rows looked at at once: their temporary arrays stay in the cache."""
+BLOCK_ROWS = 64
+"""Rows that ``PromptSums`` reads again when the evidence of one of them has changed."""
 
 Readings = Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -34,17 +36,63 @@ def value_histogram(parts: Readings, bins: int) -> NDArray[np.int64]:
     return counts
 
 
-def prompt_metrics(parts: Readings, table: PromptTable) -> dict[str, float]:
-    """``prompts``, ``prompts_aside``, ``value_mean``, ``n_eff_mean``, ``table_bytes``."""
-    values = mass = 0.0
-    for value_P, n_eff_P in parts:
-        values += float(value_P.sum())
-        mass += float(n_eff_P.sum())
+class PromptSums:
+    """Sums of value and effective sample size over the prompts of the dataset.
+
+    One sum for each block of rows is kept, and only blocks with new evidence are read again: O(B * BLOCK_ROWS + P /
+    BLOCK_ROWS) per step of B outcomes. All are read again where what is read has changed without new evidence: at
+    another version in event time, and after a fit of the read-out. Each block is summed the same way every time, so
+    that a resumed run logs the same numbers.
+    """
+
+    def __init__(self, table: PromptTable, rule: Forgetting, readout: CalibratedReadOut | None) -> None:
+        self._table, self._rule, self._readout = table, rule, readout
+        blocks = -(-table.active // BLOCK_ROWS)
+        self._sums = np.zeros((blocks, 2))
+        self._stale = np.ones(blocks, dtype=np.bool_)
+        self._version: int | None = None
+        self._calibration: object = None
+
+    def note(self, slot_B: NDArray[np.int64]) -> None:
+        """The evidence of these prompts of the dataset has changed."""
+        self._stale[slot_B // BLOCK_ROWS] = True
+
+    def totals(self, version: int) -> tuple[float, float]:
+        """Sums of (value, effective sample size) as read at a policy version."""
+        calibration = None if self._readout is None else self._readout.state
+        if calibration is not self._calibration or (self._rule.fades and version != self._version):
+            self._stale[:] = True
+        self._version, self._calibration = version, calibration
+        stale = np.flatnonzero(self._stale)
+        at_once = max(SCAN_ROWS // BLOCK_ROWS, 1)
+        for first in range(0, len(stale), at_once):
+            self._read(stale[first : first + at_once], version)
+        self._stale[:] = False
+        value, n_eff = self._sums.sum(axis=0).tolist()
+        return value, n_eff
+
+    def _read(self, blocks: NDArray[np.int64], version: int) -> None:
+        """Sum these blocks, which ascend."""
+        rows: NDArray[np.int64] | slice
+        if blocks[-1] - blocks[0] == len(blocks) - 1:  # without a gap: no copy of the columns
+            rows = slice(blocks[0] * BLOCK_ROWS, min((blocks[-1] + 1) * BLOCK_ROWS, self._table.active))
+        else:
+            rows = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).reshape(-1)
+            rows = rows[rows < self._table.active]
+        for column, read in enumerate(read_rows(self._table, self._rule, self._readout, rows, version)):
+            padded = np.zeros((len(blocks), BLOCK_ROWS))
+            padded.reshape(-1)[: len(read)] = read
+            self._sums[blocks, column] = padded.sum(axis=1)
+
+
+def prompt_metrics(totals: tuple[float, float], table: PromptTable) -> dict[str, float]:
+    """``prompts``, ``prompts_aside``, ``value_mean``, ``n_eff_mean``, ``table_bytes``; of ``PromptSums.totals``."""
+    value, n_eff = totals
     return {
         "prompts": float(table.active),
         "prompts_aside": float(len(table) - table.active),
-        "value_mean": values / table.active,
-        "n_eff_mean": mass / table.active,
+        "value_mean": value / table.active,
+        "n_eff_mean": n_eff / table.active,
         "table_bytes": float(table.nbytes),
     }
 

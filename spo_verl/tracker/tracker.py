@@ -27,7 +27,14 @@ from spo_verl.tracker.forgetting_rules import forgetting
 from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.observing import Effects, checked_groups, joined, new_outcomes
-from spo_verl.tracker.prompt_statistics import Readings, prompt_metrics, read_parts, source_metrics, value_histogram
+from spo_verl.tracker.prompt_statistics import (
+    PromptSums,
+    Readings,
+    prompt_metrics,
+    read_parts,
+    source_metrics,
+    value_histogram,
+)
 from spo_verl.tracker.quota import PromptSources
 from spo_verl.tracker.readout import CalibratedReadOut, Calibration, ages
 from spo_verl.tracker.reports import Draw, Frozen, Late, LoadReport, ObserveReport, Recall, StepReport
@@ -76,6 +83,7 @@ class Tracker:
             checked = _checked_sources(sources, table), _checked_features(features, table)
             self._readout = CalibratedReadOut(settings.window, table.active, *checked, calibration)
         self._drawing = Drawing(settings, self._rule, self._table, generators, sources, self._version, self._readout)
+        self._sums = PromptSums(self._table, self._rule, self._readout)
 
     # -- making one
 
@@ -430,7 +438,10 @@ class Tracker:
         return value_histogram(self._readings(), bins)
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for the log, by plain name; O(P), milliseconds below a million prompts.
+        """Numbers for the log, by plain name.
+
+        Only prompts near those with new evidence are read again (:class:`PromptSums`); all of them in event time, with
+        the calibrated read-out and with quotas, which takes milliseconds below a million prompts.
 
         | name | meaning |
         |---|---|
@@ -447,7 +458,7 @@ class Tracker:
         """
         sources = self._drawing.sources
         return {
-            **prompt_metrics(self._readings(), self._table),
+            **prompt_metrics(self._sums.totals(self._version), self._table),
             "coverage": self._covered / self.size,
             "effective_prompts": self._drawing.index(self._version).effective_number(),
             "open": float(self.open_count),
@@ -528,7 +539,9 @@ class Tracker:
         for uid, session in effects.outcomes.source_B:
             self._ledger.add_session(uid, session)
         # A prompt that was kept aside may still have an open rollout.
-        self._drawing.update(effects.rows.slot_D[effects.rows.slot_D < self.size], self._version)
+        slot_D = effects.rows.slot_D[effects.rows.slot_D < self.size]
+        self._drawing.update(slot_D, self._version)
+        self._sums.note(slot_D)
         self._counters["observations"] += effects.report.new
         self._counters["duplicates"] += effects.report.duplicate
         self._counters["first_visits"] += effects.report.first_visits

@@ -113,6 +113,18 @@ def test_effective_number_at_the_limits():
     assert WeightIndex([]).total == 0.0
 
 
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_effective_number_after_updates_is_that_of_all_weights(block):
+    rng = np.random.default_rng(block)
+    table = WeightIndex(rng.random(150), block=block)
+    for scale in (1.0, 1e-180, 1e150, 0.0, 1.0):  # squares alone would underflow, or reach beyond all floats
+        slots = rng.permutation(150)[:40]
+        table.update(slots, rng.random(40) * scale)
+        share = table.weight_P / table.weight_P.max()
+        assert table.effective_number() == pytest.approx(share.sum() ** 2 / (share**2).sum(), rel=1e-12)
+        assert table.effective_number() == WeightIndex(table.weight_P, block=block).effective_number()
+
+
 def test_no_update():
     table = WeightIndex([1.0, 2.0])
     table.update([], [])

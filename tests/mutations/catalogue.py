@@ -43,7 +43,9 @@ _UPDATE = "    return rho_B * alpha_B + reward_B, rho_B * beta_B + (count_B - re
 _INITIAL = "    return np.where(tried_P, alpha_P, UNTRIED_EVIDENCE), np.where(tried_P, beta_P, UNTRIED_EVIDENCE)"
 _CLIP = "np.clip(np.exp2(-divergence / half_life), rho_min, rho_max)"
 _CLOCKS = "np.log(rng.standard_exponential(racing.size)) - np.log(weight_P[racing])"
-_RESUM = "        self._block_sums[touched] = self._blocks[touched].sum(axis=1)"
+_RESUM = "        self._block_sums[touched] = blocks.sum(axis=1)"
+_RESQUARE = "        self._block_largest[touched], self._block_squares[touched] = _largest_and_squares(blocks)"
+_TOUCHED = "        touched = np.unique(slot_B // self._blocks.shape[1])\n        blocks = self._blocks[touched]"
 _STORE = "        self._blocks.reshape(-1)[slot_B] = weight_B"
 _ELEMENT = "element_C = (cumulative_CJ / cumulative_CJ[:, -1:] <= uniform[:, 1:]).sum(axis=1)"
 _SHARE = "        return np.asarray(weight_P[slot_B] / total)"
@@ -180,10 +182,13 @@ SAMPLING = [
     ("cumulative sums stay as they were", "        self._cumulative = None", "        pass"),
     (
         "block sums by differences",
-        f"{_STORE}\n        touched = np.unique(slot_B // self._blocks.shape[1])\n{_RESUM}",
-        f"        change_B = weight_B - self.weight_P[slot_B]\n{_STORE}\n"
+        f"{_STORE}\n{_TOUCHED}\n{_RESUM}",
+        f"        change_B = weight_B - self.weight_P[slot_B]\n{_STORE}\n{_TOUCHED}\n"
         "        np.add.at(self._block_sums, slot_B // self._blocks.shape[1], change_B)",
     ),
+    ("squares stay as they were built", _RESQUARE, "        pass"),
+    ("squares of weights in units of their block", "np.square(self._block_largest / largest) * ", ""),
+    ("squares without a unit", "np.square(blocks / unit[:, None])", "np.square(blocks)"),
     (
         "uniform within a block",
         _ELEMENT,
