@@ -135,6 +135,10 @@ def draw(
     return slot_B, _share(weight_P, slot_B, total, weight_P.size)
 
 
+ROWS_AT_ONCE = 1 << 11
+"""Blocks whose weights are squared at once: temporary arrays that stay in the cache."""
+
+
 class WeightIndex:
     """Two-level block sums over P weights, for repeated draws from a large table that changes a little.
 
@@ -264,9 +268,12 @@ class WeightIndex:
 
 def _largest_and_squares(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Of each row the largest weight m, and sum (w / m)^2, which is 0 where all weights are."""
-    largest = blocks.max(axis=1, initial=0.0)
-    unit = np.where(largest > 0, largest, 1.0)
-    return largest, np.square(blocks / unit[:, None]).sum(axis=1)
+    largest, squares = blocks.max(axis=1, initial=0.0), np.empty(len(blocks))
+    unit = np.where(largest > 0, largest, 1.0)[:, None]
+    for first in range(0, len(blocks), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        squares[part] = np.square(blocks[part] / unit[part]).sum(axis=1)
+    return largest, squares
 
 
 def quota_counts(share_Q: npt.ArrayLike, size: int, rng: np.random.Generator) -> IntArray:

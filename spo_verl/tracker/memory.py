@@ -114,8 +114,11 @@ class ResponseMemory:
     @property
     def nbytes(self) -> int:
         """Bytes in use: stored responses with their garbage, and the columns of the slots that have one."""
-        per_group = GROUP * (4 + 2 * len(self.references)) + 1
-        return self._used * per_group + self._entries * (8 + 4 + 8)
+        return self._used * self._group_bytes + self._entries * (8 + 4 + 8)
+
+    @property
+    def _group_bytes(self) -> int:
+        return GROUP * (4 + 2 * len(self.references)) + 1
 
     def check(self, responses: StoredResponses) -> None:
         """Raise :class:`SpoStateError` unless these are responses with exactly this memory's log-prob columns."""
@@ -161,6 +164,10 @@ class ResponseMemory:
             mask_byte_M=self._mask_byte_M[: self._used],
             log_prob={name: self._log_prob[name][:tokens] for name in self.references},
         )
+
+    def reserve(self, nbytes: int) -> None:
+        """Expect so many bytes of tokens, masks and log-probs: they will not be moved as they come."""
+        self._reserve(nbytes // self._group_bytes)
 
     def extend(self, packed: PackedResponses) -> None:
         """Add responses, cut to ``max_tokens``; columns of other references are left out."""

@@ -83,10 +83,9 @@ def _refuse_equal_keys(key_P: NDArray[np.void]) -> None:
 def match_keys(saved_key_O: NDArray[np.void], key_P: NDArray[np.void]) -> NDArray[np.int64]:
     """For each key its row in ``saved_key_O``, or -1; both hold every key at most once. O(n log n)."""
     saved, size = len(saved_key_O), len(key_P)
-    found_P = np.full(size, -1, dtype=np.int64)
     if saved >= size and np.array_equal(saved_key_O[:size].view(np.uint64), key_P.view(np.uint64)):
-        found_P[:] = np.arange(size)
-        return found_P
+        return np.arange(size)
+    found_P = np.full(size, -1, dtype=np.int64)
     high, low = _words(np.concatenate([saved_key_O, key_P]))
     order = np.lexsort((low, high))  # stable, so the saved one of an equal pair comes first
     first = _equal_neighbours(high, low, order)

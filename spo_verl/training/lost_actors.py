@@ -134,7 +134,10 @@ def ended_by_a_lost_actor(actors: dict[str, Any], saving: Callable[[], bool] = l
     thread = threading.Thread(target=watch, name="spo-lost-actors", daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield
+        finally:  # a signal that comes before this has taken place is caught below too
+            stop.set()
     except BaseException as error:
         stop.set()
         if said:
@@ -144,6 +147,5 @@ def ended_by_a_lost_actor(actors: dict[str, Any], saving: Callable[[], bool] = l
             ) from error
         raise
     finally:
-        stop.set()
         thread.join()
         signal.signal(SIGNAL, before)

@@ -284,6 +284,7 @@ def _read_prompts(path: Path, manifest: folders.Manifest) -> PromptTable:
 def _read_responses(path: Path, manifest: folders.Manifest) -> ResponseMemory:
     references = list(manifest.settings["references"])
     memory = ResponseMemory(manifest.counts["rows"], references, manifest.settings["max_tokens"])
+    memory.reserve(manifest.files[RESPONSES]["bytes"])
     with _batches(path, RESPONSES, responses_schema(sorted(references))) as batches:
         for batch in batches:
             columns = {name: batch.column(name) for name in batch.schema.names}
