@@ -16,6 +16,9 @@ SCAN_ROWS = 1 << 17
 """Rows looked at at once: their temporary arrays stay in the cache."""
 BLOCK_ROWS = 64
 """Rows that ``PromptSums`` reads again when the evidence of one of them has changed."""
+KEPT_BINS = 20
+"""Bins of the histogram that ``PromptSums`` keeps; divisors of it come from it too."""
+BIN_EDGES = np.linspace(0.0, 1.0, KEPT_BINS + 1)
 
 Readings = Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -37,7 +40,7 @@ def value_histogram(parts: Readings, bins: int) -> NDArray[np.int64]:
 
 
 class PromptSums:
-    """Sums of value and effective sample size over the prompts of the dataset.
+    """Sums of value and effective sample size over the prompts of the dataset, and a histogram of the values.
 
     One sum for each block of rows is kept, and only blocks with new evidence are read again: O(B * BLOCK_ROWS + P /
     BLOCK_ROWS) per step of B outcomes. All are read again where what is read has changed without new evidence: at
@@ -49,6 +52,7 @@ class PromptSums:
         self._table, self._rule, self._readout = table, rule, readout
         blocks = -(-table.active // BLOCK_ROWS)
         self._sums = np.zeros((blocks, 2))
+        self._counts = np.zeros((blocks, KEPT_BINS), dtype=np.uint8)  # at most BLOCK_ROWS each
         self._stale = np.ones(blocks, dtype=np.bool_)
         self._version: int | None = None
         self._calibration: object = None
@@ -59,6 +63,17 @@ class PromptSums:
 
     def totals(self, version: int) -> tuple[float, float]:
         """Sums of (value, effective sample size) as read at a policy version."""
+        self._refresh(version)
+        value, n_eff = self._sums.sum(axis=0).tolist()
+        return value, n_eff
+
+    def value_histogram(self, version: int, bins: int) -> NDArray[np.int64]:
+        """As :func:`value_histogram`, for a number of bins that divides ``KEPT_BINS``."""
+        self._refresh(version)
+        kept = self._counts.sum(axis=0, dtype=np.int64)
+        return np.asarray(kept.reshape(bins, -1).sum(axis=1))
+
+    def _refresh(self, version: int) -> None:
         calibration = None if self._readout is None else self._readout.state
         if calibration is not self._calibration or (self._rule.fades and version != self._version):
             self._stale[:] = True
@@ -68,8 +83,6 @@ class PromptSums:
         for first in range(0, len(stale), at_once):
             self._read(stale[first : first + at_once], version)
         self._stale[:] = False
-        value, n_eff = self._sums.sum(axis=0).tolist()
-        return value, n_eff
 
     def _read(self, blocks: NDArray[np.int64], version: int) -> None:
         """Sum these blocks, which ascend."""
@@ -79,10 +92,17 @@ class PromptSums:
         else:
             rows = (blocks[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).reshape(-1)
             rows = rows[rows < self._table.active]
-        for column, read in enumerate(read_rows(self._table, self._rule, self._readout, rows, version)):
+        reading = read_rows(self._table, self._rule, self._readout, rows, version)
+        for column, read in enumerate(reading):
             padded = np.zeros((len(blocks), BLOCK_ROWS))
             padded.reshape(-1)[: len(read)] = read
             self._sums[blocks, column] = padded.sum(axis=1)
+        value_B = reading[0]
+        # The last bin holds 1 too, as in numpy's histogram.
+        bin_B = np.minimum(np.searchsorted(BIN_EDGES, value_B, side="right") - 1, KEPT_BINS - 1)
+        block_B = np.arange(len(value_B)) // BLOCK_ROWS
+        counts = np.bincount(block_B * KEPT_BINS + bin_B, minlength=len(blocks) * KEPT_BINS)
+        self._counts[blocks] = counts.reshape(-1, KEPT_BINS)
 
 
 def prompt_metrics(totals: tuple[float, float], table: PromptTable) -> dict[str, float]:

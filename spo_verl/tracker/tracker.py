@@ -28,6 +28,7 @@ from spo_verl.tracker.ledger import Ledger, Rollout, check_ending, frozen_of
 from spo_verl.tracker.memory import ResponseMemory
 from spo_verl.tracker.observing import Effects, checked_groups, joined, new_outcomes
 from spo_verl.tracker.prompt_statistics import (
+    KEPT_BINS,
     PromptSums,
     Readings,
     prompt_metrics,
@@ -435,6 +436,8 @@ class Tracker:
             SpoStateError: ``bins`` is not a whole number from 1 to ``MOST_BINS``.
         """
         bins = checked_whole("number of bins", bins, least=1, most=MOST_BINS)
+        if KEPT_BINS % bins == 0:
+            return self._sums.value_histogram(self._version, bins)
         return value_histogram(self._readings(), bins)
 
     def metrics(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ import pytest
 
 from spo_verl.tracker import PromptSources, Tracker, TrackerSettings
 from spo_verl.tracker.forgetting_rules import forgetting
-from spo_verl.tracker.prompt_statistics import BLOCK_ROWS, PromptSums
+from spo_verl.tracker.prompt_statistics import BLOCK_ROWS, KEPT_BINS, PromptSums
 from spo_verl.tracker.table import PromptTable
 
 from .helpers import keys, train_step
@@ -39,6 +39,9 @@ def test_means_and_effective_prompts_are_those_of_all_prompts_after_every_step(n
         if name != "calibrated":
             assert metrics["value_mean"] == pytest.approx(value_P.mean(), rel=1e-12)
         assert metrics["n_eff_mean"] == pytest.approx(n_eff_P.mean(), rel=1e-12)
+        for bins in (1, 2, 10, 20, 7):
+            by_hand = np.histogram(tracker.values(), bins=bins, range=(0.0, 1.0))[0]
+            assert tracker.value_histogram(bins).tolist() == by_hand.tolist()
         if name in ("kl", "constant", "drift"):
             weight_P = np.sqrt(value_P * (1 - value_P)) + 0.05
             assert metrics["effective_prompts"] == pytest.approx(weight_P.sum() ** 2 / (weight_P**2).sum(), rel=1e-12)
@@ -79,6 +82,15 @@ def test_only_blocks_with_new_evidence_are_read_again_but_all_in_event_time(mode
     assert sum(rows_read) == {2: 2 * BLOCK_ROWS, 10: len(table)}[again]
     if mode == "kl":
         assert (value, n_eff) == pytest.approx((0.5 * len(table) + 3 * 0.25, len(table) + 3.0))
+
+
+@pytest.mark.parametrize("bins", [divisor for divisor in range(1, KEPT_BINS + 1) if KEPT_BINS % divisor == 0])
+def test_values_on_the_edges_of_bins_are_counted_as_numpy_does(bins):
+    value_P = np.concatenate([np.linspace(0, 1, 21), np.arange(21) * 0.05, np.arange(101) / 100])
+    value_P = np.concatenate([value_P, np.nextafter(value_P, 0.0), np.minimum(np.nextafter(value_P, 2.0), 1.0)])
+    tracker = Tracker.create(keys(len(value_P)), SETTINGS["kl"], alpha_P=value_P, beta_P=1 - value_P)
+    by_hand = np.histogram(tracker.values(), bins=bins, range=(0.0, 1.0))[0]
+    assert tracker.value_histogram(bins).tolist() == by_hand.tolist()
 
 
 def test_the_sums_of_changed_blocks_are_bit_for_bit_those_of_a_new_table():
