@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from spo_verl.cli.settings_table import Setting
 
-SHORT_HELP = "Every setting with its meaning."
-HELP = "Every setting with its type, default, allowed values and meaning."
+SHORT_HELP = "List every setting with its meaning."
+HELP = "List every setting with its type, default, allowed values and meaning."
 
 COLUMNS = ("setting", "type", "default", "values", "meaning")
 
