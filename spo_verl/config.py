@@ -50,11 +50,11 @@ class RewardConfig:
     """Which number is the reward, and the range that it is declared to lie in."""
 
     key: str | None = None
-    """Key of the reward's extra info (e.g. ``acc``); ``None``: the trajectory's score."""
+    """Key of the reward's extra info (e.g. ``acc``); null: the trajectory's score."""
     low: float = 0.0
-    """Lower end of the range of rewards, mapped to [0, 1]."""
+    """Lowest reward; the range is mapped to [0, 1]."""
     high: float = 1.0
-    """Upper end of the range; a reward outside stops the run."""
+    """Highest reward; one outside the range stops the run."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -62,11 +62,11 @@ class InitialConfig:
     """What is known of the prompts before the first step, equation (6)."""
 
     values: str | None = None
-    """Parquet file of offline values (``spo-verl values``); other prompts start at (1/2, 1/2)."""
+    """Parquet file of offline values; other prompts start at (1/2, 1/2)."""
     prior: Literal["jeffreys", "none"] = "jeffreys"
     """Smoothing of the offline success rates."""
     tracker: str | None = None
-    """``spo`` folder of another run's checkpoint, to start from its values."""
+    """``spo`` folder of a checkpoint, to start from its values."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -74,13 +74,13 @@ class ValueConfig:
     """How a prompt's value is read from its evidence."""
 
     readout: ReadOut = "raw"
-    """Value that baselines and sampling weights take: ``raw``, alpha / (alpha + beta); ``calibrated``, corrected by a
-    fit on the last outcomes of all prompts (docs/algorithm.md)."""
+    """Value for baselines and sampling weights: alpha / (alpha + beta), or corrected by a fit on the last outcomes of
+    all prompts (docs/algorithm.md)."""
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
-    """With ``readout=calibrated``: outcomes that the fit looks at, the last ones."""
+    """With ``readout=calibrated``: last outcomes that are fitted."""
     features: list[str] | None = None
-    """With ``readout=calibrated``: what else the fit may use of a prompt. Each is a numeric column of the data
-    (``extra_info.level``) or a function ``module:function`` of the dataset (docs/algorithm.md)."""
+    """With ``readout=calibrated``: what else is fitted, numeric columns (``extra_info.level``) or functions of the
+    dataset (``module:function``)."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -94,9 +94,9 @@ class SamplingConfig:
     epsilon: Bonus = 0.05
     """Exploration bonus."""
     quota: dict[str, Positive] | None = None
-    """Part of every batch for each data source: ``'{openai/gsm8k: 3, code: 1}'``; only proportions count."""
+    """Part of every batch for each data source, ``'{openai/gsm8k: 3, code: 1}'``."""
     max_in_flight: Count | None = 1
-    """A prompt with so many open rollouts is not drawn; ``None``: no limit."""
+    """A prompt with so many open rollouts is not drawn; null: no limit."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -105,22 +105,21 @@ class ForgettingConfig:
 
     mode: ForgettingMode = "kl"
     """Retention: ``kl``, by each prompt's divergence; ``constant``, ``rho`` per visit; ``version``, ``rho`` per policy
-    version since the outcome was generated (SPO++); ``drift``, by the policy's movement, without a forward."""
+    version since the outcome was generated (SPO++); ``drift``, by the policy's movement."""
     reference: Literal["acting", "updated"] = "acting"
-    """Which policies the divergence compares (see docs/algorithm.md)."""
+    """Policies that the divergence compares (docs/algorithm.md)."""
     half_life: Positive = 0.06
     """D_half: divergence at which half of the evidence is forgotten."""
     rho_min: Retention = 0.875
-    """Lower bound of the retention (``mode=kl``, ``drift``); 1 / (1 - rho_min) is the mass of offline values."""
+    """Least retention (``mode=kl``, ``drift``); 1 / (1 - rho_min) is the mass of offline values."""
     rho_max: Retention = 0.96
-    """Upper bound of the retention (``mode=kl``, ``drift``), and that of a first visit."""
+    """Largest retention (``mode=kl``, ``drift``), that of a first visit."""
     rho: Retention = 0.875
-    """Retention of ``mode=constant``, and per policy version of ``mode=version``."""
+    """Retention of ``mode=constant`` and, per policy version, ``mode=version``."""
     floor: Annotated[float, Field(ge=0)] = 0.0
-    """With ``mode=version``: mass of a prior that does not decay, so an unvisited prompt returns to 1/2; 0 is equation
-    (3) of SPO++."""
+    """With ``mode=version``: mass of a prior that does not decay; unvisited prompts return to 1/2."""
     drift_scale: Positive = 1.0
-    """With ``mode=drift``: factor on the summed movement, which takes the place of the divergence."""
+    """With ``mode=drift``: factor on the summed movement."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -128,13 +127,13 @@ class DriftConfig:
     """Measuring the divergence on stored responses."""
 
     tokens: Literal["generated", "all"] = "generated"
-    """Tokens of the divergence: those that the policy generated, or (published recipe) what tools returned too."""
+    """Tokens of the divergence: generated by the policy, or (published recipe) those of tools too."""
     max_tokens: Count | None = None
-    """Stored tokens per response; ``None``: all."""
+    """Stored tokens per response; null: all."""
     measure_both: bool = False
-    """Measure the divergence of the other reference too."""
+    """Measure the other reference's divergence too."""
     max_prompts: Count | None = None
-    """Stored responses scored per step at most (``None``: all); other prompts get the step's mean retention."""
+    """Most stored responses scored per step (null: all); other prompts get the step's mean retention."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -142,9 +141,9 @@ class AdvantageConfig:
     """From rewards to advantages, equations (8) and (9)."""
 
     baseline: Literal["value", "initial", "none"] = "value"
-    """Subtracted from the reward: the tracker's value; as ablations ``initial``, that before training, or nothing."""
+    """Subtracted from the reward: the tracker's value or, as ablations, that before training or nothing."""
     measure: Literal["trajectory", "token"] = "trajectory"
-    """What a rollout weighs in the normalisation: itself, or its generated tokens (SPO++)."""
+    """Weight of a rollout in the normalisation: 1, or its generated tokens (SPO++)."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
     """Added to the standard deviation."""
 
@@ -157,7 +156,7 @@ class LateConfig:
     """Rollouts that a batch did not wait for: ``carry``, may join a later one; ``abort``, are stopped with their policy
     version; ``drop``, are evidence without training."""
     length_bound: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least share of each batch taken in the order of dispatch; the order of finishing favours short responses."""
+    """Least share of each batch taken in the order of dispatch, not of finishing."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -165,12 +164,12 @@ class EstimateConfig:
     """Estimating offline values instead of training, or before it."""
 
     output: str | None = None
-    """Parquet file to write: the run estimates and does not train. If ``spo.initial.values`` is the same file, it
-    estimates what is missing, then trains."""
+    """Parquet file that the run writes instead of training; if it is ``spo.initial.values`` too, the run then
+    trains."""
     trials: Count = 8
     """Responses per prompt, n0."""
     chunk: Count = 256
-    """Prompts per part: what an interrupted estimation loses at most."""
+    """Prompts per part, the most that an interruption loses."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -178,22 +177,20 @@ class SpoConfig:
     """All settings of the plugin."""
 
     preset: str | None = None
-    """Name of the preset, which sets it."""
+    """Set by the preset: its name."""
     seed: Seed = 0
-    """Seed of the plugin's own random choices (the draws of prompts)."""
+    """For the draws."""
     bspo: bool = False
-    """Several independent rollouts per prompt (``rollout.n`` > 1) are intended."""
+    """Several rollouts per prompt (``rollout.n`` > 1) are intended."""
     rollout_n: str | None = None
-    """``module:function`` that chooses each prompt's number of rollouts from its value and effective sample size;
-    ``None``: ``rollout.n``. Needs ``spo.bspo``."""
+    """``module:function`` that chooses each prompt's rollouts (docs/async.md); needs ``spo.bspo``."""
     oversample: Annotated[float, Field(ge=0)] | None = None
-    """Prompts in flight beyond a batch, as a share of it, in the asynchronous trainer modes; ``None``: verl's
+    """In asynchronous modes: prompts in flight beyond a batch, as a share of it; null: verl's
     ``num_warmup_batches``."""
     record: Gib = 1.0
-    """Most GiB of the record of the run (``record/`` in ``trainer.default_local_dir``); beyond it the oldest rows are
-    dropped. ``off`` records nothing."""
+    """Most GiB of the record (docs/record.md), then its oldest rows are dropped; ``off``: none."""
     samples_every: Count | None = 10
-    """Steps between tables of samples, with histograms, in W&B, TensorBoard, MLflow and trackio; ``None``: none."""
+    """Steps between samples and histograms (docs/metrics.md); null: none."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
     value: ValueConfig = field(default_factory=ValueConfig)

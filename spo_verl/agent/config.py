@@ -34,25 +34,25 @@ class EmbeddedConfig:
     backend: Literal["embedded"] = "embedded"
     """Selects this backend."""
     packages: tuple[str, ...] = ("numpy", "sympy")
-    """Imported once for all programs; they may import others too."""
+    """Imported once for all programs, which may import others."""
     cpu_seconds: Annotated[int, Field(ge=1)] = 10
-    """CPU time of one program."""
+    """CPU time of a program."""
     wall_seconds: Seconds = 20.0
-    """Time from start to end of one program."""
+    """From its start to its end."""
     memory_mb: Count = 1024
-    """Address space of one program, besides interpreter and packages, MiB."""
+    """Its MiB of address space, besides interpreter and packages."""
     disk_mb: Annotated[int, Field(ge=0)] = 64
-    """Files of a program, in memory, MiB; 0: it cannot write any."""
+    """MiB of its files, in memory; 0: it cannot write."""
     output_bytes: Annotated[int, Field(ge=256)] = 1 << 20
-    """Output after which a program is stopped."""
+    """A program with more is stopped."""
     max_running: Count = 4
-    """Programs that run at a time, per agent loop worker."""
+    """Programs at a time, per agent loop worker."""
     max_wait_seconds: Seconds = 600.0
     """Longest wait for a free place; then the rollout fails."""
     attempts: Count = 3
     """Starts of a program while the backend itself fails."""
     allow_unenforced: tuple[Limit, ...] = ()
-    """Limits that may be missing; any other missing limit refuses the backend."""
+    """Limits that may be missing; without the others the backend is refused."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -60,17 +60,17 @@ class SandboxFusionConfig:
     """Programs run in SandboxFusion, a server reached over HTTP."""
 
     url: str
-    """``http://host:port`` of the server, with a path if it is not ``/run_code``."""
+    """``http://host:port``, with a path if it is not ``/run_code``."""
     backend: Literal["sandbox_fusion"] = "sandbox_fusion"
     """Selects this backend."""
     run_seconds: Seconds = 10.0
-    """``run_timeout``: time limit of one program."""
+    """``run_timeout`` of a program."""
     compile_seconds: Seconds = 10.0
     """``compile_timeout``."""
     memory_mb: Annotated[int, Field(ge=-1)] = 1024
     """``memory_limit_MB``; -1: none."""
     request_seconds: Seconds = 60.0
-    """Longest wait for an answer, the server's queue included."""
+    """Longest wait for an answer, with the server's queue."""
     max_running: Count = 32
     """Requests in flight, per agent loop worker."""
     max_wait_seconds: Seconds = 600.0
@@ -78,9 +78,9 @@ class SandboxFusionConfig:
     attempts: Count = 5
     """Requests per program where the answer is missing, 429, 5xx, nonsense or ``SandboxError``."""
     backoff_seconds: Seconds = 0.5
-    """Wait before the second attempt, doubled before each further one, less a random part."""
+    """Wait before the second attempt, then doubled, less a random part."""
     max_backoff_seconds: Seconds = 30.0
-    """Longest wait between attempts, also by ``Retry-After``."""
+    """Longest such wait, also by ``Retry-After``."""
 
 
 InterpreterConfig = Annotated[EmbeddedConfig | SandboxFusionConfig, Field(discriminator="backend")]
@@ -91,13 +91,13 @@ class LoopConfig:
     """All settings of the loop."""
 
     style: Literal["tool", "code"] = "tool"
-    """``tool``: native tool calls, answered by a message; ``code``: ``<code>...</code>`` in running text."""
+    """``tool`` or ``code``."""
     max_turns: Count = 8
     """Outputs after which a further call ends the rollout; malformed calls count."""
     max_output_tokens: Annotated[int, Field(ge=32)] = 1024
-    """Tokens of one output; more is cut."""
+    """Longest output; more is cut."""
     keep: Literal["head", "tail", "both"] = "both"
-    """Part of a cut output that stays; ``both``: half from each end."""
+    """What stays of a cut output: ``head``, ``tail``, or ``both``, half from each end."""
     reserve_tokens: Count = 64
     """Tokens that an output must leave to the model."""
     tool_name: Annotated[str, Field(min_length=1)] = "code_interpreter"

@@ -74,7 +74,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Single-stream Policy Optimization for verl.",
+    help="Single-stream Policy Optimization (SPO) for verl.\n\n"
+    "Start with `doctor`; `config` checks the command line of a run.",
 )
 app.command("doctor", help=doctor.HELP, short_help=doctor.SHORT_HELP)(doctor.doctor)
 app.command("config", cls=config.WholeLine, help=config.HELP, short_help=config.SHORT_HELP)(config.config)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 SHORT_HELP = "Check the configuration of a run before it is started."
 HELP = """Compose verl's configuration as `python -m verl.trainer.main_ppo OVERRIDES` would, and check it.
 
-Shows all problems at once, then warnings, then each setting of SPO with its origin and verl's keys that differ from the
-paper. Files that the configuration names are looked for on this machine.
+Shows all problems and warnings. Without problems it also shows each setting of SPO with its origin, and verl's keys
+that differ from the paper.
 
-OVERRIDES is what follows main_ppo, hydra's --config-path, --config-name and --config-dir included, or the whole command
-line with `python -m verl.trainer.main_ppo`; variables before it (NAME=VALUE) are set for the check. Exit status 1 if
-there are problems."""
+OVERRIDES is what follows main_ppo, with hydra's --config-path, --config-name and --config-dir if you use them. The
+whole command line from `python -m verl.trainer.main_ppo` works too; variables before it (NAME=VALUE) are set for the
+check. Exit status 1 if there are problems."""
 
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _WITH_VALUE = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
@@ -95,7 +95,7 @@ def config(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="OVERRIDES", help="What follows main_ppo on the command line of the run, or all of that line."
+            metavar="OVERRIDES", help="What follows main_ppo on the command line of the run, or the whole line."
         ),
     ] = None,
     config_name: Annotated[
@@ -103,25 +103,26 @@ def config(
     ] = "ppo_trainer",
     config_dir: Annotated[
         Path | None,
-        typer.Option("--config-dir", "-cd", help="A further folder with configuration files, as hydra's --config-dir."),
+        typer.Option("--config-dir", "-cd", help="One more folder of configuration files, as hydra's --config-dir."),
     ] = None,
     config_path: Annotated[
         str | None,
         typer.Option(
             "--config-path",
             "-cp",
-            help="The folder of the configuration instead of verl's, as hydra's --config-path: absolute, or relative "
+            help="Folder of the configuration, instead of verl's, as hydra's --config-path: absolute, or relative "
             "to verl's folder `trainer`.",
         ),
     ] = None,
     verl: Annotated[
-        bool, typer.Option("--verl", help="Run verl's own check too; it needs the whole command line of the run.")
+        bool,
+        typer.Option("--verl", help="Also run verl's own check, which needs the complete command line of the run."),
     ] = False,
     files: Annotated[
         bool,
-        typer.Option("--files/--no-files", help="Look for the files that the configuration names, on this machine."),
+        typer.Option("--files/--no-files", help="Check that the files named by the configuration are on this machine."),
     ] = True,
-    show_all: Annotated[bool, typer.Option("--all", help="Show the settings also where there are problems.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show the settings even if there are problems.")] = False,
     run: Annotated[
         bool, typer.Option("--run", "-r", hidden=True, help="An option of main_ppo that changes nothing.")
     ] = False,

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from spo_verl.converting import Conversion, Converted
 
-SHORT_HELP = "Turn a GRPO (or PPO, RLOO...) command or script into one of SPO."
-HELP = """Turn a command or script of `python -m verl.trainer.main_ppo` with another method into one of SPO.
+SHORT_HELP = "Turn a command or script of GRPO, PPO, RLOO... into one of SPO."
+HELP = """Turn a command or script that trains with another method (GRPO, PPO, RLOO...) into one that trains with SPO.
 
-WORDS: a shell script with the arguments that it is called with, `-` for a script on stdin, or the command itself
-(the words after main_ppo are enough). The script is read, not run.
+WORDS is one of: a shell script and its arguments; `-` for a script on stdin; a command of
+`python -m verl.trainer.main_ppo`, of which the words after main_ppo are enough. The script is read, not run.
 
-The converted script goes to stdout, and to stderr what changes and why. With --output the script goes to that file, and
-the rest to stdout."""
+Prints the converted script on stdout, and what changes and why on stderr. With --output FILE the script is written to
+FILE, and the changes are printed on stdout."""
 
 _HYDRAS = re.compile(r"-c[pnd]\b|--config-(path|name|dir)\b")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -37,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 @verb
 def convert(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="WORDS", help="A script, `-`, or the words of a command.")
+        list[str] | None, typer.Argument(metavar="WORDS", help="A shell script and its arguments, `-`, or a command.")
     ] = None,
     config_path: Annotated[
         Path | None, typer.Option(help="Hydra's --config-path, for a command without a script.")
@@ -49,32 +49,35 @@ def convert(
         Path | None, typer.Option(help="Hydra's --config-dir, for a command without a script.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="The preset to compose; bspo keeps several responses per prompt.")
+        str, typer.Option(help="Preset of SPO, as in +spo=paper; bspo keeps several responses per prompt.")
     ] = "paper",
     rows: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Rows of the training data, without those that data.filter_overlong_prompts drops; counted, with "
-            "them, where its Parquet files are here.",
+            help="Rows of the training data that data.filter_overlong_prompts keeps; default: all rows of its Parquet "
+            "files, if they are on this machine.",
         ),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="A variable that is set before the script; repeatable."),
+        typer.Option(
+            "--env", metavar="NAME=VALUE", help="An environment variable that the script expects; repeatable."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the converted script there; nothing is overwritten.")
     ] = None,
     anyway: Annotated[
         bool,
-        typer.Option("--anyway", help="With --output and --check: write the script also where problems are found."),
+        typer.Option("--anyway", help="With --output and --check: write the script even if there are problems."),
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Compose the result with verl and check it, as `spo-verl config --verl`.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the result as `spo-verl config --verl` does.")] = False,
     files: Annotated[
-        bool, typer.Option("--files/--no-files", help="With --check: look for the files that the result names.")
+        bool,
+        typer.Option(
+            "--files/--no-files", help="With --check: check that the files named by the result are on this machine."
+        ),
     ] = True,
     json_output: Json = False,
     debug: Debug = False,

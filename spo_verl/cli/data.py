@@ -19,21 +19,20 @@ if TYPE_CHECKING:
 
     from spo_verl.data.prepare import CheckReport, OverlapReport, PromptLimit
 
-SHORT_HELP = "Training and evaluation data: list, prepare, check, overlap."
-HELP = "Problems from public sources and your own as files in verl's columns: list, prepare, check, overlap."
+SHORT_HELP = "Prepare and check training and evaluation data."
+HELP = "Write problems, from public sources or your own, as files with verl's columns, and check such files."
 
-LIST_HELP = "The sources that can be prepared: where they are, how many rows they have, their licences."
-PREPARE_HELP = """Bring a source into verl's columns and write one Parquet file.
+LIST_HELP = "List the public sources that can be prepared: address, rows, licence."
+PREPARE_HELP = """Write one Parquet file with verl's columns from a source.
 
-NAME is one of `spo-verl data list`, or with --question and --answer the data_source of your own rows. Rows are
-streamed from the Hugging Face hub, or from the folder or the files given with --from. Every row is counted: written,
-or dropped and why."""
-CHECK_HELP = """Check the rows of FILE: each problem names the row and the field.
+NAME is a source of `spo-verl data list`. For your own data it is any new name, which becomes their data_source, and
+--question and --answer name their columns. Rows come from the Hugging Face hub, or from --from. It is printed how many
+rows were written, and how many dropped and why."""
+CHECK_HELP = """Check the rows of FILE. Each problem found names the row and the field.
 
-FILE has verl's columns (data_source, prompt, reward_model, ...). With --source NAME it is a file, a folder or a hub id
-with rows as that source publishes them (or with columns named by --question and --answer), and is checked as
-`prepare` would."""
-OVERLAP_HELP = """Which problems of the EVAL files are in TRAIN, typesetting aside.
+FILE has verl's columns (data_source, prompt, reward_model, ...). With --source NAME, FILE is what `prepare` reads: a
+file, folder or hub id with rows as that source publishes them, or with the columns --question and --answer."""
+OVERLAP_HELP = """List the problems of the EVAL files that are also in TRAIN, even if typeset differently.
 
 Exit status 1 if there are any."""
 
@@ -46,37 +45,41 @@ Form = Literal["whole", "hashes", "boxed"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 ConfigName = Annotated[
-    str | None, typer.Option("--config", help="Configuration of the source on the hub; default: the release's.")
+    str | None, typer.Option("--config", help="Configuration of the dataset on the hub; default: the source's own.")
 ]
 Question = Annotated[
     str | None,
-    typer.Option("--question", metavar="COLUMN", help="Your own data: the column of text or chat messages."),
+    typer.Option("--question", metavar="COLUMN", help="Your own data: column of the question, text or chat messages."),
 ]
 Answer = Annotated[
     str | None,
     typer.Option(
-        "--answer", metavar="COLUMN", help="Your own data: the column of text, number or list of right answers."
+        "--answer",
+        metavar="COLUMN",
+        help="Your own data: column of the answer, a text, a number or a list of right ones.",
     ),
 ]
 Identifier = Annotated[
-    str | None, typer.Option("--id", metavar="COLUMN", help="Your own data: column of an identifier.")
+    str | None, typer.Option("--id", metavar="COLUMN", help="Your own data: column of the rows' identifier.")
 ]
 AnswerForm = Annotated[
-    Form, typer.Option(help="Your own data: take the whole answer, what follows its last ####, or its last box.")
+    Form, typer.Option(help="Your own data: the answer is the whole text, what follows its last ####, or its last box.")
 ]
 Ability = Annotated[
-    str, typer.Option(help="Your own data: verl's column `ability`; the answers are checked only with math.")
+    str, typer.Option(help="Your own data: value of verl's column `ability`; only math has its answers checked.")
 ]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Folder or hub id of the tokenizer that counts --max-prompt-length.")
 ]
 MaxPromptLength = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of a prompt at most, as data.max_prompt_length; needs --model.")
+    int | None, typer.Option(min=1, help="Most tokens of a prompt, as data.max_prompt_length; needs --model.")
 ]
-Split = Annotated[str | None, typer.Option(help="Split on the hub or in the folder; for files a name for their rows.")]
+Split = Annotated[
+    str | None, typer.Option(help="Split to read from the hub or folder; for files, the name to give it.")
+]
 
 
-@app.command("list", help=LIST_HELP, short_help="The sources that can be prepared.")
+@app.command("list", help=LIST_HELP, short_help="List the public sources that can be prepared.")
 @verb
 def list_sources(json_output: Json = False, debug: Debug = False) -> Outcome:
     from spo_verl.data.prepare import SOURCES, TEMPLATES
@@ -103,14 +106,18 @@ def list_sources(json_output: Json = False, debug: Debug = False) -> Outcome:
     return Outcome(answer, show)
 
 
-@app.command("prepare", help=PREPARE_HELP, short_help="Bring a source into verl's columns.")
+@app.command("prepare", help=PREPARE_HELP, short_help="Write a source as a file with verl's columns.")
 @verb
 def prepare_source(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A source of `spo-verl data list`, or a new name.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")],
     origin: Annotated[
         list[str] | None,
-        typer.Option("--from", metavar="SOURCE", help="Hub id, local folder, or files; files are repeatable."),
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="Origin of the rows: hub id, local folder, or file; repeatable for files.",
+        ),
     ] = None,
     question: Question = None,
     answer: Answer = None,
@@ -124,20 +131,23 @@ def prepare_source(
         typer.Option(help="The instruction that follows each problem; default: boxed, for mathematics."),
     ] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="An instruction of your own after each problem, instead of a template.")
+        str | None, typer.Option(help="Your own instruction after each problem, instead of --template.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt before each problem.")] = None,
     conflicts: Annotated[
-        Conflicts, typer.Option(help="A problem with several answers: drop it, keep the first answer, or keep all.")
+        Conflicts,
+        typer.Option(help="What to do with a problem that has several answers: drop it, keep the first, or keep all."),
     ] = "drop",
     drop_invalid: Annotated[
         bool,
-        typer.Option("--drop-invalid", help="Drop rows that are not as published, instead of refusing the source."),
+        typer.Option(
+            "--drop-invalid", help="Drop rows that do not have the published form, instead of refusing the source."
+        ),
     ] = False,
     model: Model = None,
     max_prompt_length: MaxPromptLength = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read so many rows at most.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of rows to read.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
@@ -176,7 +186,10 @@ def prepare_source(
 def check_data(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file; with --source also a folder or a hub id.")],
     source: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Check the rows as this source publishes them.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Check raw rows: as this source publishes them, or a name for your own data."
+        ),
     ] = None,
     question: Question = None,
     answer: Answer = None,
@@ -206,7 +219,7 @@ def check_data(
     )
 
 
-@app.command("overlap", help=OVERLAP_HELP, short_help="Problems that are in training and evaluation data.")
+@app.command("overlap", help=OVERLAP_HELP, short_help="Find evaluation problems that are also in training data.")
 @verb
 def overlap_data(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training file in verl's columns.")],

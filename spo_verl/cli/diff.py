@@ -13,21 +13,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHORT_HELP = "Compare two runs or checkpoints."
-HELP = """Compare two runs or checkpoints: settings that differ, values prompt by prompt (matched by key), coverage, and
-outcomes over steps where both have a record.
+HELP = """Compare two runs or checkpoints: settings that differ, values of each prompt, coverage, and outcomes over
+steps if both have a record.
 
-A and B are folders of runs (their newest complete checkpoint) or checkpoints (global_step_N)."""
+A and B are checkpoints (global_step_N), or folders of runs, of which the newest complete checkpoint is taken. Prompts
+are matched by key."""
 
 
 @verb
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="A run or checkpoint.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another run or checkpoint.")],
-    top: Annotated[int, typer.Option(min=0, max=1000, help="Prompts to list, those that differ most.")] = 10,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Number of prompts to list, those that differ most.")] = 10,
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            "--data", metavar="FILE", help="Training data with the texts, where no record has them; repeatable."
+            "--data", metavar="FILE", help="Training data with the prompts' texts, if no record has them; repeatable."
         ),
     ] = None,
     json_output: Json = False,

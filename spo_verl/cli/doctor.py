@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from spo_verl.cli.health.findings import Finding
 
-SHORT_HELP = "Whether an SPO run could start here, and what to do if not."
-HELP = """Look at versions, plugin, seams, devices, Ray, what recipes need and the machine, and say what to do.
+SHORT_HELP = "Check whether an SPO run could start on this machine."
+HELP = """Check whether an SPO run could start on this machine, and say what to do if not.
 
-verl, vLLM and Ray are imported in processes of their own, which takes some seconds. Nothing is changed, and no
-cluster is started. Exit status 1 if something would keep an SPO run from working."""
+Looks at versions, the plugin, the names of verl that it uses, devices, Ray, the machine and what recipes need. Takes
+some seconds, because verl, vLLM and Ray are imported in separate processes. Changes nothing and starts no cluster.
+Exit status 1 if something would keep a run from working."""
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
 
@@ -28,7 +29,7 @@ _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "b
 @verb
 def doctor(
     time_limit: Annotated[
-        float, typer.Option(min=1.0, help="Seconds that the import of each library may take.")
+        float, typer.Option(min=1.0, help="Seconds after which the import of a library counts as failed.")
     ] = 120.0,
     json_output: Json = False,
     debug: Debug = False,

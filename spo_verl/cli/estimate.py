@@ -25,11 +25,11 @@ from spo_verl.files import check_output
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT_HELP = "Sample every prompt with the initial policy."
-HELP = """Estimate the success rate of every prompt in DATA with the model MODEL, and write one Parquet file.
+SHORT_HELP = "Measure success rates by sampling from a model."
+HELP = """Measure how often MODEL solves each prompt in DATA, and write one Parquet file.
 
-Runs `python -m verl.trainer.main_ppo` in the foreground; OVERRIDES are those of your training run (model, rollout,
-reward, cluster). Started again after an interruption it continues where it was."""
+Runs `python -m verl.trainer.main_ppo` in the foreground with the OVERRIDES of your training run (model, rollout,
+reward, cluster). After an interruption, the same command continues where it was."""
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MODE = re.compile(r"\+{0,2}trainer\.v1\.trainer_mode=")
@@ -45,19 +45,19 @@ def estimate(
             metavar="MODEL", help="The initial policy: a folder or hub id, as actor_rollout_ref.model.path."
         ),
     ],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Training data; several files with commas.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Training data; separate several files with commas.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="OVERRIDES", help="Overrides of your training run, as on main_ppo's command line."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Responses per prompt; default spo.estimate.trials.")
+        int | None, typer.Option(min=1, help="Responses per prompt; default: spo.estimate.trials.")
     ] = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, help="Prompts that are saved at a time; default spo.estimate.chunk.")
+        int | None, typer.Option(min=1, help="Number of prompts between two saves; default: spo.estimate.chunk.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and do not run it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, but do not run it.")] = False,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from spo_verl.evaluation.generations import Regrade
 
-SHORT_HELP = "avg@k, pass@k and maj@k of generations, next to the paper's."
+SHORT_HELP = "Compute avg@k, pass@k and maj@k, next to the paper's."
 HELP = """Compute avg@k, unbiased pass@k and maj@k of each benchmark from generations, with bootstrap intervals, and
 show them next to Table 1 of the paper.
 
-RUN is a folder of verl's validation dumps (trainer.validation_data_dir) or a file, with a name before it where there
-are several: spo=FOLDER grpo=FOLDER. The first run is compared with each of the others, prompt by prompt.
+RUN is a folder of verl's validation dumps (trainer.validation_data_dir), or a file. Give several runs names:
+spo=FOLDER grpo=FOLDER. The first run is compared with each of the others, prompt by prompt.
 
-What is incomplete (prompts missing, too few or uneven responses) is listed, and the exit status is then 1."""
+Missing prompts and missing or uneven responses are listed, and make the exit status 1."""
 
 
 @verb
@@ -33,41 +33,39 @@ def evaluate(
         list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders of validation dumps, or files of generations.")
     ],
     k: Annotated[
-        int | None, typer.Option("-k", min=1, help="Responses per prompt that count; default: all there are.")
+        int | None, typer.Option("-k", min=1, help="Number of responses per prompt to count; default: all.")
     ] = None,
     step: Annotated[int | None, typer.Option(help="Training step whose dumps are read; default: the last.")] = None,
-    source: Annotated[str | None, typer.Option(help="Name of the benchmark for lines without data_source.")] = None,
+    source: Annotated[str | None, typer.Option(help="Benchmark of lines that have no data_source.")] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            "--data", metavar="FILE", help="Data with the prompts, which names benchmarks and sizes; repeatable."
+            "--data", metavar="FILE", help="Evaluation data, which names the benchmarks and their prompts; repeatable."
         ),
     ] = None,
     grade_key: Annotated[
-        str | None, typer.Option(help="Field of a response's grade; default: acc, else score.")
+        str | None, typer.Option(help="Field that has a response's grade; default: acc, or score if there is no acc.")
     ] = None,
     regrade: Annotated[
-        bool, typer.Option("--regrade", help="Grade every response again instead of reading its grade.")
+        bool, typer.Option("--regrade", help="Grade every response again, instead of reading its grade from the dump.")
     ] = False,
     verifier: Annotated[
         Literal["math_verify", "math_dapo"], typer.Option(help="The verifier that --regrade uses.")
     ] = "math_verify",
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
-    resamples: Annotated[
-        int, typer.Option(min=100, help="Resamples of the bootstrap, which gives the intervals.")
-    ] = 10_000,
+    resamples: Annotated[int, typer.Option(min=100, help="Number of bootstrap resamples for the intervals.")] = 10_000,
     subsets: Annotated[
-        int, typer.Option(min=1, help="Subsets drawn per prompt for maj@k where there are more than k responses.")
+        int, typer.Option(min=1, help="Subsets drawn per prompt for maj@k, if it has more than k responses.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the subsets.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of --resamples and --subsets.")] = 0,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the tables to this file, as Markdown.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw pass@k over k into this file.")] = None,
     lm_eval: Annotated[
-        Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write the files of EleutherAI's lm-eval.")
+        Path | None, typer.Option("--lm-eval", metavar="FOLDER", help="Write results as EleutherAI's lm-eval does.")
     ] = None,
-    lighteval: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the files of lighteval.")] = None,
+    lighteval: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write results as lighteval does.")] = None,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:

@@ -13,11 +13,11 @@ from spo_verl.errors import SpoConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT_HELP = "A record as one file; values of its prompts."
-HELP = """Write the record of RUN as one Parquet, CSV or JSONL file, as the ending of the name says.
+SHORT_HELP = "Write a run's record, or the values of its prompts, to one file."
+HELP = """Write the record of RUN to one Parquet, CSV or JSONL file, by the ending of its name.
 
---what values writes the values of the newest checkpoint as offline values (Parquet), for spo.initial.values of another
-run; that works for a checkpoint without a record too."""
+--what values writes the values of the newest checkpoint as offline values (Parquet), which another run reads with
+spo.initial.values. It needs no record."""
 
 What = Literal["rollouts", "steps", "prompts", "values"]
 
@@ -25,14 +25,17 @@ What = Literal["rollouts", "steps", "prompts", "values"]
 @verb
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint: its run up to that step.")
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints, for the run up to that step."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .parquet, .csv or .jsonl to write.")
     ],
-    what: Annotated[What, typer.Option(help="Rollouts, numbers of steps, prompts, or offline values.")] = "rollouts",
+    what: Annotated[
+        What, typer.Option(help="What to write: rollouts, numbers of each step, prompts, or offline values.")
+    ] = "rollouts",
     columns: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Columns to keep, with commas; default: all.")
+        str | None, typer.Option(metavar="NAMES", help="Columns to write, separated by commas; default: all.")
     ] = None,
     json_output: Json = False,
     debug: Debug = False,

@@ -14,13 +14,12 @@ from spo_verl.errors import SpoConfigError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-SHORT_HELP = "What a run will need: memory, KV cache, operations."
-HELP = """Estimate from its configuration what a run will need: tokens of a step, memory per GPU, KV cache, memory of
-the tracker, checkpoints, and the operations of a step with the share of the divergence.
+SHORT_HELP = "Estimate what a run needs: memory, KV cache, operations."
+HELP = """Estimate what a run needs, from its configuration: tokens per step, memory per GPU, KV cache, memory of
+the tracker, size of checkpoints, and operations per step (with the share that measures the divergence).
 
-RUN is a recipe (<experiment>/<name> of `spo-verl recipes ls`, or a YAML file) with overrides, or a command line of
-yours: what follows main_ppo, with or without `python -m verl.trainer.main_ppo` before it. Nothing is started and
-nothing downloaded. Exit status 1 if something does not fit."""
+RUN is a recipe (a name of `spo-verl recipes ls`, or a YAML file) with overrides, or your own command line, with or
+without `python -m verl.trainer.main_ppo`. Starts and downloads nothing. Exit status 1 if something does not fit."""
 
 GIB = 2**30
 
@@ -31,21 +30,26 @@ def plan(
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: the configuration's.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the configuration's.")] = None,
     gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU in GiB.")] = 80.0,
-    reserve: Annotated[float, typer.Option(min=0, help="GiB of a GPU's memory for what no formula covers.")] = 4.0,
+    reserve: Annotated[float, typer.Option(min=0, help="GiB of each GPU left free for what the estimate omits.")] = 4.0,
     prompts: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of different prompts; default: the rows of the files, if they are there."),
+        typer.Option(min=1, help="Number of different prompts; default: the rows of the training files, if present."),
     ] = None,
-    prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a prompt.")] = None,
-    response_tokens: Annotated[float | None, typer.Option(min=0, help="Mean tokens of a response.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=0, help="Mean length of a prompt, in tokens.")] = None,
+    response_tokens: Annotated[float | None, typer.Option(min=0, help="Mean length of a response, in tokens.")] = None,
     mfu: Annotated[
-        float | None, typer.Option(min=0.001, max=1, help="Share of a GPU's peak that training reaches.")
+        float | None,
+        typer.Option(
+            min=0.001, max=1, help="Share of --gpu-tflops that training reaches; together they give its time."
+        ),
     ] = None,
     gpu_tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Peak of one GPU while training, in TFLOP/s.")
+        float | None,
+        typer.Option(min=0.001, help="Peak speed of one GPU in TFLOP/s; with --mfu gives the time of training."),
     ] = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(min=0.001, help="Generated tokens per second and rollout GPU.")
+        float | None,
+        typer.Option(min=0.001, help="Tokens per second that one rollout GPU generates; gives the time of generation."),
     ] = None,
     model_config: Annotated[
         Path | None, typer.Option(exists=True, help="The model's config.json, or its folder.")

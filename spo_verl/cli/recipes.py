@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
-SHORT_HELP = "Recipes that come with the package: ls, show, cp."
-HELP = """The recipes that come with the package, and those in ./recipes (or SPO_RECIPES_DIR alone).
+SHORT_HELP = "List, show or copy the recipes that come with the package."
+HELP = """List, show or copy recipes: those of the package and of ./recipes. If SPO_RECIPES_DIR is set, only
+those of that folder.
 
 `spo-verl plan` and `spo-verl rehearse` take the names that `ls` prints."""
-LS_HELP = "Every recipe with what it is for."
-SHOW_HELP = "What a recipe trains, with which command it starts, and the files that it is made of."
-CP_HELP = """Copy an experiment's folder, what it builds on and run.sh into FOLDER (./recipes), to be changed there.
+LS_HELP = "List every recipe with its purpose."
+SHOW_HELP = "Show what a recipe trains, the command that starts it, and its files."
+CP_HELP = """Copy an experiment into FOLDER, for you to change: its folder, what it builds on, and run.sh.
 
-Nothing is overwritten: if the experiment is there already, it is refused."""
+Nothing is overwritten: an experiment that is already there is refused."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -71,10 +72,10 @@ def list_recipes(json_output: Json = False, debug: Debug = False) -> Outcome:
     return Outcome({"recipes": found}, show)
 
 
-@app.command("show", help=SHOW_HELP, short_help="What a recipe trains, and its files.")
+@app.command("show", help=SHOW_HELP, short_help="Show what a recipe trains, and its files.")
 @verb
 def show_recipe(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="<experiment>/<name>, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `spo-verl recipes ls`, or a YAML file.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="OVERRIDES", help="Overrides of the recipe, as on main_ppo's command line."),
@@ -114,7 +115,7 @@ def show_recipe(
     return Outcome(data, show)
 
 
-@app.command("cp", help=CP_HELP, short_help="Copy an experiment, to be changed.")
+@app.command("cp", help=CP_HELP, short_help="Copy an experiment, for you to change.")
 @verb
 def copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment, or one of its recipes.")],

@@ -16,29 +16,32 @@ if TYPE_CHECKING:
 
     from spo_verl.rehearsal.rehearse import Rehearsal
 
-SHORT_HELP = "Run a recipe or a command line for two small real steps."
-HELP = """Make two real steps of verl with a small stand-in model on rows of the run's own data, and judge the result.
-Every key that differs is printed with the reason.
+SHORT_HELP = "Try a run: two real steps with a small model."
+HELP = """Try a run: train two real steps with a small model instead of the run's, on rows of its data, and judge
+the result. Every key that differs from the run's is printed with the reason.
 
-RUN is a recipe (<experiment>/<name> of `spo-verl recipes ls`, or a YAML file) with overrides such as
-model_engine=megatron, or a command line of yours: what follows main_ppo, with or without
-`python -m verl.trainer.main_ppo` before it."""
+RUN is a recipe (a name of `spo-verl recipes ls`, or a YAML file) with overrides such as model_engine=megatron, or your
+own command line, with or without `python -m verl.trainer.main_ppo`."""
 
 
 @verb
 def rehearse(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="A recipe and overrides, or a command line.")],
     data: Annotated[
-        list[Path] | None, typer.Option("--data", metavar="FILE", help="Prepared rows; default: the run's files.")
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Training rows in verl's columns; default: the run's files."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="New folder; default runs/rehearsals/...")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="New folder for the result; default: one in runs/rehearsals."
+        ),
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "gpu"],
-        typer.Option("--device", help="Device to run on; auto: accelerators where there are some (never tried)."),
+        typer.Option("--device", help="Device to run on; auto: gpu if there is one (never tried on a GPU)."),
     ] = "auto",
-    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Training processes in all.")] = 1,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Total number of training processes.")] = 1,
     tp: Annotated[
         int, typer.Option("--tp", min=1, help="Processes that share each layer, tensor-parallel (Megatron).")
     ] = 1,
@@ -48,10 +51,13 @@ def rehearse(
     sp: Annotated[int, typer.Option("--sp", min=1, help="Processes that share a sequence (FSDP, not on a CPU).")] = 1,
     time_limit: Annotated[
         float | None,
-        typer.Option("--time-limit", min=1, help="Seconds that verl may take; default 400, 200 per rank more."),
+        typer.Option(
+            "--time-limit", min=1, help="Seconds that verl may take; default: 400, plus 200 per further rank."
+        ),
     ] = None,
     memory_limit: Annotated[
-        float | None, typer.Option("--memory-limit", min=1, help="GiB that verl may take; default 12, 4 per rank more.")
+        float | None,
+        typer.Option("--memory-limit", min=1, help="GiB that verl may take; default: 12, plus 4 per further rank."),
     ] = None,
     json_output: Json = False,
     debug: Debug = False,

@@ -16,17 +16,17 @@ from spo_verl.cli.output import Debug, Json, Outcome, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHORT_HELP = "Runs as one HTML page: curves, samples, the history of each prompt."
-HELP = """Make one HTML page of a run, or of several next to each other. It needs no network and no other file.
+SHORT_HELP = "Make an HTML page of runs: curves, samples, history of each prompt."
+HELP = """Make one HTML page of a run, or of several to compare. The page needs no network and no other file.
 
-RUN is a run's folder (trainer.default_local_dir), also of a run that continues or crashed; NAME= before it gives it
-another name. The page has at most so many megabytes: curves and prompts come first, then samples of rollouts, then
-the histories of prompts, until it is full. What it holds is printed."""
-PLOT_SHORT_HELP = "The main curves of runs as a PNG."
-PLOT_HELP = """Draw the main curves of a run, or of several over each other, into one PNG. Needs spo-verl[plots].
+RUN is a run's folder (trainer.default_local_dir); the run may still train or have crashed. NAME=RUN shows it as NAME.
+Up to --limit megabytes the page gets curves and prompts, then samples of rollouts, then histories of prompts. What it
+got is printed."""
+PLOT_SHORT_HELP = "Draw the main curves of runs into a PNG."
+PLOT_HELP = """Draw the main curves of a run, or of several to compare, into one PNG. Needs spo-verl[plots].
 
-RUN is a run's folder (trainer.default_local_dir), also of a run that continues or crashed; NAME= before it gives it
-another name. With --json the numbers of the curves are printed too."""
+RUN is a run's folder (trainer.default_local_dir); the run may still train or have crashed. NAME=RUN shows it as NAME.
+--json also prints the numbers of the curves."""
 
 Runs = Annotated[list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folders of runs with a record.")]
 
@@ -34,8 +34,10 @@ Runs = Annotated[list[str], typer.Argument(metavar="[NAME=]RUN...", help="Folder
 @verb
 def report(
     runs: Runs,
-    output: Annotated[Path, typer.Option(metavar="FILE.html", help="File to write.")] = Path("report.html"),
-    limit: Annotated[float, typer.Option(min=1, max=1000, metavar="MB", help="Megabytes that it may have.")] = 16,
+    output: Annotated[Path, typer.Option(metavar="FILE.html", help="HTML file to write.")] = Path("report.html"),
+    limit: Annotated[
+        float, typer.Option(min=1, max=1000, metavar="MB", help="Largest size of the page, in megabytes.")
+    ] = 16,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:
@@ -64,7 +66,7 @@ def report(
 @verb
 def plot(
     runs: Runs,
-    output: Annotated[Path, typer.Option(metavar="FILE.png", help="File to write.")] = Path("curves.png"),
+    output: Annotated[Path, typer.Option(metavar="FILE.png", help="PNG file to write.")] = Path("curves.png"),
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:

@@ -17,19 +17,17 @@ if TYPE_CHECKING:
 
     from spo_verl.cli.settings_table import Setting
 
-SHORT_HELP = "Every setting with its meaning."
-HELP = "Every setting with its type, default, allowed values and meaning."
+SHORT_HELP = "List every setting with its meaning."
+HELP = "List every setting with its type, default, allowed values and meaning."
 
 COLUMNS = ("setting", "type", "default", "values", "meaning")
 
 _PAGE = """# Settings
 
-With a preset (`+spo=paper`) a key is set as `spo.forgetting.half_life=0.1`, without one hydra needs the plus sign:
-`+spo.forgetting.half_life=0.1`. `spo-verl config <overrides>` shows what a run would use.
+Each with its default and range. Without a preset (`+spo=paper`) hydra needs a plus sign:
+`+spo.forgetting.half_life=0.1`. Written by `spo-verl settings --markdown` from `spo_verl/config.py`.
 
-Written by `spo-verl settings --markdown` from `spo_verl/config.py`.
-
-{table}
+{entries}
 """
 
 
@@ -56,12 +54,12 @@ def settings(
 
 def markdown_page(rows: Sequence[Setting]) -> str:
     """The page ``docs/settings.md``."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        cells = (f"`{row.name}`", row.type, f"`{row.default}`", row.values, row.meaning)
-        lines.append(f"| {' | '.join(map(_cell, cells))} |")
-    return _PAGE.format(table="\n".join(lines))
+    return _PAGE.format(entries="\n".join(map(_entry, rows)))
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("``", "`")
+def _entry(row: Setting) -> str:
+    """``- `name=default` (range): meaning``, with the type where the default does not show it."""
+    kind, nullable, _ = row.type.partition(" or null")
+    limits = [kind, row.values] if row.default == "null" else [row.values, "or null" if nullable else ""]
+    shown = ", ".join(filter(None, limits))
+    return f"- `{row.name}={row.default}`{f' ({shown})' if shown else ''}: {row.meaning}".replace("``", "`")

@@ -13,34 +13,37 @@ if TYPE_CHECKING:
     from spo_verl.history.states import PromptStates
     from spo_verl.history.texts import Texts
 
-SHORT_HELP = "The prompts of a run: values, coverage, the history of one."
-HELP = "What the tracker knows of the prompts of a run or checkpoint."
-SHOW_HELP = """Values, coverage and draws of all prompts, and lists: hardest, most uncertain, most drifted, never drawn.
+SHORT_HELP = "Show the prompts of a run: values, coverage, history of one."
+HELP = "Show what the tracker, SPO's table of prompts, knows of a run or checkpoint."
+SHOW_HELP = """Show values, coverage and draws of all prompts; list the hardest, most uncertain, most drifted
+and never drawn ones.
 
-PATH is a run's folder (trainer.default_local_dir), also of a run that continues or crashed, or one checkpoint:
-global_step_N or its spo folder."""
-PROMPT_HELP = """The whole history of one prompt: each rollout with value, reward, retention and response.
+PATH is a run's folder (trainer.default_local_dir), or one checkpoint (global_step_N or its spo folder). The run may
+still train or have crashed."""
+PROMPT_HELP = """Show the whole history of one prompt: each rollout with value, reward, retention and response.
 
-PROMPT is a key or its first 6 digits, a row of the dataset, or words of the text; if several match, they are listed.
-The history is in the run's record; a checkpoint alone has the present state."""
+PROMPT is a key (its first 6 digits are enough), a row of the dataset, or words of its text; if several match, they are
+listed. The history comes from the run's record; without a record only the present state is shown."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Place_ = Annotated[Path, typer.Argument(metavar="PATH", help="A run's folder or a checkpoint.")]
 Data = Annotated[
     list[Path] | None,
-    typer.Option("--data", metavar="FILE", help="Training data with the texts, where the record has none; repeatable."),
+    typer.Option(
+        "--data", metavar="FILE", help="Training data with the prompts' texts, if the record has none; repeatable."
+    ),
 ]
 PromptKey = Annotated[
-    str | None, typer.Option(help="Column of the data with the prompt, as verl's data.prompt_key; default prompt.")
+    str | None, typer.Option(help="Column of the data with the prompt, as verl's data.prompt_key; default: prompt.")
 ]
 
 
-@app.command("show", help=SHOW_HELP, short_help="Values, coverage and lists of prompts.")
+@app.command("show", help=SHOW_HELP, short_help="Show values, coverage and lists of prompts.")
 @verb
 def show_tracker(
     path: Place_,
-    top: Annotated[int, typer.Option(min=0, max=1000, help="Length of each list.")] = 5,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Number of prompts in each list.")] = 5,
     data: Data = None,
     prompt_key: PromptKey = None,
     json_output: Json = False,
@@ -65,7 +68,7 @@ def show_tracker(
     return Outcome(answer, lambda console: print_summary(console, answer))
 
 
-@app.command("prompt", help=PROMPT_HELP, short_help="The whole history of one prompt.")
+@app.command("prompt", help=PROMPT_HELP, short_help="Show the whole history of one prompt.")
 @verb
 def show_prompt(
     path: Place_,
@@ -74,11 +77,9 @@ def show_prompt(
     prompt_key: PromptKey = None,
     responses: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Dumped responses; default: trainer.rollout_data_dir as the record names it."
-        ),
+        typer.Option(metavar="FOLDER", help="Folder of dumped responses; default: the run's trainer.rollout_data_dir."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Matches to list at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of matches to list.")] = 20,
     json_output: Json = False,
     debug: Debug = False,
 ) -> Outcome:

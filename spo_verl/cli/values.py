@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from spo_verl.config import RewardConfig
     from spo_verl.data.values import MatchReport, OfflineValues
 
-SHORT_HELP = "Offline values: estimate, import, merge, show."
-HELP = "Success rates of prompts, known before training: estimate, import, merge, show."
+SHORT_HELP = "Estimate, import, merge or show success rates of prompts."
+HELP = "Offline values, the success rates of prompts before training: estimate, import, merge or show them."
 
 Kind = Literal["auto", "reference", "dump", "column", "tracker"]
 
 IMPORT_HELP = """Read offline values from SOURCE, match them with the training data and write one Parquet file.
 
-SOURCE is the reference recipe's offline_values.json (prompt text -> scores), verl's validation dumps (.jsonl files or
-their folder), or the spo folder of a checkpoint. Without a SOURCE, --column names the accuracies in the data. What did
-not match is reported, never dropped in silence."""
+SOURCE is one of: the reference recipe's offline_values.json (prompt text -> scores); verl's validation dumps (.jsonl
+files or their folder); the spo folder of a checkpoint. Without SOURCE, name a column of the training data that has
+accuracies with --column. What did not match is reported."""
 MERGE_HELP = "Add the successes and trials of several files, prompt by prompt."
-SHOW_HELP = "What a file of offline values holds; with --data, how much of a dataset it covers."
+SHOW_HELP = "Show what a file of offline values holds; with --data, how much of a dataset it covers."
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("estimate", help=estimate.HELP, short_help=estimate.SHORT_HELP)(estimate.estimate)
@@ -43,30 +43,37 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Th
 PromptKey = Annotated[str, typer.Option(help="Column of the data with the prompt, as verl's data.prompt_key.")]
 
 
-@app.command("import", help=IMPORT_HELP, short_help="Read offline values from files of other formats.")
+@app.command("import", help=IMPORT_HELP, short_help="Convert success rates from other formats.")
 @verb
 def import_values(
     output: Output,
     sources: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="SOURCE", exists=True, help="Files or folders to read: JSON, .jsonl dumps, a tracker."),
+        typer.Argument(
+            metavar="SOURCE",
+            exists=True,
+            help="Files or folders to read: offline_values.json, .jsonl dumps, or a spo folder.",
+        ),
     ] = None,
     data: Data = None,
     kind: Annotated[Kind, typer.Option(help="Kind of SOURCE; auto recognises it by its name.")] = "auto",
     column: Annotated[str | None, typer.Option(help="Column of the data with accuracies, e.g. difficulty.")] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Trials that each accuracy in --column is the mean of.")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Number of trials from which each accuracy in --column was computed."),
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="Model that gave the responses, noted in the file.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Model that gave the responses; noted in the file.")] = None,
     sampling: Annotated[
         list[str] | None,
         typer.Option(
-            "--sampling", metavar="NAME=VALUE", help="A setting of the sampling, e.g. temperature=1.0; repeatable."
+            "--sampling",
+            metavar="NAME=VALUE",
+            help="A setting of the sampling, to note in the file, e.g. temperature=1.0; repeatable.",
         ),
     ] = None,
-    date: Annotated[str | None, typer.Option(help="Date of the responses, as 2026-01-31; default: now.")] = None,
+    date: Annotated[str | None, typer.Option(help="Date of the responses, e.g. 2026-01-31; default: now.")] = None,
     reward_key: Annotated[
-        str | None, typer.Option(help="Field of a dump that is the reward, as spo.reward.key.")
+        str | None, typer.Option(help="Field of a dump that has the reward, as spo.reward.key.")
     ] = None,
     reward_low: Annotated[
         float | None, typer.Option(help="Lower end of the rewards' range, as spo.reward.low.")
@@ -74,7 +81,9 @@ def import_values(
     reward_high: Annotated[
         float | None, typer.Option(help="Upper end of the rewards' range, as spo.reward.high.")
     ] = None,
-    mixed_steps: Annotated[bool, typer.Option("--mixed-steps", help="Add up dumps of several training steps.")] = False,
+    mixed_steps: Annotated[
+        bool, typer.Option("--mixed-steps", help="Allow dumps of different training steps, and add them up.")
+    ] = False,
     prompt_key: PromptKey = "prompt",
     image_key: Annotated[
         str, typer.Option(help="Column of the data with images, as verl's data.image_key.")
@@ -140,7 +149,7 @@ def merge_values(
     return _written(output, values, None)
 
 
-@app.command("show", help=SHOW_HELP, short_help="What a file of offline values holds.")
+@app.command("show", help=SHOW_HELP, short_help="Show what a file of offline values holds.")
 @verb
 def show_values(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of offline values.")],

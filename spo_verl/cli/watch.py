@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from spo_verl.history.live import Watched
 
-SHORT_HELP = "A run as it is now, live."
+SHORT_HELP = "Show a run live while it trains."
 HELP = """Show a run while it trains: outcomes and baselines by step, values, coverage, endings, time.
 
-Without RUN the runs on this machine are found by their processes; of several, a list is printed. Reading changes
-nothing of the run, however many watch. Where its Ray cluster cannot be joined, the record is read alone. In a terminal
-the picture is renewed until the run ends or Ctrl-C; elsewhere a line is printed for each step."""
+Without RUN the run on this machine is shown; if there are several, they are listed. Watching never changes the run. If
+its Ray cluster cannot be joined, only the record is read. A terminal shows a picture that is renewed until the run ends
+or you press Ctrl-C; a file or pipe gets one line per step."""
 
 
 @verb
@@ -30,10 +30,10 @@ def watch(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="The run's folder; default: the run on this machine.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Print the state of now and end; --json does too.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the present state once and end, as --json does.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two updates.")] = 2.0,
     record_only: Annotated[
-        bool, typer.Option("--record-only", help="Leave the Ray cluster alone and read the record.")
+        bool, typer.Option("--record-only", help="Read only the record; do not join the Ray cluster.")
     ] = False,
     json_output: Json = False,
     debug: Debug = False,

@@ -1,4 +1,4 @@
-"""``python -m spo_verl.quickstart``: see SPO improve a small model on a CPU, through verl's stock command."""
+"""Train a small model with SPO on a CPU, through verl's own command, and compare before and after."""
 
 from __future__ import annotations
 
@@ -39,38 +39,52 @@ def parser() -> argparse.ArgumentParser:
         "key=value go to verl unchanged, e.g. spo.sampling.mode=uniform; with --compare the arguments are run folders.",
     )
     run = arguments.add_argument_group("what is run")
-    run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator)
+    run.add_argument("--estimator", choices=("spo", "grpo"), default=default.estimator, help="method of training")
     for name, what in {
         "seed": "seed of task, model, warm start and sampling",
         "steps": "training steps",
         "trajectories": "responses per training step",
         "learning_rate": "learning rate of the training",
         "train_prompts": "prompts to train on",
-        "held_out_prompts": "prompts that are not trained on",
-        "offline_trials": "responses per prompt that estimate its value before the training",
+        "held_out_prompts": "prompts kept for the comparison, not trained on",
+        "offline_trials": "responses per prompt that estimate its value before training",
     }.items():
         value = getattr(default, name)
         run.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=what)
     run.add_argument(
-        "--no-offline-values", dest="offline_trials", action="store_const", const=0, help="as --offline-trials 0"
+        "--no-offline-values",
+        dest="offline_trials",
+        action="store_const",
+        const=0,
+        default=argparse.SUPPRESS,
+        help="same as --offline-trials 0",
     )
-    run.add_argument("--warm-start-accuracy", type=float, default=warm.target, help="accuracy that ends the warm start")
+    run.add_argument(
+        "--warm-start-accuracy", type=float, default=warm.target, help="accuracy at which the warm start ends"
+    )
     run.add_argument(
         "--warm-start-seconds", type=float, default=warm.max_seconds, help="seconds that the warm start may take"
     )
     call = arguments.add_argument_group("this call")
-    call.add_argument("--fresh", action="store_true", help="start a new run, also where one can be continued")
-    call.add_argument("--compare", action="store_true", help="put finished runs into one table and one plot")
-    call.add_argument("--time-limit", type=float, default=limits.seconds, help="seconds for the whole call")
-    call.add_argument("--memory-limit", type=float, default=limits.memory_gib, help="GiB for verl and its workers")
+    call.add_argument("--fresh", action="store_true", help="start a new run, even if one can be continued")
     call.add_argument(
-        "--silence-limit", type=float, default=limits.silence_s, help="seconds without output that mean a hang"
+        "--compare", action="store_true", help="train nothing: compare finished runs in a table and a plot"
+    )
+    call.add_argument("--time-limit", type=float, default=limits.seconds, help="seconds for the whole call")
+    call.add_argument(
+        "--memory-limit", type=float, default=limits.memory_gib, help="GiB of memory for verl and its workers"
+    )
+    call.add_argument(
+        "--silence-limit",
+        type=float,
+        default=limits.silence_s,
+        help="seconds without output after which the run counts as hung",
     )
     call.add_argument(
         "--folder",
         type=Path,
         default=Path(os.environ.get("SPO_RUNS", "runs")) / "quickstart",
-        help="where runs and warm-started models go",
+        help="folder for runs and warm-started models",
     )
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
     return arguments

@@ -64,7 +64,7 @@ ROWS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "Open rollouts": ("open_rollouts",),
         "Carried rollouts": ("late/carried_share",),
-        "Tokens of responses": ("late/fresh_tokens_mean", "late/carried_tokens_mean", "late/evicted_tokens_mean"),
+        "Tokens of responses": ("late/carried_tokens_mean", "late/fresh_tokens_mean", "late/evicted_tokens_mean"),
     },
     "Cost": {
         "Seconds of a step": tuple(key for key in METRICS if key.startswith("seconds_total/")),

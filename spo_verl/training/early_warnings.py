@@ -28,6 +28,7 @@ EXPECTED = 100
 """Never-drawn prompts that uniform draws would have met. With the default exploration bonus a prompt has at least 1/11
 of the largest weight, so the sampler itself would have drawn 9 of them."""
 AT_ENDS = 0.9
+"""Share of values below 0.1 or from 0.9 on, where a reward's variance is 0.09 at most, about a third of the largest."""
 PINNED = 0.95
 BIAS = 0.1
 """Standard error of one prompt's value at an effective sample size of 25, the most under the default ``rho_max``."""
@@ -68,14 +69,13 @@ class EarlyWarning:
 
     Attributes:
         name: short.
-        condition, reason: when it is given, and why at this threshold; for docs/metrics.md.
+        condition: when it is given, in the last ``FEW`` steps or more; for docs/metrics.md.
         fix: what to do.
         seen: what was seen, as a sentence with its numbers; None where the steps are healthy.
     """
 
     name: str
     condition: str
-    reason: str
     fix: str
     seen: Callable[[Steps, RunFacts], str | None]
 
@@ -204,33 +204,27 @@ def _trained_tokens(step: Mapping[str, float]) -> float:
 WARNINGS: tuple[EarlyWarning, ...] = (
     EarlyWarning(
         "prompts never drawn",
-        f"`coverage` below 1 did not grow for {FEW} steps, in which uniform draws would have met {EXPECTED} such "
-        "prompts",
-        "with the default exploration bonus a prompt has at least 1/11 of the largest weight",
+        f"`coverage` below 1 did not grow, where uniform draws would have met {EXPECTED} such prompts",
         "Raise spo.sampling.epsilon: with 0, prompts whose value is exactly 0 or 1 are never drawn.",
         _never_drawn,
     ),
     EarlyWarning(
         "values near 0 or 1",
-        f"`value/bin_0` and `value/bin_9` together at {AT_ENDS} or more for {FEW} steps",
-        "there the variance of a reward is at most 0.09, about a third of the largest",
+        f"`value/bin_0` and `value/bin_9` together at least {AT_ENDS}",
         "Look at some rewards. If they are right, exchange solved and hopeless prompts for others.",
         _values_at_ends,
     ),
     EarlyWarning(
         "retention pinned",
-        f"{PINNED:.0%} of the prompts drawn again at `rho_min`, or all at `rho_max`, for {FEW} steps of mostly such "
-        "prompts",
-        "the retention then says nothing about the prompt",
+        f"{PINNED:.0%} of the prompts drawn again at `rho_min`, or all at `rho_max`, with at most half new prompts",
         "Set spo.forgetting.half_life so that spo/divergence/mean is 0.06 to 0.19 of it: larger at the floor, smaller "
         "at the ceiling.",
         _retention_pinned,
     ),
     EarlyWarning(
         "calibration off",
-        f"mean of `advantage/raw_mean` over {FEW} steps more than {BIAS} and 4 standard errors from 0, with at most a "
-        "tenth of new prompts or with `spo.initial`",
-        "0.1 is the standard error of a single prompt's value at an effective sample size of 25",
+        f"mean `advantage/raw_mean` more than {BIAS} and 4 standard errors from 0, with at most a tenth new prompts or "
+        "with `spo.initial`",
         "Rewards above the values: the policy improves faster than evidence is forgotten; set "
         "spo.value.readout=calibrated, or lower spo.forgetting.rho_min and rho_max. From the first step: spo.initial "
         "has values of another policy or reward.",
@@ -238,32 +232,27 @@ WARNINGS: tuple[EarlyWarning, ...] = (
     ),
     EarlyWarning(
         "reward range",
-        f"the last rewards (at least {FEW} steps and {OUTCOMES} prompts) differ, but fill half of the declared range "
-        "at most",
-        "rewards of 0 and 1 that are declared as -1 to 1 do",
+        f"{OUTCOMES} or more rewards differ, but fill at most half of the declared range",
         "Set spo.reward.low and spo.reward.high to your function's lowest and highest reward.",
         _reward_range,
     ),
     EarlyWarning(
         "evidence fades",
-        f"`n_eff/revisit_mean` below 1 for {FEW} steps",
-        "1 is what a prompt without any trial starts with",
+        "`n_eff/revisit_mean` below 1",
         "Raise spo.forgetting.rho, set spo.forgetting.floor, or train on fewer prompts.",
         _evidence_fades,
     ),
     EarlyWarning(
         "rewards constant",
-        f"all of the last rewards (at least {FEW} steps and {OUTCOMES} prompts) are equal",
-        "where one reward in twenty differs, that has a chance of 4e-5",
+        f"{OUTCOMES} or more rewards are equal",
         "Look at some samples. All wrong: check the reward function and the answer's format, or take easier prompts. "
         "All right: take harder ones.",
         _rewards_constant,
     ),
     EarlyWarning(
         "length bias",
-        f"over {FEW} steps, responses that were evicted (5 % of the outcomes or more) are {LONGER} times as long as "
-        "those trained on, or more rollouts were stopped than trained on",
-        "the first to finish are short",
+        f"evicted responses (at least 5 % of the outcomes) are {LONGER} times as long as trained ones, or more "
+        "rollouts were stopped than trained on",
         "Choose spo.late.policy=carry, lower spo.oversample, or set spo.late.length_bound.",
         _length_bias,
     ),

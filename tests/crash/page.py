@@ -16,17 +16,19 @@ BEGIN = "<!-- python -m tests.crash.page -->\n"
 
 MEANING = {
     "kill": "SIGKILL at any moment of training",
-    "kill in save": "SIGKILL while the tracker's folder is written or renamed",
-    "kill in merge": "SIGKILL while parts of the record are merged",
-    "kill at marker": "SIGKILL before, in and after the write of verl's marker",
-    "kill at start": "SIGKILL while a resumed process loads, or moves later rows aside",
-    "full disk": "a disk with less room than the next save needs",
-    "read-only": "the disk becomes read-only while training",
-    "read-only start": "a restart on a read-only disk, mostly writable soon after; then SIGKILL",
-    "clock jump": "wall clock and times of files jump by 10 s to 3 years, forwards or backwards; then SIGKILL",
-    "other ranks": "a restart with another number of ranks; SIGKILL where no checkpoint refuses it",
-    "other rollout workers": "a restart with another number of rollouts in flight; then SIGKILL",
+    "kill in save": "SIGKILL while the tracker is written or renamed",
+    "kill in merge": "SIGKILL in a merge of the record",
+    "kill at marker": "SIGKILL before, in, after the write of the marker",
+    "kill at start": "SIGKILL while a resume loads or moves later rows aside",
+    "full disk": "disk too full for the next save",
+    "read-only": "disk becomes read-only",
+    "read-only start": "start on a read-only disk, mostly writable soon; SIGKILL",
+    "clock jump": "clock and file times jump by 10 s to 3 years, either way; SIGKILL",
+    "other ranks": "other number of ranks; SIGKILL where not refused",
+    "other rollout workers": "other number of rollouts in flight; SIGKILL",
 }
+
+HEAD = ["what happened", "ended by", "longest wait (s)"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -38,38 +40,29 @@ def counted(names: Iterable[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
 
 
+def total(cases: Sequence[ProcessCase | LaunchCase], wrong: Sequence[str]) -> str:
+    """How many cases, how many steps they lost, and which were wrong."""
+    listed = f" ({'; '.join(wrong)})" if wrong else ""
+    lost = max(case.lost for case in cases)
+    return f"{len(cases)} cases, {len(wrong)} wrong{listed}; steps made again: at most {lost}.\n"
+
+
 def of_processes(cases: Sequence[ProcessCase]) -> str:
     """By what happened, and where the killed processes were."""
     kinds = defaultdict(list)
     for case in cases:
         kinds[case.kind].append(case)
     rows = [
-        (
-            meaning,
-            len(kinds[kind]),
-            counted(case.end for case in kinds[kind]),
-            max((case.seconds for case in kinds[kind]), default=0),
-            max((case.lost for case in kinds[kind]), default=0),
-            sum(bool(case.problems) for case in kinds[kind]),
-        )
-        for kind, meaning in MEANING.items()
+        (meaning, counted(case.end for case in found), max((case.seconds for case in found), default=0))
+        for meaning, found in ((meaning, kinds[kind]) for kind, meaning in MEANING.items())
     ]
-    total = (
-        "together",
-        len(cases),
-        counted(case.end for case in cases),
-        max(case.seconds for case in cases),
-        max(case.lost for case in cases),
-        sum(bool(case.problems) for case in cases),
-    )
-    places = Counter(place for case in cases if case.end == "killed" for place in case.hit.split(", "))
-    hit = table(["at the kill the process was in", "cases"], places.most_common())
-    head = ["what happened", "cases", "the process ended by", "longest wait (s)", "most steps made again", "wrong"]
-    return f"{table(head, [*rows, total])}\n{hit}"
+    places = counted(place for case in cases if case.end == "killed" for place in case.hit.split(", "))
+    wrong = [f"run {case.run}: {case.problems}" for case in cases if case.problems]
+    return f"{total(cases, wrong)}At the kill: {places}.\n\n{table(HEAD, rows)}"
 
 
 def of_launches(cases: Sequence[LaunchCase]) -> str:
-    """By mode and victim."""
+    """By mode and victim, with the seeds."""
     if not cases:
         return "The campaign of real launches: not run.\n"
     groups = defaultdict(list)
@@ -77,19 +70,23 @@ def of_launches(cases: Sequence[LaunchCase]) -> str:
         groups[case.mode, case.victim].append(case)
     rows = [
         (
-            mode,
-            victim,
-            len(found),
+            f"{mode}, {victim}",
             counted(case.outcome.split(":")[0].split("(")[0].rsplit(".", 1)[-1] for case in found),
             max(case.seconds for case in found),
-            max(case.lost for case in found),
-            sum(bool(case.problems) for case in found),
+            seeds(found),
         )
         for (mode, victim), found in sorted(groups.items())
     ]
-    total = ("together", "", len(cases), "", max(one.seconds for one in cases), max(one.lost for one in cases))
-    head = ["mode", "killed", "cases", "ended by", "longest until then (s)", "most steps made again", "wrong"]
-    return table(head, [*rows, (*total, sum(bool(case.problems) for case in cases))])
+    wrong = [f"{case.mode} {case.seed}:{case.case}, {'; '.join(case.problems)}" for case in cases if case.problems]
+    return f"{total(cases, wrong)}\n{table(['killed', *HEAD[1:], 'seed:cases'], rows)}"
+
+
+def seeds(cases: Iterable[LaunchCase]) -> str:
+    """Each seed with its cases: ``1001:2,3 2000:1``."""
+    found = defaultdict(list)
+    for case in cases:
+        found[case.seed].append(case.case)
+    return " ".join(f"{seed}:{','.join(map(str, sorted(numbers)))}" for seed, numbers in sorted(found.items()))
 
 
 def tables() -> str:

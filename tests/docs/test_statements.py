@@ -28,8 +28,35 @@ def train_file(tmp_path):
     return write_rows(tmp_path / "train.parquet", [row(text, str(eval(text))) for text in QUESTIONS])
 
 
+PUZZLES = """
+import torch
+from torch.utils.data import Dataset
+
+
+class Puzzles(Dataset):
+    def __init__(self, data_files, tokenizer, config, processor=None, max_samples=-1):
+        self.targets = range(100 if max_samples < 0 else max_samples)
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, row):
+        target = self.targets[row]
+        return {
+            "raw_prompt": [{"role": "user", "content": f"Two summands of {target}?"}],
+            "data_source": "puzzles",
+            "reward_model": {"style": "rule", "ground_truth": str(target)},
+            "extra_info": {"index": row},
+            "index": row,
+            "dummy_tensor": torch.tensor([0], dtype=torch.uint8),
+        }
+"""
+"""A class without a table, whose rows have the fields that docs/howto-datasets.md names."""
+
+
 def write_classes(folder):
-    """The files of docs/howto-datasets.md."""
+    """The file of docs/howto-datasets.md, and a class without a table."""
+    (folder / "puzzles.py").write_text(PUZZLES)
     for block in blocks((DOCS / "howto-datasets.md").read_text(), "python"):
         if block.file:
             (folder / block.file).write_text(block.text)
@@ -70,6 +97,8 @@ def test_a_template_in_the_table_makes_other_prompts_and_one_in_getitem_does_not
 def test_a_class_without_a_table_is_drawn_from_as_verl_reads_it(tmp_path, train_file):
     write_classes(tmp_path)
     puzzles = load(tmp_path, train_file, path=tmp_path / "puzzles.py", name="Puzzles", max_samples=10)
+    page = (DOCS / "howto-datasets.md").read_text()
+    assert all(f"`{field}`" in page for field in puzzles[0])
     keys = dataset_keys(puzzles)
     assert (keys.rows, keys.prompts) == (10, 10)
     tracker = Tracker.create(keys.key_P, TrackerSettings(seed=1))

@@ -40,9 +40,9 @@ def test_the_page_is_what_its_command_prints(name):
 def test_every_metric_is_in_a_section_and_every_seam_in_its_row():
     assert set(pages.SECTIONS) <= set(METRICS)
     assert next(iter(METRICS)) in pages.SECTIONS
-    assert pages.metrics_page().count("\n| `spo/") == len(METRICS)
+    assert pages.metrics_page().count("\n- `spo/") == len(METRICS)
     entries = pages.seams_page().splitlines()
-    word = {"override": "overridden", "wrap": "wrapped", "read": "read"}
+    word = {"override": "overridden `", "wrap": "wrapped `", "read": "`"}
     for seam in (*TRAINING_SEAMS, *AGENT_SEAMS):
         start = f"- `{seam.module}`: "
         uses = [use for entry in entries if entry.startswith(start) for use in entry.removeprefix(start).split("; ")]
