@@ -69,7 +69,7 @@ def tracker_steps(tracker: Tracker, batch: int, tokens: int, rng: np.random.Gene
         seconds["settle"], _ = seconds_of(tracker.settle, uids)
         if tracker.settings.readout == "calibrated":
             seconds["weights"], _ = seconds_of(tracker.draw, batch)
-        seconds["metrics"], _ = seconds_of(tracker.metrics)
+        seconds["metrics"], _ = seconds_of(lambda: (tracker.metrics(), tracker.value_histogram(10)))
         for name, value in seconds.items():
             taken.setdefault(name, []).append(value)
     return {name: statistics.median(values[1:]) for name, values in taken.items()}
@@ -146,7 +146,7 @@ ROWS = {
     "observe": "  of which observe",
     "remember": "remember {batch} responses of {tokens} tokens",
     "weights": "draw({batch}) after a fit: all weights",
-    "metrics": "metrics",
+    "metrics": "metrics and histogram",
     "snapshot": "snapshot (training waits)",
     "digest": "digest",
     "write": "write (while training continues)",
