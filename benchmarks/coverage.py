@@ -21,8 +21,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "coverage.md"
-COLUMNS = ("dp", "megatron, 2 ranks")
-"""Rehearsals by engine and training processes; the page's text names those with other numbers of processes."""
+COLUMNS = ("dp", "dp, 2 ranks", "megatron", "megatron, 2 ranks")
+"""Rehearsals by engine and training processes."""
 NOT_RUN = "-"
 FAILED = "failed"
 COMBINATION = ("engine", "mode", "ranks", "layout", "feature")
@@ -36,11 +36,7 @@ def _header(names: Iterable[str]) -> str:
 
 
 HEADER = _header(("recipe", *COLUMNS))
-MATRIX_COLUMNS = ("engine, mode", "ranks, layout", "feature", "s, GiB, difference")
-"""An engine and its mode, ranks and their layout, and all that was measured are one cell each."""
-MATRIX_HEADER = _header(MATRIX_COLUMNS)
-SMALL = 1e-6
-"""A larger difference of log-probs is shown."""
+MATRIX_HEADER = _header((*COMBINATION, "s", "GiB", "log-prob difference"))
 
 Cells = Mapping[tuple[str, str], str]
 """(recipe, column) -> what the cell says."""
@@ -74,39 +70,34 @@ def rewritten(page: str, names: Sequence[str], cells: Cells) -> str:
     return before + HEADER + _lines(table) + after
 
 
-def launched(lines: Iterable[str]) -> dict[tuple[str, ...], str]:
-    """First three cells -> seconds, GiB and a large difference of their last launch among these lines of JSON."""
+def launched(lines: Iterable[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Combination -> seconds, GiB and difference of its last launch among these lines of JSON."""
     found = {}
     for line in lines:
         one = json.loads(line)
         if one["family"] != "dense":
             one["feature"] += f", {one['family']}"
-        ranks = ", ".join(filter(None, (str(one["ranks"]), one["layout"])))
-        found[f"{one['engine']} {one['mode']}", ranks, one["feature"]] = _cost(one)
+        found[tuple(str(one[name]) for name in COMBINATION)] = _cost(one)
     return found
 
 
-def with_launches(page: str, found: Mapping[tuple[str, ...], str]) -> str:
+def with_launches(page: str, found: Mapping[tuple[str, ...], tuple[str, ...]]) -> str:
     """The page with one row per combination that it has or that was launched."""
     before, rows, after = _table(page, MATRIX_HEADER)
-    table = {tuple(key): cost for *key, cost in rows} | dict(found)
-    return before + MATRIX_HEADER + _lines((*key, table[key]) for key in sorted(table, key=_place)) + after
+    width = len(COMBINATION)
+    table = {tuple(row[:width]): tuple(row[width:]) for row in rows} | dict(found)
+    return before + MATRIX_HEADER + _lines((*key, *table[key]) for key in sorted(table, key=_place)) + after
 
 
-def _cost(one: Mapping[str, Any]) -> str:
-    difference = one["log_prob_difference"] or 0.0
-    said = [f"{one['seconds']:.0f}", f"{one['peak_gib']:.1f}"]
-    if not one["passed"]:
-        said.append(FAILED)
-    elif difference > SMALL:
-        said.append(f"{difference:.0e}".replace("e-0", "e-"))
-    return ", ".join(said)
+def _cost(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    difference = one["log_prob_difference"]
+    said = "" if difference is None else f"{difference:.0e}".replace("e-0", "e-")
+    return f"{one['seconds']:.0f}", f"{one['peak_gib']:.1f}", said if one["passed"] else FAILED
 
 
 def _place(key: tuple[str, ...]) -> tuple[Any, ...]:
-    engine, mode = key[0].split()
-    ranks, _, layout = key[1].partition(", ")
-    return engine, MODES.index(mode), int(ranks), layout, *key[2:]
+    engine, mode, ranks, *others = key
+    return engine, MODES.index(mode), int(ranks), *others
 
 
 def _table(page: str, header: str) -> tuple[str, list[list[str]], str]:

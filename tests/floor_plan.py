@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.docs.pages import table_rows
+
+HEADER = ("floor", "what it holds", "large libraries")
+
 Plan = Sequence[Sequence[str]]
 """Rooms by floor, the lowest floor first."""
 
@@ -67,16 +71,13 @@ def read_package(folder: Path) -> Package:
 
 
 def read_plan(text: str) -> Plan:
-    """The floors of the list under "Floor plan" in a page; it has the lowest floor first, rooms in backticks."""
-    return [re.findall(r"`([^`]+)`", rooms) for rooms, _ in plan_entries(text)]
+    """The floors of the table under "Floor plan" in a page; it lists the lowest floor first, rooms in backticks."""
+    return [re.findall(r"`([^`]+)`", rooms) for rooms, *_ in plan_rows(text)]
 
 
-def plan_entries(text: str) -> list[tuple[str, list[str]]]:
-    """Rooms and large libraries of each entry, ``- `room`: contents (library, library)``."""
-    section = text.partition("\n## Floor plan\n")[2].partition("\n## ")[0]
-    found = re.findall(r"^- (`.+`): [^(\n]+(?: \((.+)\))?$", section, re.MULTILINE)
-    assert len(found) == section.count("\n- ")
-    return [(rooms, libraries.split(", ") if libraries else []) for rooms, libraries in found]
+def plan_rows(text: str) -> list[list[str]]:
+    """The cells of that table."""
+    return table_rows(text.partition("\n## Floor plan\n")[2].partition("\n## ")[0], *HEADER)
 
 
 def violations(package: Package, plan: Plan) -> list[str]:

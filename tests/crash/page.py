@@ -1,4 +1,4 @@
-"""The outcomes in ``docs/reliability.md`` from the ledgers: ``python -m tests.crash.page`` writes them there."""
+"""The tables of ``docs/reliability.md`` from the ledgers: ``python -m tests.crash.page`` writes them into the page."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ MEANING = {
     "other rollout workers": "other number of rollouts in flight; SIGKILL",
 }
 
+HEAD = ["what happened", "ended by", "longest wait (s)"]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
 
 def counted(names: Iterable[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
@@ -40,44 +47,38 @@ def total(cases: Sequence[ProcessCase | LaunchCase], wrong: Sequence[str]) -> st
     return f"{len(cases)} cases, {len(wrong)} wrong{listed}; steps made again: at most {lost}.\n"
 
 
-def waited(cases: Sequence[ProcessCase | LaunchCase]) -> str:
-    """The longest wait for an end."""
-    return f"{max((case.seconds for case in cases), default=0)} s"
-
-
 def of_processes(cases: Sequence[ProcessCase]) -> str:
     """By what happened, and where the killed processes were."""
     kinds = defaultdict(list)
     for case in cases:
         kinds[case.kind].append(case)
-    listed = "".join(
-        f"- {meaning}: {counted(case.end for case in kinds[kind])}; {waited(kinds[kind])}\n"
-        for kind, meaning in MEANING.items()
-    )
+    rows = [
+        (meaning, counted(case.end for case in found), max((case.seconds for case in found), default=0))
+        for meaning, found in ((meaning, kinds[kind]) for kind, meaning in MEANING.items())
+    ]
     places = counted(place for case in cases if case.end == "killed" for place in case.hit.split(", "))
     wrong = [f"run {case.run}: {case.problems}" for case in cases if case.problems]
-    return f"{total(cases, wrong)}At the kill: {places}.\n\n{listed}"
+    return f"{total(cases, wrong)}At the kill: {places}.\n\n{table(HEAD, rows)}"
 
 
 def of_launches(cases: Sequence[LaunchCase]) -> str:
-    """By mode and killed process, with the seeds."""
+    """By mode and victim, with the seeds."""
     if not cases:
         return "The campaign of real launches: not run.\n"
-    modes: dict[str, dict[str, list[LaunchCase]]] = defaultdict(lambda: defaultdict(list))
+    groups = defaultdict(list)
     for case in cases:
-        modes[case.mode][case.victim].append(case)
-    listed = "".join(
-        f"\n`{mode}`:\n\n" + "".join(launches(victim, found) for victim, found in sorted(victims.items()))
-        for mode, victims in sorted(modes.items())
-    )
+        groups[case.mode, case.victim].append(case)
+    rows = [
+        (
+            f"{mode}, {victim}",
+            counted(case.outcome.split(":")[0].split("(")[0].rsplit(".", 1)[-1] for case in found),
+            max(case.seconds for case in found),
+            seeds(found),
+        )
+        for (mode, victim), found in sorted(groups.items())
+    ]
     wrong = [f"{case.mode} {case.seed}:{case.case}, {'; '.join(case.problems)}" for case in cases if case.problems]
-    return f"{total(cases, wrong)}{listed}"
-
-
-def launches(victim: str, cases: Sequence[LaunchCase]) -> str:
-    """One line: what ended the runs in which this process was killed."""
-    ends = counted(case.outcome.split(":")[0].split("(")[0].rsplit(".", 1)[-1] for case in cases)
-    return f"- {victim}: {ends}; {waited(cases)} ({seeds(cases)})\n"
+    return f"{total(cases, wrong)}\n{table(['killed', *HEAD[1:], 'seed:cases'], rows)}"
 
 
 def seeds(cases: Iterable[LaunchCase]) -> str:
@@ -88,14 +89,14 @@ def seeds(cases: Iterable[LaunchCase]) -> str:
     return " ".join(f"{seed}:{','.join(map(str, sorted(numbers)))}" for seed, numbers in sorted(found.items()))
 
 
-def outcomes() -> str:
+def tables() -> str:
     parts = [of_processes(read_processes(PROCESS)), of_launches(read_launches(REAL))]
     return BEGIN + "\n" + "\n".join(parts)
 
 
 def main() -> None:
     before = PAGE.read_text().split(BEGIN)[0]
-    PAGE.write_text(before + outcomes())
+    PAGE.write_text(before + tables())
 
 
 if __name__ == "__main__":

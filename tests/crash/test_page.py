@@ -1,4 +1,4 @@
-"""The outcomes of the page are those of the ledgers, and no case of them had a problem that is not told."""
+"""The tables of the page are those of the ledgers, and no case of them had a problem that is not told."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from tests.crash import page, plan
 from tests.crash.ledger import read_launches, read_processes
 
 
-def test_the_page_has_the_outcomes_of_the_ledgers():
-    assert page.PAGE.read_text().endswith(page.outcomes()), "python -m tests.crash.page"
+def test_the_page_has_the_tables_of_the_ledgers():
+    assert page.PAGE.read_text().endswith(page.tables()), "python -m tests.crash.page"
 
 
 def test_the_ledger_is_of_the_campaign_of_the_seed():

@@ -60,7 +60,7 @@ def test_a_quoted_message_exists(message: str) -> None:
 
 
 def test_the_check_finds_what_is_not_there() -> None:
-    assert len(quoted()) >= 10
+    assert len(quoted()) >= 15
     source = 'raise Error(f"{folder} holds {n} parts of " f"step {step}")'
     [text] = [text for text in texts_of(source) if "parts" in text]
     assert pattern("holds ... parts of step").search(text)

@@ -6,8 +6,9 @@ from importlib.metadata import requires
 from packaging.requirements import Requirement
 
 from spo_verl import SUPPORTED_VERL
-from tests.docs.pages import DOCS, REPOSITORY
+from tests.docs.pages import DOCS, REPOSITORY, table_rows
 
+COLUMNS = ("package", "run here", "verl 0.9.1 asks for", "seen, on CPUs")
 CONSTRAINTS = REPOSITORY / "spo_verl" / "cpu" / "environment" / "constraints.txt"
 
 
@@ -18,11 +19,7 @@ def here():
 
 
 def rows():
-    """What was run and what verl asks for, by package."""
-    text = (DOCS / "compatibility.md").read_text().partition("\n## ")[0]
-    found = re.findall(r"^- ([\w-]+) ([\d.]+)(?: \(CPU\))?(?:: (.+))?$", text, re.MULTILINE)
-    assert len(found) == text.count("\n- ")
-    return {name: cells for name, *cells in found}
+    return {name: cells for name, *cells in table_rows((DOCS / "compatibility.md").read_text(), *COLUMNS)}
 
 
 def pinned(extra):
@@ -37,7 +34,7 @@ def pinned(extra):
 
 def test_what_was_run_here_is_what_the_environment_pins():
     versions = here()
-    compared = {name: run for name, (run, _) in rows().items() if name.lower() in versions}
+    compared = {name: run.split(",")[0] for name, (run, *_) in rows().items() if name.lower() in versions}
     assert compared == {name: versions[name.lower()] for name in compared}
     assert {"verl", "torch", "vLLM", "transformers", "Ray", "math-verify"} <= compared.keys()
     assert {"megatron-core", "Python"} <= rows().keys()

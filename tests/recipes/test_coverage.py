@@ -46,9 +46,10 @@ def test_the_newest_rehearsal_that_passed_fills_its_row_and_leaves_the_others(tm
         os.utime(file, (age, age))
     cells = coverage.measured([tmp_path])
     assert cells == {("a/b", "dp"): "90, 6.0", ("a/b", "megatron, 2 ranks"): "2, 6.0"}
-    before = "| a/b | - | 1, 1.0 |\n| gone/x | 1, 1.0 | a |\n| kept/x | 2, 2.0 | b |\n"
+    row = "| a/b | - | 3, 3.0 | - | 1, 1.0 |\n"
+    before = row + "| gone/x | 1, 1.0 | a | b | c |\n| kept/x | 2, 2.0 | d | e | f |\n"
     page = f"before\n\n{coverage.HEADER}{before}\nafter\n"
-    cells = {cell: said for cell, said in cells.items() if cell[1] == "dp"}
     assert coverage.rewritten(page, ["a/b", "kept/x", "new/x"], cells) == (
-        f"before\n\n{coverage.HEADER}| a/b | 90, 6.0 | 1, 1.0 |\n| kept/x | 2, 2.0 | b |\n| new/x | - | - |\n\nafter\n"
+        f"before\n\n{coverage.HEADER}| a/b | 90, 6.0 | 3, 3.0 | - | 2, 6.0 |\n| kept/x | 2, 2.0 | d | e | f |\n"
+        "| new/x | - | - | - | - |\n\nafter\n"
     )
