@@ -34,13 +34,13 @@ class EmbeddedConfig:
     backend: Literal["embedded"] = "embedded"
     """Selects this backend."""
     packages: tuple[str, ...] = ("numpy", "sympy")
-    """Imported once for all programs, which may import others."""
+    """Imported once, for all programs."""
     cpu_seconds: Annotated[int, Field(ge=1)] = 10
     """CPU time of a program."""
     wall_seconds: Seconds = 20.0
     """From its start to its end."""
     memory_mb: Count = 1024
-    """Its MiB of address space, besides interpreter and packages."""
+    """MiB of address space, besides interpreter and packages."""
     disk_mb: Annotated[int, Field(ge=0)] = 64
     """MiB of its files, in memory; 0: it cannot write."""
     output_bytes: Annotated[int, Field(ge=256)] = 1 << 20
@@ -48,11 +48,11 @@ class EmbeddedConfig:
     max_running: Count = 4
     """Programs at a time, per agent loop worker."""
     max_wait_seconds: Seconds = 600.0
-    """Longest wait for a free place; then the rollout fails."""
+    """Longest wait for a place."""
     attempts: Count = 3
     """Starts of a program while the backend itself fails."""
     allow_unenforced: tuple[Limit, ...] = ()
-    """Limits that may be missing; without the others the backend is refused."""
+    """Limits that may be missing."""
 
 
 @dataclass(frozen=True, config=_CLOSED)
@@ -74,11 +74,11 @@ class SandboxFusionConfig:
     max_running: Count = 32
     """Requests in flight, per agent loop worker."""
     max_wait_seconds: Seconds = 600.0
-    """Longest wait for a free place; then the rollout fails."""
+    """Longest wait for a place."""
     attempts: Count = 5
     """Requests per program where the answer is missing, 429, 5xx, nonsense or ``SandboxError``."""
     backoff_seconds: Seconds = 0.5
-    """Wait before the second attempt, then doubled, less a random part."""
+    """Wait before the second attempt, then doubled, jittered."""
     max_backoff_seconds: Seconds = 30.0
     """Longest such wait, also by ``Retry-After``."""
 
@@ -97,7 +97,7 @@ class LoopConfig:
     max_output_tokens: Annotated[int, Field(ge=32)] = 1024
     """Longest output; more is cut."""
     keep: Literal["head", "tail", "both"] = "both"
-    """What stays of a cut output: ``head``, ``tail``, or ``both``, half from each end."""
+    """What stays of a cut output: ``head``, ``tail`` or ``both``, half each."""
     reserve_tokens: Count = 64
     """Tokens that an output must leave to the model."""
     tool_name: Annotated[str, Field(min_length=1)] = "code_interpreter"

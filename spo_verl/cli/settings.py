@@ -25,7 +25,7 @@ COLUMNS = ("setting", "type", "default", "values", "meaning")
 _PAGE = """# Settings
 
 Each with its default and range. Without a preset (`+spo=paper`) hydra needs a plus sign:
-`+spo.forgetting.half_life=0.1`. Written by `spo-verl settings --markdown` from `spo_verl/config.py`.
+`+spo.forgetting.half_life=0.1`.
 
 {entries}
 """

@@ -27,7 +27,7 @@ HEALTH: dict[str, Health] = {
         "Set `spo.value.readout=calibrated`, or lower `spo.forgetting.rho_min` and `rho_max`. From the first step: "
         "`spo.initial` fits another policy or reward.",
     ),
-    "advantage/raw_variance": Health("Below the reward's.", "See `spo/advantage/variance_removed`."),
+    "advantage/raw_variance": Health("Below the reward's.", ""),
     "advantage/variance_removed": Health(
         "About 0.5 in the paper; near 0 while most prompts are new.",
         "Below 0: values are worse than none; see `spo/advantage/raw_mean`.",
@@ -45,7 +45,7 @@ HEALTH: dict[str, Health] = {
         "Raise `spo.forgetting.rho`, set `spo.forgetting.floor`, or use fewer prompts.",
     ),
     "staleness/mean": Health(
-        "0 in sync, else about the surplus in flight, in batches.", "Lower `spo.oversample` or `num_warmup_batches`."
+        "0 in sync, else about the surplus batches in flight.", "Lower `spo.oversample` or `num_warmup_batches`."
     ),
     "staleness/max": Health(
         "At most `trainer.v1.sampler.max_off_policy_threshold`, if set.", "Set it, or `spo.late.policy=abort`."
@@ -56,12 +56,12 @@ HEALTH: dict[str, Health] = {
         "At `rho_min`: raise `spo.forgetting.half_life`. At `rho_max` on revisits: lower it.",
     ),
     "rho/min": Health("`rho_min` for some prompts.", "Lower `spo.forgetting.half_life`."),
-    "rho/max": Health("`rho_max` while there are first visits.", "See `spo/rho/mean`."),
+    "rho/max": Health("`rho_max` while there are first visits.", ""),
     "rho/at_floor_share": Health("Well below 1.", "Raise `spo.forgetting.half_life`, or lower the learning rate."),
     "divergence/mean": Health(
         "0.06 to 0.19 of `spo.forgetting.half_life` (by default 0.0035 to 0.0116).", "Change `half_life`."
     ),
-    "divergence/max": Health("Not far above the mean.", "Look for responses that have become impossible."),
+    "divergence/max": Health("Not far above the mean.", "Look for impossible responses."),
     "divergence_acting/mean": Health("Compare with `spo/divergence_updated/mean`.", ""),
     "divergence_updated/mean": Health("Compare with `spo/divergence_acting/mean`.", ""),
     "drift/forwards_total": Health("1 per update, 2 with `spo.forgetting.reference=updated`.", ""),
@@ -99,7 +99,7 @@ HEALTH: dict[str, Health] = {
         "Close to the trained rollouts'.", "From 1.5 times on set `spo.late.policy=carry`."
     ),
     # the whole tracker
-    "value/mean": Health("Compare with the accuracy on training prompts.", "See `spo/advantage/raw_mean`."),
+    "value/mean": Health("Compare with training accuracy.", "See `spo/advantage/raw_mean`."),
     "value/bin_<k>": Health(
         "`bin_0` and `bin_9` together below 0.9.", "Exchange solved and hopeless prompts; look at the rewards."
     ),

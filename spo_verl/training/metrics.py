@@ -28,12 +28,12 @@ GRPO_GROUP = 8
 
 METRICS: dict[str, str] = {
     # the batch
-    "reward/mean": "Mean reward, in [0, 1]. The sampler moves it: compare runs on held-out prompts.",
+    "reward/mean": "Mean, in [0, 1]. The sampler moves it: compare runs on held-out prompts.",
     "reward/min": "Smallest.",
     "reward/max": "Largest.",
     "value/batch_mean": "Mean baseline.",
     "advantage/raw_mean": "Mean of reward minus baseline.",
-    "advantage/raw_variance": "Unbiased variance of reward minus baseline; figure 3b.",
+    "advantage/raw_variance": "Unbiased variance of the raw advantage; figure 3b.",
     "advantage/variance_removed": "1 - that variance / variance of the reward.",
     "advantage/near_zero_0_0001_share": "Share of rollouts with |raw advantage| <= 1e-4; figure 3a.",
     "advantage/near_zero_0_02_share": "The same with 0.02.",
@@ -53,23 +53,23 @@ METRICS: dict[str, str] = {
     "divergence_updated/mean": "Mean between updated policies.",
     "drift/forwards_total": "Extra forwards over stored responses.",
     "drift/tokens_total": "Their tokens, with the prompts'.",
-    "drift/incomparable_total": "Stored responses not used: their prompt has other tokens now.",
+    "drift/incomparable_total": "Stored responses whose prompt has other tokens now.",
     "drift/unmeasured_total": "Prompts beyond `spo.drift.max_prompts`.",
-    "drift/movement_total": "Movement of the policy: mean |log-prob difference| (mode drift).",
+    "drift/movement_total": "Movement: mean |log-prob difference| (mode drift).",
     # evidence
     "evidence/observed_total": "Outcomes that became evidence.",
     "evidence/untrained_total": "Of these, without a token in the loss.",
     "evidence/duplicate_total": "Outcomes offered twice; ignored.",
     "rollouts/failed_total": "Rollouts that returned nothing.",
     # rollouts that were not trained on
-    "evidence/failed_total": "Outcomes of prompts evicted because other sessions failed.",
-    "evidence/stale_total": "Outcomes of rollouts evicted as too old.",
-    "evidence/surplus_total": "Outcomes of rollouts too late for their batch.",
+    "evidence/failed_total": "Outcomes of prompts evicted as other sessions failed.",
+    "evidence/stale_total": "Outcomes evicted as too old.",
+    "evidence/surplus_total": "Outcomes too late for their batch.",
     "evidence/aborted_total": "Outcomes of prompts whose other sessions were stopped.",
     "rollouts/aborted_total": "Prompts whose rollouts were stopped.",
     "rollouts/stale_total": "Rollouts evicted as too old.",
     "rollouts/surplus_total": "Rollouts dropped as surplus.",
-    "late/carried_share": "Share of the batch dispatched for an earlier one.",
+    "late/carried_share": "Share of the batch from earlier dispatches.",
     "late/carried_tokens_mean": "Mean response tokens of carried ones.",
     "late/fresh_tokens_mean": "Of the others.",
     "late/evicted_tokens_mean": "Of stale and surplus rollouts.",
@@ -90,9 +90,9 @@ METRICS: dict[str, str] = {
     # time of the step spent here, seconds
     "seconds_total/draw": "Drawing prompts, reading rows.",
     "seconds_total/dispatch": "Freezing values.",
-    "seconds_total/recall": "Fetching frozen values, stored responses and outputs.",
+    "seconds_total/recall": "Fetching values, responses and outputs.",
     "seconds_total/probe": "Extra forwards.",
-    "seconds_total/observe": "Folding in outcomes and storing responses.",
+    "seconds_total/observe": "Folding in outcomes, storing responses.",
     "seconds_total/save": "Saving the tracker.",
 }
 

@@ -33,22 +33,21 @@ SECTIONS: dict[str, tuple[str, str]] = {
 
 _METRICS = f"""# Metrics under `{PREFIX}`
 
-Logged once per step, if there is something to report. **Bold** is what is healthy; then what to do otherwise. The key
+Logged per step, if there is something to report. **Bold** is healthy; then what to do otherwise. The key
 says how several updates of a step are combined: `max`, `min`, `total` (sum), else the mean weighted by samples.
-Written by `python -m spo_verl.training.pages metrics`.
 """
 
 _WARNINGS = f"""
 ## Early warnings
 
-Each looks at {FEW} steps or more, and is logged once (`spo: early warning`), with what to do:
+Of {FEW} steps or more, each logged once (`spo: early warning`), with what to do:
 """
 
 _ELSEWHERE = """
 ## Histograms and samples
 
 Every `spo.samples_every` steps to `wandb`, `trackio`, `tensorboard` and, as artifacts, `mlflow`: `spo/histogram/*` and
-`spo/samples`, eight rollouts by raw advantage. A logger that raises an error is left out, with a warning.
+`spo/samples`, eight rollouts by raw advantage. A logger that raises is left out, with a warning.
 
 ## Grafana
 
@@ -60,7 +59,7 @@ Every `spo.samples_every` steps to `wandb`, `trackio`, `tensorboard` and, as art
 - `trainer.rollout_data_dir=<folder>`: trained rollouts, as `<step>.jsonl`
 - `trainer.validation_data_dir=<folder>`: those of each validation. `scripts/rollout_viewer.py <folder>` in verl's
   repository (not its wheel) shows them, with `textual==0.52.1`
-- `trainer.log_val_generations=10` (default 0): ten validation samples, always of the same prompts, in the logger
+- `trainer.log_val_generations=10` (default 0): ten validation samples, of the same prompts, in the logger
 """
 
 _SEAMS = """# Names of verl that the plugin builds on
