@@ -142,11 +142,10 @@ ROWS_AT_ONCE = 1 << 11
 class WeightIndex:
     """Two-level block sums over P weights, for repeated draws from a large table that changes a little.
 
-    State: the weights and the sums of their blocks. Every touched block is summed again from its elements by
-    the same reduction as when built, so that sums do not drift, and an index that was updated n times equals
-    one built from ``weight_P`` bit for bit. A restart therefore saves the weights (or what they follow
-    from) and nothing else; the draws after it depend on the weights, the block size and the generator's
-    state only.
+    State: the weights and, of their blocks, sums, largest weights and squares. Every touched block is summed again
+    from its elements by the same reduction as when built, so that sums do not drift, and an index that was updated n
+    times equals one built from ``weight_P`` bit for bit. A restart therefore saves the weights (or what they follow
+    from) and nothing else; the draws after it depend on the weights, the block size and the generator's state only.
 
     Args:
         weight_P: (P,) finite, >= 0; copied.
@@ -232,7 +231,10 @@ class WeightIndex:
         if largest == 0.0:
             return float(self._size)
         squares = np.square(self._block_largest / largest) * self._block_squares
-        return float((self._block_sums / largest).sum() ** 2 / squares.sum())
+        scaled_sums = self._block_sums / largest
+        if not np.isfinite(scaled_sums).all():  # a block whose weights are finite and whose sum is not
+            scaled_sums = (self._blocks / largest).sum(axis=1)
+        return float(scaled_sums.sum() ** 2 / squares.sum())
 
     def _cumulative_sums(self) -> FloatArray:
         if self._cumulative is None:

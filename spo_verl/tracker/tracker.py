@@ -432,6 +432,8 @@ class Tracker:
     def value_histogram(self, bins: int) -> NDArray[np.int64]:
         """(bins,) how many prompts have their value in each of ``bins`` equal parts of [0, 1].
 
+        A number that divides ``KEPT_BINS`` costs what ``metrics`` does, another one reads all prompts.
+
         Raises:
             SpoStateError: ``bins`` is not a whole number from 1 to ``MOST_BINS``.
         """

@@ -106,7 +106,7 @@ def ended_by_a_lost_actor(actors: dict[str, Any], saving: Callable[[], bool] = l
         logger.warning("spo: the trainer is not in its process's main thread; a lost actor may leave the run waiting")
         yield
         return
-    stop, said = threading.Event(), list[str]()
+    stop, said, over = threading.Event(), list[str](), list[bool]()
 
     def watch() -> None:
         lost, main = LostActors(actors), threading.main_thread().ident
@@ -127,7 +127,7 @@ def ended_by_a_lost_actor(actors: dict[str, Any], saving: Callable[[], bool] = l
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         # Of what a handler raises, this one alone ends a `ray.get`; Ray ignores the others there.
-        if said and not stop.is_set():
+        if said and not over:
             raise KeyboardInterrupt(said[0])
 
     before = signal.signal(SIGNAL, interrupt)
@@ -136,9 +136,12 @@ def ended_by_a_lost_actor(actors: dict[str, Any], saving: Callable[[], bool] = l
     try:
         try:
             yield
-        finally:  # a signal that comes before this has taken place is caught below too
+        finally:
+            # First, without a lock that an interrupt could leave behind. One that comes before is caught below.
+            over.append(True)
             stop.set()
     except BaseException as error:
+        over.append(True)
         stop.set()
         if said:
             raise SpoRolloutError(

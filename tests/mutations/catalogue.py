@@ -187,8 +187,9 @@ SAMPLING = [
         "        np.add.at(self._block_sums, slot_B // self._blocks.shape[1], change_B)",
     ),
     ("squares stay as they were built", _RESQUARE, "        pass"),
+    ("squares of the first rows only", "range(0, len(blocks), ROWS_AT_ONCE)", "range(0, 1, ROWS_AT_ONCE)"),
     ("squares of weights in units of their block", "np.square(self._block_largest / largest) * ", ""),
-    ("squares without a unit", "np.square(blocks / unit[:, None])", "np.square(blocks)"),
+    ("squares without a unit", "np.square(blocks[part] / unit[part])", "np.square(blocks[part])"),
     (
         "uniform within a block",
         _ELEMENT,

@@ -62,6 +62,18 @@ def test_prompts_that_are_kept_aside_do_not_count(tmp_path):
     assert resumed.metrics()["n_eff_mean"] == pytest.approx((alpha_P + beta_P).mean(), rel=1e-12)
 
 
+def test_an_outcome_of_a_prompt_that_is_kept_aside_changes_no_mean(tmp_path):
+    tracker = Tracker.create(keys(200), SETTINGS["constant"])
+    tracker.dispatch(["open"], [199], 0)
+    tracker.snapshot().write(tmp_path / "spo", step=1)
+    resumed, _ = Tracker.load(tmp_path / "spo", keys(BLOCK_ROWS), SETTINGS["constant"])
+    before = resumed.metrics()
+    resumed.observe(["open"], [0], [1.0])
+    after = resumed.metrics()
+    for name in ("value_mean", "n_eff_mean", "effective_prompts"):
+        assert after[name] == before[name]
+
+
 @pytest.mark.parametrize(("mode", "again"), [("kl", 2), ("version", 10)])
 def test_only_blocks_with_new_evidence_are_read_again_but_all_in_event_time(mode, again):
     table = PromptTable.create(keys(10 * BLOCK_ROWS - 1))
@@ -93,7 +105,9 @@ def test_values_on_the_edges_of_bins_are_counted_as_numpy_does(bins):
     assert tracker.value_histogram(bins).tolist() == by_hand.tolist()
 
 
-def test_the_sums_of_changed_blocks_are_bit_for_bit_those_of_a_new_table():
+@pytest.mark.parametrize("at_once", [BLOCK_ROWS, 2 * BLOCK_ROWS, 1 << 17])
+def test_the_sums_of_changed_blocks_are_bit_for_bit_those_of_a_new_table(at_once, monkeypatch):
+    monkeypatch.setattr("spo_verl.tracker.prompt_statistics.SCAN_ROWS", at_once)
     rng = np.random.default_rng(0)
     size = 7 * BLOCK_ROWS + 5
     table = PromptTable.create(keys(size), rng.random(size), rng.random(size))
@@ -105,3 +119,7 @@ def test_the_sums_of_changed_blocks_are_bit_for_bit_those_of_a_new_table():
         table.alpha_P[slots] = rng.random(len(slots)) * 10.0 ** rng.integers(-9, 9, len(slots))
         kept.note(slots)
         assert kept.totals(0) == PromptSums(table, rule, None).totals(0)
+    table.alpha_P[[0, size - 1]] = 7.0  # the first and the last block, which is not full
+    kept.note(np.array([0, size - 1]))
+    value_P, n_eff_P = rule.read(0, table.alpha_P, table.beta_P, table.version_P)
+    assert kept.totals(0) == pytest.approx((value_P.sum(), n_eff_P.sum()), rel=1e-12)
