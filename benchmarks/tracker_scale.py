@@ -7,14 +7,16 @@
 The second command draws with quotas: equal parts for data sources of which each is half as large as the one before. The
 third one has no quotas; values are read with a coefficient for each of these sources.
 
-Needs no GPU and no training framework. Memory: some 260 bytes per prompt while tracker, snapshot and loaded tracker
-are side by side; the dictionaries take several times that and are left out above ``--dict-limit`` prompts.
+A checkpoint is loaded in a process of its own, as a resumed run does. Needs no GPU and no training framework. Memory:
+some 260 bytes per prompt while tracker, snapshot and loaded tracker exist together; the dictionaries take several times
+that and are left out above ``--dict-limit`` prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -101,15 +103,29 @@ def make_sources(prompts: int, count: int, rng: np.random.Generator) -> PromptSo
     return PromptSources(tuple(f"source {number:03d}" for number in range(count)), source_P)
 
 
-def measure(
-    prompts: int, batch: int, tokens: int, folder: Path, dict_limit: int, source_count: int, readout: Any
-) -> dict[str, float | None]:
-    """All figures for one number of prompts; seconds, or bytes where the name says so."""
+def made(
+    prompts: int, source_count: int, readout: Any
+) -> tuple[np.ndarray, PromptSources | None, TrackerSettings, np.random.Generator]:
+    """Prompt keys, data sources and settings: the same every time."""
     rng = np.random.default_rng(0)
     key_P = np.frombuffer(rng.bytes(16 * prompts), dtype="V16")
     sources = make_sources(prompts, source_count, rng) if source_count else None
     quota = dict.fromkeys(sources.names, 1.0) if sources and readout == "raw" else None
-    settings = TrackerSettings(quota=quota, readout=readout)
+    return key_P, sources, TrackerSettings(quota=quota, readout=readout), rng
+
+
+def load(folder: Path, prompts: int, source_count: int, readout: Any) -> tuple[float, str]:
+    """Seconds of loading a checkpoint, and the digest of what was loaded."""
+    key_P, sources, settings, _ = made(prompts, source_count, readout)
+    seconds, (loaded, _) = seconds_of(lambda: Tracker.load(folder, key_P, settings, sources=sources))
+    return seconds, loaded.digest()
+
+
+def measure(
+    prompts: int, batch: int, tokens: int, folder: Path, dict_limit: int, source_count: int, readout: Any
+) -> dict[str, float | None]:
+    """All figures for one number of prompts; seconds, or bytes where the name says so."""
+    key_P, sources, settings, rng = made(prompts, source_count, readout)
     figures: dict[str, float | None] = {}
     figures["create"], tracker = seconds_of(lambda: Tracker.create(key_P, settings, sources=sources))
     verbs = tracker_steps(tracker, batch, tokens, rng)
@@ -117,8 +133,9 @@ def measure(
     figures["snapshot"], snapshot = seconds_of(tracker.snapshot)
     figures["digest"], digest = seconds_of(getattr, snapshot, "digest")
     figures["write"], written = seconds_of(snapshot.write, folder / "spo")
-    figures["load"], (loaded, _) = seconds_of(lambda: Tracker.load(folder / "spo", key_P, settings, sources=sources))
-    if loaded.digest() != digest:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        figures["load"], loaded = pool.apply(load, (folder / "spo", prompts, source_count, readout))
+    if loaded != digest:
         raise SystemExit("the loaded tracker differs from the one that was saved")
     figures["bytes on disk"] = written.nbytes
     figures["bytes of columns"] = tracker.metrics()["table_bytes"]
