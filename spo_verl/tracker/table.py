@@ -148,8 +148,12 @@ class PromptTable:
     moved_P: NDArray[np.float64] | None = None
 
     @classmethod
-    def create(cls, key_P: NDArray, alpha_P: NDArray | None = None, beta_P: NDArray | None = None) -> PromptTable:
+    def create(
+        cls, key_P: NDArray, alpha_P: NDArray | None = None, beta_P: NDArray | None = None, *, to_write: bool = True
+    ) -> PromptTable:
         """Fresh rows with the given evidence; without it every prompt starts at Jeffreys' (0.5, 0.5).
+
+        Unless they are to be written to, columns of one value take no memory: at a resume few of them are needed.
 
         Raises:
             SpoStateError: keys as in :func:`as_keys`; evidence that is not (P,), finite, non-negative and of
@@ -157,7 +161,11 @@ class PromptTable:
         """
         key_P = as_keys(key_P)
         size = len(key_P)
-        alpha_P, beta_P = _initial(alpha_P, beta_P, size, key_P)
+        filled = np.full if to_write else _one_value
+        if alpha_P is None and beta_P is None:
+            alpha_P, beta_P = filled(size, 0.5), filled(size, 0.5)
+        else:
+            alpha_P, beta_P = _given(alpha_P, beta_P, size, key_P)
         return cls(
             active=size,
             key_P=key_P,
@@ -165,7 +173,7 @@ class PromptTable:
             beta_P=beta_P,
             draws_P=np.zeros(size, dtype=np.int32),
             visits_P=np.zeros(size, dtype=np.int32),
-            version_P=np.full(size, NO_VERSION, dtype=np.int64),
+            version_P=filled(size, np.int64(NO_VERSION)),
         )
 
     def __len__(self) -> int:
@@ -237,11 +245,14 @@ class PromptTable:
         return self.key_P.nbytes + sum(column.nbytes for _, column in self.columns())
 
 
-def _initial(
+def _one_value(size: int, value: float | np.int64) -> NDArray:
+    """As ``np.full``, read-only and without its memory."""
+    return np.broadcast_to(np.asarray(value), size)
+
+
+def _given(
     alpha_P: NDArray | None, beta_P: NDArray | None, size: int, key_P: NDArray[np.void]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if alpha_P is None and beta_P is None:
-        return np.full(size, 0.5), np.full(size, 0.5)
     if alpha_P is None or beta_P is None:
         raise SpoStateError("initial evidence needs both alpha_P and beta_P (core.initial_evidence returns both).")
     alpha, beta = as_floats("alpha_P", alpha_P), as_floats("beta_P", beta_P)

@@ -159,7 +159,7 @@ class Tracker:
         """
         _check_settings(settings)
         version = None if version is None else checked_version(version)
-        fresh = PromptTable.create(key_P, alpha_P, beta_P)
+        fresh = PromptTable.create(key_P, alpha_P, beta_P, to_write=False)
         saved, generators, report = reconcile.resume(checkpoint.read(folder), fresh, settings, version)
         counters, clock = dict(saved.manifest.counters), saved.manifest.clock
         parts = saved.table, saved.memory, saved.ledger, counters, generators, sources, clock, saved.calibration

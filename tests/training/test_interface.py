@@ -12,7 +12,7 @@ def test_the_interface_imports_neither_verl_nor_transfer_queue():
     """Directly or through another file, at its top or inside a function."""
     package = read_package(REPOSITORY / "spo_verl")
     page = (REPOSITORY / "docs" / "compatibility.md").read_text()
-    row = next(line for line in page.splitlines() if line.startswith("- neither:"))
+    row = next(line for line in page.splitlines() if line.startswith("| neither |"))
     training = row.partition("`spo_verl/training/`:")[2]
     named = {f"spo_verl/training/{name}.py" for name in re.findall(r"`(\w+)`", training)}
     rooms = re.findall(r"`(spo_verl/\w+/)`", row.partition("`spo_verl/training/`")[0])
@@ -30,7 +30,7 @@ def test_the_interface_imports_neither_verl_nor_transfer_queue():
 def test_the_other_files_of_the_room_are_named_where_they_know_the_trainer():
     package = read_package(REPOSITORY / "spo_verl")
     page = (REPOSITORY / "docs" / "compatibility.md").read_text()
-    row = next(line for line in page.splitlines() if line.startswith("- V1 and TransferQueue:"))
+    row = next(line for line in page.splitlines() if line.startswith("| V1 and TransferQueue |"))
     named = {f"spo_verl/training/{name}.py" for name in re.findall(r"`(\w+)`", row)}
     knows = {
         one.importer
