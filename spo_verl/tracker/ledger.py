@@ -153,7 +153,10 @@ class Ledger:
         one = self.open.get(uid)
         if one is None:
             raise SpoStateError(f"observe: uid {uid!r} is not open; dispatch a rollout before its outcomes.")
-        self.open[uid] = one._replace(sessions=(*one.sessions, session))
+        # Not `_replace`, which took a quarter of the time of `observe`.
+        self.open[uid] = Rollout(
+            one.slot, one.value, one.n_eff, one.version, (*one.sessions, session), one.raw, one.age
+        )
 
     def settle(self, uids: Sequence[str]) -> int:
         """Move open rollouts to the recent ones; returns how many of them never had an outcome.
