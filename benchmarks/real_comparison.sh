@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPO and what it is compared with in the real trainer, at equal trajectories: 8,192 for each run, offline ones counted.
-# About 20 minutes per seed on two cores. Finished runs are shown again; another call continues.
+# 12 to 20 minutes per seed on two cores. Finished runs are shown again; another call continues.
 #   SEEDS="0 1" benchmarks/real_comparison.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
