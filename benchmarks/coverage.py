@@ -7,7 +7,7 @@
     python benchmarks/coverage.py --matrix matrix.jsonl
 
 Rehearsals: every recipe has its row; a cell without a rehearsal in the given folders keeps what it says, a new one is
-"-", and of several rehearsals the newest counts. Launches of the tests: one row per combination, of which the
+"not run", and of several rehearsals the newest counts. Launches of the tests: one row per combination, of which the
 last one in the file counts; a row that is not in the file stays as it is.
 """
 
@@ -23,10 +23,9 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "coverage.md"
 COLUMNS = ("dp", "dp, 2 ranks", "megatron", "megatron, 2 ranks")
 """Rehearsals by engine and training processes."""
-NOT_RUN = "-"
+NOT_RUN = "not run"
 FAILED = "failed"
-COMBINATION = ("engine", "mode", "ranks", "layout", "feature")
-"""The family of the model is a part of the feature where it is not dense."""
+COMBINATION = ("engine", "mode", "ranks", "layout", "family", "feature")
 MODES = ("sync", "colocate_async", "separate_async", "estimate")
 
 
@@ -75,8 +74,6 @@ def launched(lines: Iterable[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
     found = {}
     for line in lines:
         one = json.loads(line)
-        if one["family"] != "dense":
-            one["feature"] += f", {one['family']}"
         found[tuple(str(one[name]) for name in COMBINATION)] = _cost(one)
     return found
 

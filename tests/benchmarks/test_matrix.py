@@ -93,7 +93,7 @@ def test_lines_are_appended_to_the_named_file_only(tmp_path, monkeypatch):
     lines = (tmp_path / "m.jsonl").read_text().splitlines()
     assert [json.loads(line)["ranks"] for line in lines] == [1, 2]
     assert set(json.loads(lines[0])) == {
-        *coverage.COMBINATION, "family", "seconds", "peak_gib", "log_prob_difference", "passed",
+        *coverage.COMBINATION, "seconds", "peak_gib", "log_prob_difference", "passed",
     }  # fmt: skip
 
 
@@ -101,17 +101,17 @@ def test_launches_fill_their_rows_and_leave_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv(matrix.VARIABLE, str(tmp_path / "m.jsonl"))
     matrix.record(launch("+spo=paper", TWO))
     matrix.record(launch("+spo=paper", TWO, metrics={1: {matrix.DIFFERENCE: 3.4e-6}}))  # the later one counts
-    matrix.record(launch("+spo=paper", "model_engine=megatron", family="moe", passed=False))
-    kept = "| dp | separate_async | 1 |  | spo paper | 5 | 1.0 | 1e-8 |\n"
-    former = "| dp | sync | 2 | 2 replicas | spo paper | 9 | 9.0 | 9e-9 |\n"
+    matrix.record(launch("+spo=paper", "model_engine=megatron", passed=False))
+    kept = "| dp | separate_async | 1 |  | dense | spo paper | 5 | 1.0 | 1e-8 |\n"
+    former = "| dp | sync | 2 | 2 replicas | dense | spo paper | 9 | 9.0 | 9e-9 |\n"
     page = tmp_path / "page.md"
     page.write_text(f"before\n\n{coverage.HEADER}\nbetween\n\n{coverage.MATRIX_HEADER}{kept}{former}\nafter\n")
     coverage.main(["--matrix", str(tmp_path / "m.jsonl")], page)
     assert page.read_text().endswith(
         f"between\n\n{coverage.MATRIX_HEADER}"
-        "| dp | sync | 2 | 2 replicas | spo paper | 61 | 1.5 | 3e-6 |\n"
+        "| dp | sync | 2 | 2 replicas | dense | spo paper | 61 | 1.5 | 3e-6 |\n"
         f"{kept}"
-        "| megatron | sync | 1 |  | spo paper, moe | 61 | 1.5 | failed |\n"
+        "| megatron | sync | 1 |  | dense | spo paper | 61 | 1.5 | failed |\n"
         "\nafter\n"
     )
     once = page.read_text()

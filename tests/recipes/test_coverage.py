@@ -21,12 +21,12 @@ def test_the_page_has_a_row_for_every_recipe_and_is_what_the_command_writes():
     assert coverage.rewritten(PAGE, coverage.recipes(), {}) == PAGE
     for recipe, *cells in table_rows(PAGE, *COLUMNS):
         for cell in cells:
-            assert cell == coverage.NOT_RUN or re.fullmatch(r"\d+, \d+\.\d", cell), recipe
+            assert cell == "not run" or re.fullmatch(r"\d+, \d+\.\d", cell), recipe
 
 
 def test_the_recipe_of_the_default_rehearsal_is_rehearsed():
     [dp] = [cells[1] for cells in table_rows(PAGE, *COLUMNS) if cells[0] == "gsm8k_qwen3_0_6b/spo"]
-    assert dp != coverage.NOT_RUN
+    assert dp != "not run"
 
 
 def test_the_newest_rehearsal_that_passed_fills_its_row_and_leaves_the_others(tmp_path):
@@ -46,10 +46,10 @@ def test_the_newest_rehearsal_that_passed_fills_its_row_and_leaves_the_others(tm
         os.utime(file, (age, age))
     cells = coverage.measured([tmp_path])
     assert cells == {("a/b", "dp"): "90, 6.0", ("a/b", "megatron, 2 ranks"): "2, 6.0"}
-    row = "| a/b | - | 3, 3.0 | - | 1, 1.0 |\n"
+    row = "| a/b | not run | 3, 3.0 | not run | 1, 1.0 |\n"
     before = row + "| gone/x | 1, 1.0 | a | b | c |\n| kept/x | 2, 2.0 | d | e | f |\n"
     page = f"before\n\n{coverage.HEADER}{before}\nafter\n"
     assert coverage.rewritten(page, ["a/b", "kept/x", "new/x"], cells) == (
-        f"before\n\n{coverage.HEADER}| a/b | 90, 6.0 | 3, 3.0 | - | 2, 6.0 |\n| kept/x | 2, 2.0 | d | e | f |\n"
-        "| new/x | - | - | - | - |\n\nafter\n"
+        f"before\n\n{coverage.HEADER}| a/b | 90, 6.0 | 3, 3.0 | not run | 2, 6.0 |\n| kept/x | 2, 2.0 | d | e | f |\n"
+        "| new/x | not run | not run | not run | not run |\n\nafter\n"
     )

@@ -101,10 +101,12 @@ def test_every_checkpoint_that_is_named_will_be_there():
     assert [one for one in found if steps.get(one[1]) != one[2]] == []
 
 
-def test_the_step_that_is_evaluated_is_the_one_that_the_recipes_end_at():
-    for name in ("spo", "grpo"):
+def test_the_rows_of_ours_are_of_the_step_that_the_recipes_end_at():
+    text = PAGE.read_text()
+    for name, label in (("spo", "SPO"), ("grpo", "GRPO")):
         steps = values(f"qwen3_8b_math_tir/{name}")["trainer.total_training_steps"]
-        assert f"**Step {steps}**" in PAGE.read_text()
+        assert f"| here: {label}, step {steps} |" in text
+        assert f"**Step {steps}**" in text
 
 
 def test_the_script_reads_offline_values_of_its_own_length(monkeypatch):
@@ -145,21 +147,28 @@ def test_every_figure_and_table_of_the_paper_has_its_commands():
     assert all((REPOSITORY / script).is_file() for script in scripts)
 
 
-def test_result_tables_hold_the_papers_numbers_only():
+def test_result_cells_hold_no_number_of_ours():
     text = PAGE.read_text()
-    assert "**Not run here: all of them but figures 4 and 5.**" in text
-    rows = table_rows(text, "", "AIME 24", "AIME 25", "BeyondAIME", "BRUMO 25", "HMMT 25", "average")
-    assert rows
-    assert all(name.startswith("paper: ") for name, *_ in rows)
-    for head in (
-        ("figure", "paper", "found in"),
-        ("Table 1 of SPO++", "paper, Math-TIR", "column"),
-        ("Table 2 of SPO++: C10, points", "paper, ALFWorld", "column `composite` of"),
-    ):
-        assert table_rows(text, *head)
-    assert [line for line in text.splitlines() if line.startswith("|") and "here" in line] == [
-        "| figure | paper | here, expected |"
+    tables = [
+        table_rows(text, "", "AIME 24", "AIME 25", "BeyondAIME", "BRUMO 25", "HMMT 25", "average"),
+        table_rows(text, "", "k = 8", "k = 16", "k = 32"),
+        table_rows(text, "", "here", "filled by"),
     ]
+    with_paper = [
+        table_rows(text, "what", "paper", "here", "found in"),
+        table_rows(text, "Table 1 of SPO++", "paper, Math-TIR", "here", "column"),
+        table_rows(text, "Table 2 of SPO++: C10, points", "paper, ALFWorld", "here", "column `composite` of"),
+    ]
+    for rows in with_paper:
+        assert rows
+        assert {here for _, _, here, *_ in rows} == {"not run"}
+    for rows in tables:
+        ours = [cells for name, *cells in rows if not name.startswith("paper")]
+        assert ours
+        for cells in ours:
+            assert set(cells) - {cell for cell in cells if "recipes/run.sh" in cell or "commands of" in cell} == {
+                "not run"
+            }
 
 
 def test_each_experiment_has_a_page_that_the_index_leads_to():
