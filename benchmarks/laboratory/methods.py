@@ -12,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from spo_verl import core
+from spo_verl.config import ValueConfig
 from spo_verl.tracker import StoredResponses, Tracker, TrackerSettings
 
 GROUP = 8
 OFFLINE = 8
 WINDOW = 8
-"""Batches of outcomes that the calibrated read-out is fitted on."""
+"""Batches of outcomes that the calibrated read-out is fitted on, where a method does not name a number of outcomes."""
 MAXRL_FLOOR = 0.1
 DYNAMIC_ROUNDS = 10
 """Most rounds of generation per step with dynamic sampling, as in DAPO's recipe."""
@@ -40,6 +41,7 @@ class Method:
         dual: PPO's dual clip for negative advantages.
         scale: ``maxrl`` divides by max(v, 0.1) (arXiv 2602.02710).
         neyman: half as many prompts, rollouts in proportion to sqrt(v (1 - v)).
+        outcomes: outcomes that the calibrated read-out is fitted on; without a number eight batches.
         dynamic: groups of equal rewards are replaced (DAPO, arXiv 2503.14476).
     """
 
@@ -56,6 +58,7 @@ class Method:
     scale: Literal["none", "maxrl"] = "none"
     neyman: bool = False
     dynamic: bool = False
+    outcomes: int | None = None
 
     @property
     def tracks(self) -> bool:
@@ -72,7 +75,9 @@ METHODS = {
         NO_BASELINE,
         SPO,
         replace(SPO, name="spo_offline", offline=OFFLINE),
+        replace(SPO, name="spo_offline_4", offline=4),
         replace(SPO, name="spo_calibrated", baseline="calibrated"),
+        replace(SPO, name="lean", draw="calibrated", baseline="calibrated", outcomes=ValueConfig().window),
         replace(SPO, name="oracle", baseline="oracle"),
         replace(GRPO, name="rloo", baseline="others", whiten="none"),
         replace(GRPO, name="batch_whitened", whiten="trajectory"),
@@ -250,7 +255,8 @@ class Knowledge:
                 )
             tracker.settle(batch.uids)
             assert batch.feature_BF is not None
-            self.outcomes = [*self.outcomes, (batch.feature_BF, reward_B)][-WINDOW:]
+            steps = -(-self.method.outcomes // self.batch) if self.method.outcomes else WINDOW
+            self.outcomes = [*self.outcomes, (batch.feature_BF, reward_B)][-steps:]
             features, rewards = (np.concatenate(parts) for parts in zip(*self.outcomes, strict=True))
             self.coefficient_F = core.fit_calibration(features, rewards)
         self.visited_P[batch.slot_B] = self.step

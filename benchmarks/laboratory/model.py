@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,6 +58,36 @@ def fresh(seeds: list[int], device: str | torch.device) -> Tensor:
         ]
         rows.append(torch.cat([part.reshape(-1) for part in parts]))
     return torch.stack(rows).to(device)
+
+
+def from_transformers(folder: Path) -> Tensor:
+    """(D,) weights of the quickstart's model in a folder."""
+    from transformers import AutoModelForCausalLM
+
+    return flattened(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+
+def flattened(reference: torch.nn.Module) -> Tensor:
+    """(D,) weights of the quickstart's model, a ``Qwen3ForCausalLM``."""
+    named = {name: weight.detach() for name, weight in reference.named_parameters()}
+    parts = [named["model.embed_tokens.weight"]]
+    for index in range(SHAPE.layers):
+
+        def of(name: str, layer: int = index) -> Tensor:
+            return named[f"model.layers.{layer}.{name}.weight"]
+
+        parts += [
+            of("input_layernorm"),
+            torch.cat([of(f"self_attn.{x}_proj") for x in "qkv"]).T,
+            of("self_attn.q_norm"),
+            of("self_attn.k_norm"),
+            of("self_attn.o_proj").T,
+            of("post_attention_layernorm"),
+            torch.cat([of("mlp.gate_proj"), of("mlp.up_proj")]).T,
+            of("mlp.down_proj").T,
+        ]
+    parts += [named["model.norm.weight"], named["lm_head.weight"].T]
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
 def unflatten(flat_KD: Tensor) -> dict[str, Tensor]:

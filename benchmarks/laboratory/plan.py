@@ -14,7 +14,9 @@ TUNING_SEEDS = (101, 102)
 these seeds, for each method and task; nothing of the seeds of the figures is read."""
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 MAIN = ("grpo", "no_baseline", "spo", "spo_offline", "spo_calibrated", "oracle")
-OTHERS = tuple(name for name in METHODS if name not in MAIN)
+ON_A_CPU = ("lean", "spo_offline_4")
+"""Methods of the plan ``cpu`` alone."""
+OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *ON_A_CPU))
 ON_OTHER_TASKS = (
     "grpo",
     "no_baseline",
@@ -33,7 +35,7 @@ ON_OTHER_TASKS = (
     "spo_negative_tokens",
     "spo_maxrl",
 )
-AT_RATES = tuple(name for name in METHODS if name not in ("oracle_uniform",))
+AT_RATES = tuple(name for name in METHODS if name not in ("oracle_uniform", *ON_A_CPU))
 AT_256 = (*MAIN, "batch_whitened", "reinforce_pp", "spo_calibrated_draws", "plus_plus", "bspo", "spo_uniform", "rloo")
 
 
@@ -66,6 +68,21 @@ def gpu() -> list[list[Cell]]:
     ]
 
 
+def cpu() -> list[list[Cell]]:
+    """From the quickstart's own models, and learning rates of the other tasks; hours on two cores."""
+    quickstart = ("grpo", "no_baseline", "spo", "lean", "spo_offline", "oracle")
+    few = ("grpo", "no_baseline", "spo", "lean")
+    return [
+        # The runs of benchmarks/real_comparison.sh: the same models, problems, trajectories and learning rate.
+        cells(("grpo", "no_baseline", "spo"), range(5), "quickstart", batch=256, steps=32),
+        cells(("spo_offline_4",), range(5), "quickstart", batch=256, steps=16),
+        cells(quickstart, range(10), "quickstart"),
+        *(cells(few, SEEDS, task) for task in ("terms", "scratchpad")),
+        *(cells(few, TUNING_SEEDS, task, rate=rate) for rate in RATES[:3] for task in ("terms", "scratchpad")),
+        *(cells(few, SEEDS, task, rate=rate) for rate in (3e-5, 3e-4) for task in ("terms", "scratchpad")),
+    ]
+
+
 def smoke() -> list[list[Cell]]:
     """Short cells of every task, for a test of the machinery."""
     small = {"batch": 16, "steps": 2, "train": 64}
@@ -76,7 +93,7 @@ def smoke() -> list[list[Cell]]:
     ]
 
 
-PLANS = {"gpu": gpu, "smoke": smoke}
+PLANS = {"gpu": gpu, "cpu": cpu, "smoke": smoke}
 
 
 def stacks(blocks: list[list[Cell]], most: int) -> list[list[Cell]]:

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from . import tasks
 from .ledger import Cell, append, missing
 from .plan import PLANS, stacks
-from .training import WARM, Stack, checkpoint, warm_start
+from .training import WARM, Stack, checkpoint, quickstart_start, warm_start
 
 MOST_FAILURES = 6
 
@@ -44,7 +44,9 @@ def _work(options: Options, deadline: float, jobs: Any, results: Any) -> None:
             if isinstance(job, str):
                 left = max(1.0, deadline - time.monotonic())
                 settings = replace(WARM, max_steps=options.warm_steps, max_seconds=min(WARM.max_seconds, left))
-                warm = warm_start(tasks.KINDS[job], options.device, settings)
+                own = job == "quickstart"
+                folder = options.ledger.parent
+                warm = quickstart_start(folder) if own else warm_start(tasks.KINDS[job], options.device, settings)
                 path = checkpoint(job, options.ledger.parent)
                 torch.save(warm, path.with_suffix(".part"))
                 path.with_suffix(".part").rename(path)

@@ -84,6 +84,12 @@ class Ladder:
         return matches(token_RT, torch.zeros_like(number_RN[:, 0]), number_RN[:, 0])
 
 
+class Quickstart(Ladder):
+    """The ladder with the quickstart's own problems and warm starts, so that both can be held against each other."""
+
+    name = "quickstart"
+
+
 class Wide(Ladder):
     """The four levels of the ladder that have tens of thousands of problems, for tables of 14,000 prompts."""
 
@@ -169,9 +175,16 @@ class Terms:
         return shaped & plain & ends & (a + sign * b == total)
 
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Ladder(), Scratchpad(), Terms(), Wide())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Ladder(), Quickstart(), Scratchpad(), Terms(), Wide())}
 SAME_MODEL = {"wide": "ladder"}
 """Tasks that start from the warm start of another."""
+STARTS = {"quickstart": 5}
+"""Warm-started checkpoints where they are not three: the five seeds of ``benchmarks/real_comparison.sh``."""
+
+
+def starts(name: str) -> int:
+    """Number of warm-started checkpoints: cells of seed s train number s mod this, on the problems of that number."""
+    return STARTS.get(name, 3)
 
 
 @dataclass(frozen=True)
@@ -234,6 +247,10 @@ def distinct(kind: Kind, count: int, rng: np.random.Generator, taken: Collection
 @functools.lru_cache(maxsize=12)
 def build(name: str, seed: int, train: int) -> Sets:
     """The sets of a task; held-out and probe problems do not depend on the size of the training set."""
+    if name == "quickstart":
+        of = ladder.build_task(train=train, held_out=512, seed=seed)
+        problems = (of.train, of.held_out, of.probe)
+        return Sets(*(tuple(Problem(one.level, one.question, (one.answer,)) for one in part) for part in problems))
     kind = KINDS[name]
     held_rng, probe_rng, train_rng = (
         np.random.default_rng(child) for child in np.random.SeedSequence((seed, 0x1AB)).spawn(3)

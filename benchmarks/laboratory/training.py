@@ -20,8 +20,6 @@ from .ledger import Cell
 from .methods import DYNAMIC_ROUNDS, METHODS, Batch, Knowledge, Method, advantages
 from .tasks import PADDING, Kind, Problems
 
-MODELS = 3
-"""Warm-started checkpoints: the cells of seed s train number s mod 3, on the problems of that number."""
 MINI_BATCHES = 4
 MOST_ROWS = 30_000
 """Responses that are scored or sampled together at most, over all models: about 3 GiB."""
@@ -34,10 +32,10 @@ RATE_EVERY = 20
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 BAND = (0.3, 5.0)
 NEGATIVE_SHARE = 0.1
-RECORDED = ("spo", 1, 1e-4)
-"""Method, seed and learning rate of the cells whose visits are saved, so that other read-outs can be tried on them."""
+RECORDED = ("spo", (0, 1), 1e-4)
+"""Method, seeds and learning rate of the cells whose visits are saved, so that other read-outs can be tried on them."""
 VISIT = ("slot", "level", "reward", "value", "calibrated", "n_eff", "age", "rate")
-WARM = WarmStartSettings(max_steps=6000, max_seconds=150.0)
+WARM = WarmStartSettings(max_steps=6000, max_seconds=1800.0)
 
 
 class Noise:
@@ -98,19 +96,20 @@ class Bank:
 
 def warm_start(kind: Kind, device: Any, settings: WarmStartSettings = WARM) -> dict[str, Any]:
     """Supervised training of all checkpoints of a task, each until its accuracy on its probe reaches the target."""
-    seeds = list(range(MODELS))
+    models = tasks.starts(kind.name)
+    seeds = list(range(models))
     sets = [tasks.build(kind.name, seed, 8) for seed in seeds]
-    of_K = torch.arange(MODELS, device=device)
+    of_K = torch.arange(models, device=device)
     probes = Bank([tasks.tensors(kind, one.probe, device) for one in sets], of_K)
     reserved = [{problem.question for problem in (*one.held_out, *one.probe)} for one in sets]
     streams = [np.random.default_rng(np.random.SeedSequence((seed, 0x3A53))) for seed in seeds]
     flat = model.fresh(seeds, device).requires_grad_()
-    optimizer = model.AdamW(flat, torch.full((MODELS,), settings.learning_rate, device=device))
+    optimizer = model.AdamW(flat, torch.full((models,), settings.learning_rate, device=device))
     noise, done, steps = Noise(seeds, 0x9B0E, device), {}, 0
-    row_KR = np.tile(np.arange(256), (MODELS, 1))
-    accuracy = np.zeros(MODELS)
+    row_KR = np.tile(np.arange(256), (models, 1))
+    accuracy = np.zeros(models)
     began = time.monotonic()
-    while len(done) < MODELS and steps < settings.max_steps and time.monotonic() - began < settings.max_seconds:
+    while len(done) < models and steps < settings.max_steps and time.monotonic() - began < settings.max_seconds:
         steps += 1
         prompts, responses = [], []
         for rng, taken in zip(streams, reserved, strict=True):
@@ -140,6 +139,25 @@ def warm_start(kind: Kind, device: Any, settings: WarmStartSettings = WARM) -> d
         "flat": torch.stack([done[seed][0] for seed in seeds]),
         "steps": [done[seed][1] for seed in seeds],
         "accuracy": [done[seed][2] for seed in seeds],
+    }
+
+
+def quickstart_start(folder: Path) -> dict[str, Any]:
+    """The quickstart's warm starts, made and kept as ``./quickstart.sh --seed N`` does."""
+    from spo_verl.small.launches import Settings
+    from spo_verl.small.prepare import prepare_model
+
+    found, rows = [], []
+    for seed in range(tasks.starts("quickstart")):
+        settings = Settings(seed=seed)
+        task = tasks.ladder.build_task(train=settings.train_prompts, held_out=settings.held_out_prompts, seed=seed)
+        made, report = prepare_model(settings, task, folder, print, partial=folder / f"start-{seed}")
+        rows.append(model.from_transformers(made))
+        found.append(report)
+    return {
+        "flat": torch.stack(rows),
+        "steps": [report.steps for report in found],
+        "accuracy": [report.accuracy for report in found],
     }
 
 
@@ -194,8 +212,9 @@ class Stack:
         self.kind = tasks.KINDS[first.task]
         self.batch, self.steps = first.batch, first.steps
         self.methods = [METHODS[cell.method] for cell in cells]
-        number = [cell.seed % MODELS for cell in cells]
-        built = [tasks.build(first.task, index, first.train) for index in range(MODELS)]
+        models = tasks.starts(first.task)
+        number = [cell.seed % models for cell in cells]
+        built = [tasks.build(first.task, index, first.train) for index in range(models)]
         of_K = torch.tensor(number, device=device)
         train = [tasks.tensors(self.kind, one.train, device) for one in built]
         self.train = Bank(train, of_K)
@@ -220,7 +239,7 @@ class Stack:
         self.visits: dict[int, list[np.ndarray]] = {
             index: []
             for index, cell in enumerate(cells)
-            if self.kind.exact and (cell.method, cell.seed, cell.rate) == RECORDED
+            if self.kind.exact and (cell.method, cell.rate) == RECORDED[::2] and cell.seed in RECORDED[1]
         }
 
     @property
@@ -254,6 +273,8 @@ class Stack:
         if not which:
             return
         trials, prompts = self.methods[which[0]].offline, self.cells[0].train
+        if any(self.methods[index].offline != trials for index in which):
+            raise ValueError("cells with offline passes of different sizes in one stack")
         success_KP = np.zeros((len(which), prompts))
         for start in range(0, prompts, 512):
             row = np.arange(start, min(start + 512, prompts))
@@ -335,10 +356,15 @@ class Stack:
             steps.append(np.stack(row))
 
     def save_visits(self) -> None:
-        """(steps, 8, B) for each recorded cell, the rows as in ``VISIT``."""
+        """(steps, 8, B) for each recorded cell, the rows as in ``VISIT``, and the questions by slot."""
         for index, steps in self.visits.items():
             cell = self.cells[index]
-            np.savez_compressed(self.folder / f"visits_{cell.task}_b{cell.batch}.npz", visits=np.float32(steps))
+            problems = tasks.build(cell.task, cell.seed % tasks.starts(cell.task), cell.train).train
+            np.savez_compressed(
+                self.folder / f"visits_{cell.task}_b{cell.batch}_seed{cell.seed}.npz",
+                visits=np.float32(steps),
+                question=np.array([problem.question for problem in problems]),
+            )
 
     def train_step(self, step: int) -> None:
         batches, token_KBT, reward_KB = self.rollouts()

@@ -23,35 +23,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def copied(reference):
-    """The flat weights of the laboratory's model from those of the quickstart's."""
-    named = dict(reference.named_parameters())
-    parts = [named["model.embed_tokens.weight"]]
-    for index in range(model.SHAPE.layers):
-        layer = {name: named[f"model.layers.{index}.{name}.weight"] for name in LAYER_NAMES}
-        attention = [layer[f"self_attn.{x}_proj"] for x in "qkv"]
-        parts += [
-            layer["input_layernorm"],
-            torch.cat(attention).T,
-            layer["self_attn.q_norm"],
-            layer["self_attn.k_norm"],
-            layer["self_attn.o_proj"].T,
-            layer["post_attention_layernorm"],
-            torch.cat([layer["mlp.gate_proj"], layer["mlp.up_proj"]]).T,
-            layer["mlp.down_proj"].T,
-        ]
-    parts += [named["model.norm.weight"], named["lm_head.weight"].T]
-    return torch.cat([part.detach().reshape(-1) for part in parts])[None]
-
-
-LAYER_NAMES = (
-    "input_layernorm",
-    "post_attention_layernorm",
-    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
-    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
-)
-
-
 def some_rows(rows=6, seed=0):
     kind, rng = tasks.KINDS["ladder"], np.random.default_rng(seed)
     problems = [kind.draw(index % 8 + 1, rng) for index in range(rows)]
@@ -60,7 +31,7 @@ def some_rows(rows=6, seed=0):
 
 def test_the_model_is_the_quickstart_s():
     reference = build_model(build_tokenizer(), ModelShape(), seed=3)
-    flat = copied(reference)
+    flat = model.flattened(reference)[None]
     assert flat.shape == (1, model.PARAMETERS)
     problems = some_rows()
     found = model.log_probs(model.unflatten(flat), problems.prompt_PL[None], problems.answer_PT[None])[0]
@@ -266,7 +237,8 @@ def test_other_read_outs_on_recorded_visits(tmp_path):
         reward = (rng.uniform(size=64) < rate).astype(float)
         half, one = np.full(64, 0.5), np.ones(64)
         steps.append(np.stack([np.arange(64), level, reward, half, half, one, one, rate]))
-    np.savez(tmp_path / "visits.npz", visits=np.float32(steps))
+    question = np.array([f"{slot}+{slot}=" for slot in range(64)])
+    np.savez(tmp_path / "visits.npz", visits=np.float32(steps), question=question)
     visits = readout.Visits(tmp_path / "visits.npz")
     # The raw value is off by -0.4 or +0.3; eight responses have p (1 - p) / 8.
     assert visits.error(visits.columns["value"]) == pytest.approx(((0.16 + 0.09) / 2, -0.05), abs=1e-6)
@@ -276,11 +248,11 @@ def test_other_read_outs_on_recorded_visits(tmp_path):
     np.testing.assert_array_equal(found[0], 0.5)
     changed = np.float32(steps)
     changed[6:, 2] = 1.0
-    np.savez(tmp_path / "changed.npz", visits=changed)
+    np.savez(tmp_path / "changed.npz", visits=changed, question=question)
     later = readout.Visits(tmp_path / "changed.npz").calibrated(readout.SETS["all"], 8, 5.0)
     np.testing.assert_array_equal(found[:7], later[:7])  # outcomes of a step reach the read-outs after it
     assert (later[7] > found[7]).all()
-    assert len(readout.compare(tmp_path / "visits.npz")) == 17
+    assert len(readout.compare(tmp_path / "visits.npz")) == 20
 
 
 def warm(folder):
@@ -298,12 +270,12 @@ def test_the_same_seed_gives_the_same_result_next_to_other_cells_too(tmp_path, f
     warm(tmp_path)
     names = ("spo_calibrated_draws", "dapo", "bspo", "plus_plus", "spo_offline", "spo_neyman")
     cells = [Cell("ladder", name, 1, 16, 2, 1e-3, 64) for name in names]
-    monkeypatch.setattr(training, "RECORDED", (names[0], 1, 1e-3))
+    monkeypatch.setattr(training, "RECORDED", (names[0], (1,), 1e-3))
     together = training.Stack(cells, tmp_path, "cpu").run()
     alone = training.Stack(cells[:1], tmp_path, "cpu").run()[0]
     assert together[0]["curve"] == alone["curve"]
     assert together[0]["errors"]["raw"] == pytest.approx(alone["errors"]["raw"], rel=1e-4)
-    visits = np.load(tmp_path / "visits_ladder_b16.npz")["visits"]
+    visits = np.load(tmp_path / "visits_ladder_b16_seed1.npz")["visits"]
     assert visits.shape == (2, len(training.VISIT), 16)
     raw = visits[:, 3] - visits[:, 7]
     assert np.mean(raw**2) == pytest.approx(alone["errors"]["raw"]["mse"], rel=1e-4)
