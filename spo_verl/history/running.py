@@ -1,4 +1,4 @@
-"""Runs that are under way on this machine, found without being told of them.
+"""Runs that are under way on this machine, found without a list of them.
 
 Two traces of a run are looked for among the processes that live: the command line of verl's trainer, which leads to the
 run's folder and its ``record/run.json``; where there is none, the Ray clusters, which are asked for tracker services.

@@ -125,7 +125,7 @@ def _feature_faults(config: DictConfig) -> Iterator[Fault]:
     for file in _listed(_value(config, "data.train_files")):
         path = os.path.expanduser(file)
         if not path.endswith(".parquet") or not os.path.isfile(path) or os.path.getsize(path) == 0:
-            continue  # said elsewhere, or told from its rows only
+            continue  # said elsewhere, or seen from its rows only
         try:
             with parquet_file(Path(path), SpoConfigError) as opened:
                 schema = opened.schema_arrow

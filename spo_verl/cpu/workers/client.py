@@ -1,4 +1,4 @@
-"""What a raylet runs to start a worker: asks the fork server for one and stands for it until it ends.
+"""What a raylet runs to start a worker: asks the fork server for one and represents it until it ends.
 
 Run by its path, before every worker: it imports nothing but the standard library. Whatever is not as the server needs
 it starts the worker in Ray's own way.
