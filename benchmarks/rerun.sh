@@ -23,4 +23,5 @@ run benchmarks/stragglers.py late
 run benchmarks/normalisation.py --steps 2000
 run benchmarks/group_waiting.py
 run -m benchmarks.laboratory summary --ledger benchmarks/laboratory/results --output "$folder"
-run -m benchmarks.laboratory readout --visits benchmarks/laboratory/results/visits_ladder_b64.npz
+run -m benchmarks.laboratory summary --ledger benchmarks/laboratory/results/cpu --output "$folder/cpu"
+run -m benchmarks.laboratory readout --visits benchmarks/laboratory/results/cpu/visits_quickstart_b64_seed0.npz

@@ -11,6 +11,7 @@ from benchmarks.laboratory import ledger, model, plan, readout, running, summary
 from benchmarks.laboratory.ledger import Cell
 from benchmarks.laboratory.methods import METHODS, WINDOW, Batch, Knowledge, advantages, raw_advantages
 from spo_verl import core
+from spo_verl.small import task as ladder
 from spo_verl.small.model import ModelShape, build_model, build_tokenizer
 from spo_verl.tracker import PromptSources, Tracker
 
@@ -312,16 +313,38 @@ def test_a_run_that_is_done_starts_no_worker(tmp_path, capsys):
     assert "every cell of the plan is in the ledger" in capsys.readouterr().out
 
 
-def test_the_plan_s_stacks_hold_every_cell_once_and_only_like_ones():
-    blocks = plan.gpu()
+@pytest.mark.parametrize("name", plan.PLANS)
+def test_the_plan_s_stacks_hold_every_cell_once_and_only_like_ones(name):
+    blocks = plan.PLANS[name]()
     stacks = plan.stacks(blocks, 32)
     assert sum(map(len, stacks)) == sum(map(len, blocks)) == len({cell for stack in stacks for cell in stack})
     for stack in stacks:
         assert len(stack) <= 32
         assert len({(cell.task, cell.batch, cell.steps, cell.train) for cell in stack}) == 1
         assert len({METHODS[cell.method].dynamic for cell in stack}) == 1
-    assert {cell.method for cell in stacks[0]} == set(plan.MAIN)
+
+
+def test_the_most_important_cells_come_first():
+    assert {cell.method for cell in plan.stacks(plan.gpu(), 32)[0]} == set(plan.MAIN)
     assert not set(plan.SEEDS) & set(plan.TUNING_SEEDS)
+
+
+def test_the_task_quickstart_has_the_quickstart_s_problems():
+    mine, wanted = tasks.build("quickstart", 2, 64), ladder.build_task(train=64, held_out=512, seed=2)
+    for name in ("train", "held_out", "probe"):
+        pairs = [(one.level, one.question, one.numbers) for one in getattr(mine, name)]
+        assert pairs == [(one.level, one.question, (one.answer,)) for one in getattr(wanted, name)]
+
+
+def test_a_method_says_how_many_outcomes_are_fitted():
+    assert METHODS["lean"].outcomes == 2048
+    one = Knowledge(replace(METHODS["lean"], outcomes=40), np.arange(64) % 8 + 1, 16, seed=1)
+    for step in range(5):
+        batch, reward = one.draw(), (np.arange(16) < step).astype(float)
+        token, log_prob = np.full((16, 2), 7), np.full((16, 2), -0.5)
+        one.learn(batch, reward, np.zeros(16), token, log_prob, np.full(16, 2))
+    # 40 outcomes are part of three batches of 16: those of the steps 2, 3 and 4.
+    assert [reward.sum() for _, reward in one.outcomes] == [2, 3, 4]
 
 
 def entry(method, seed, accuracy, offline=0, **other):
