@@ -256,6 +256,15 @@ def test_other_read_outs_on_recorded_visits(tmp_path):
     assert len(readout.compare(tmp_path / "visits.npz")) == 20
 
 
+@pytest.mark.parametrize(
+    ("question", "digits", "carries"),
+    # 37 + 5, 99 + 1, 20 - 5, 12 * 9, 11 + 11 - 20: the last digit is written first.
+    [("73+5=", 3, 1), ("99+1=", 3, 2), ("02-5=", 3, 1), ("21*9=", 3, 2), ("11+11-02=", 6, 0)],
+)
+def test_carries_by_hand(question, digits, carries):
+    assert readout.difficulty(question) == (digits, carries)
+
+
 def warm(folder):
     torch.save({"flat": model.fresh([0, 1, 2], "cpu")}, training.checkpoint("ladder", folder))
 
