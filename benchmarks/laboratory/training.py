@@ -32,8 +32,8 @@ RATE_EVERY = 20
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 BAND = (0.3, 5.0)
 NEGATIVE_SHARE = 0.1
-RECORDED = ("spo", (0, 1), 1e-4)
-"""Method, seeds and learning rate of the cells whose visits are saved, so that other read-outs can be tried on them."""
+RECORDED = {("spo", 0, 1e-4), ("spo", 1, 1e-4)}
+"""Method, seed and learning rate of the cells whose visits are saved, so that other read-outs can be tried on them."""
 VISIT = ("slot", "level", "reward", "value", "calibrated", "n_eff", "age", "rate")
 WARM = WarmStartSettings(max_steps=6000, max_seconds=1800.0)
 
@@ -239,7 +239,7 @@ class Stack:
         self.visits: dict[int, list[np.ndarray]] = {
             index: []
             for index, cell in enumerate(cells)
-            if self.kind.exact and (cell.method, cell.rate) == RECORDED[::2] and cell.seed in RECORDED[1]
+            if self.kind.exact and (cell.method, cell.seed, cell.rate) in RECORDED
         }
 
     @property

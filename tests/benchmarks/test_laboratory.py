@@ -258,8 +258,8 @@ def test_other_read_outs_on_recorded_visits(tmp_path):
 
 @pytest.mark.parametrize(
     ("question", "digits", "carries"),
-    # 37 + 5, 99 + 1, 20 - 5, 12 * 9, 11 + 11 - 20: the last digit is written first.
-    [("73+5=", 3, 1), ("99+1=", 3, 2), ("02-5=", 3, 1), ("21*9=", 3, 2), ("11+11-02=", 6, 0)],
+    # 37 + 5, 99 + 1, 20 - 5, 200 - 5, 12 * 9, 11 + 11 - 20: the last digit is written first.
+    [("73+5=", 3, 1), ("99+1=", 3, 2), ("02-5=", 3, 1), ("002-5=", 4, 2), ("21*9=", 3, 2), ("11+11-02=", 6, 0)],
 )
 def test_carries_by_hand(question, digits, carries):
     assert readout.difficulty(question) == (digits, carries)
@@ -280,7 +280,7 @@ def test_the_same_seed_gives_the_same_result_next_to_other_cells_too(tmp_path, f
     warm(tmp_path)
     names = ("spo_calibrated_draws", "dapo", "bspo", "plus_plus", "spo_offline", "spo_neyman")
     cells = [Cell("ladder", name, 1, 16, 2, 1e-3, 64) for name in names]
-    monkeypatch.setattr(training, "RECORDED", (names[0], (1,), 1e-3))
+    monkeypatch.setattr(training, "RECORDED", {(names[0], 1, 1e-3)})
     together = training.Stack(cells, tmp_path, "cpu").run()
     alone = training.Stack(cells[:1], tmp_path, "cpu").run()[0]
     assert together[0]["curve"] == alone["curve"]
