@@ -8,6 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+SEEDS = (1, 2, 3, 4, 5)
+"""Seeds of the figures, paired over methods."""
+TUNING_SEEDS = (101, 102)
+"""Seeds of the learning rates. Rule: the rate of the grid with the largest mean area under the held-out curve over
+these seeds, for each method, task and batch; nothing of the seeds of the figures is read."""
+
 
 @dataclass(frozen=True, order=True)
 class Cell:

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 
 from . import tasks
-from .ledger import Cell, append, missing
+from .ledger import Cell, append, missing, read
 from .plan import PLANS, stacks
 from .training import WARM, Stack, checkpoint, quickstart_start, warm_start
 
@@ -75,7 +75,7 @@ def run(options: Options) -> int:
     """Run what the ledger lacks until it is done or the seconds are over; 1 if something failed."""
     began = time.monotonic()
     deadline = began + options.seconds
-    blocks = [missing(block, options.ledger) for block in PLANS[options.plan]()]
+    blocks = [missing(block, options.ledger) for block in PLANS[options.plan](read(options.ledger))]
     waiting: list[list[Cell]] = stacks(blocks, options.stack)
     options.ledger.parent.mkdir(parents=True, exist_ok=True)
     models = list(dict.fromkeys(tasks.SAME_MODEL.get(stack[0].task, stack[0].task) for stack in waiting))

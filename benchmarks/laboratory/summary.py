@@ -11,8 +11,7 @@ import numpy as np
 
 from spo_verl import core
 
-from .ledger import read
-from .plan import SEEDS, TUNING_SEEDS
+from .ledger import SEEDS, TUNING_SEEDS, read
 
 Entry = dict[str, Any]
 Setting = tuple[str, int, int, float, int]
@@ -223,7 +222,7 @@ def _figures(by_seed: Mapping[int, Entry]) -> dict[int, Entry]:
 
 
 def _tuned_lines(entries: Sequence[Entry]) -> list[str]:
-    """Each method at its own learning rate, by the rule of :mod:`.plan`."""
+    """Each method at its own learning rate, by the rule of :mod:`.ledger`."""
     rates = tuned(entries)
     chosen: dict[tuple[str, int], dict[str, dict[int, Entry]]] = defaultdict(dict)
     for (task, batch, _, rate, _), methods in groups(entries).items():
