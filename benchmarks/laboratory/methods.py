@@ -86,7 +86,6 @@ METHODS = {
             outcomes=ValueConfig().window,
             loss="negative_tokens",
         ),
-        replace(SPO, name="spo_token", whiten="token"),
         replace(SPO, name="oracle", baseline="oracle"),
         replace(GRPO, name="rloo", baseline="others", whiten="none"),
         replace(GRPO, name="batch_whitened", whiten="trajectory"),

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from .ledger import SEEDS, TUNING_SEEDS, Cell
 from .methods import METHODS
 from .summary import Entry, tuned
-from .tasks import KINDS
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 MAIN = ("grpo", "no_baseline", "spo", "spo_offline", "spo_calibrated", "oracle")
-LATER = ("lean", "spo_offline_4", "spo_token", "lean_negative_tokens")
+LATER = ("lean", "spo_offline_4", "lean_negative_tokens")
 """Methods that the plan ``gpu`` has not."""
 OTHERS = tuple(name for name in METHODS if name not in (*MAIN, *LATER))
 ON_OTHER_TASKS = (
@@ -35,37 +34,14 @@ ON_OTHER_TASKS = (
 AT_RATES = tuple(name for name in METHODS if name not in ("oracle_uniform", *LATER))
 AT_256 = (*MAIN, "batch_whitened", "reinforce_pp", "spo_calibrated_draws", "plus_plus", "bspo", "spo_uniform", "rloo")
 AT_OWN_RATE = (
-    "dapo",
     "grpo",
-    "rloo",
-    "batch_whitened",
-    "grpo_prioritized",
     "no_baseline",
     "reinforce_pp",
-    "no_baseline_negative_tokens",
     "spo",
-    "spo_offline",
-    "spo_uniform",
-    "spo_no_forgetting",
-    "spo_token",
     "spo_negative_tokens",
-    "spo_maxrl",
     "lean",
     "lean_negative_tokens",
     "plus_plus",
-    "bspo",
-    "oracle",
-)
-AT_OWN_RATE_256 = (
-    "dapo",
-    "grpo",
-    "no_baseline",
-    "reinforce_pp",
-    "spo",
-    "spo_negative_tokens",
-    "lean",
-    "plus_plus",
-    "bspo",
 )
 OWN_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 OWN_RATE_TASKS = ("scratchpad", "terms", "quickstart")
@@ -115,39 +91,25 @@ def cpu() -> list[list[Cell]]:
     ]
 
 
-def _settings(batch: int) -> list[tuple[str, tuple[str, ...], dict[str, int]]]:
-    """Task, methods, batch and steps of what is trained with each method's own learning rate."""
-    methods, steps = (AT_OWN_RATE, 240) if batch == 64 else (AT_OWN_RATE_256, 100)
+def rates() -> list[list[Cell]]:
+    """The learning rates of each method, on the tuning seeds."""
     return [
-        (
-            task,
-            tuple(name for name in methods if name != "oracle" or KINDS[task].exact),
-            {"batch": batch, "steps": steps},
-        )
+        [cell for rate in OWN_RATES for cell in cells(AT_OWN_RATE, TUNING_SEEDS, task, rate=rate)]
         for task in OWN_RATE_TASKS
     ]
 
 
-def rates_of(batch: int) -> list[list[Cell]]:
-    """The learning rates of each method, on the tuning seeds."""
-    return [
-        [cell for rate in OWN_RATES for cell in cells(methods, TUNING_SEEDS, task, rate=rate, **sizes)]
-        for task, methods, sizes in _settings(batch)
-    ]
-
-
-def at_own_rates(batch: int, entries: Sequence[Entry]) -> list[list[Cell]]:
+def own_rates(entries: Sequence[Entry]) -> list[list[Cell]]:
     """Each method at the learning rate that the tuning seeds chose; nothing where they are not finished."""
     chosen = tuned(entries)
     return [
         [
-            cell
+            Cell(task, name, seed, rate=chosen[task, name, 64])
             for seed in SEEDS
-            for name in methods
-            if (rate := chosen.get((task, name, batch))) is not None
-            for cell in cells((name,), (seed,), task, rate=rate, **sizes)
+            for name in AT_OWN_RATE
+            if (task, name, 64) in chosen
         ]
-        for task, methods, sizes in _settings(batch)
+        for task in OWN_RATE_TASKS
     ]
 
 
@@ -164,10 +126,8 @@ def smoke() -> list[list[Cell]]:
 PLANS: dict[str, Callable[[Sequence[Entry]], list[list[Cell]]]] = {
     "gpu": lambda _: gpu(),
     "cpu": lambda _: cpu(),
-    "rates": lambda _: rates_of(64),
-    "own_rates": lambda entries: at_own_rates(64, entries),
-    "rates_256": lambda _: rates_of(256),
-    "own_rates_256": lambda entries: at_own_rates(256, entries),
+    "rates": lambda _: rates(),
+    "own_rates": own_rates,
     "smoke": lambda _: smoke(),
 }
 """Blocks of cells by the name of a plan, from what the ledger has."""

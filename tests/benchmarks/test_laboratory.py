@@ -342,19 +342,19 @@ def test_figures_are_run_at_the_rate_that_the_tuning_seeds_chose():
     chosen = {"spo": 3e-5, "grpo": 1e-5}
     finished = [
         {**vars(cell), "key": cell.key, "curve": [(0, 0, 0, 0.4), (240, 15360, 0, 0.5 if best else 0.4)]}
-        for block in plan.rates_of(64)
+        for block in plan.rates()
         for cell in block
         if cell.task == "terms" and cell.method in chosen
         for best in [cell.rate == chosen[cell.method]]
     ]
-    found = [cell for block in plan.at_own_rates(64, finished) for cell in block]
+    found = [cell for block in plan.own_rates(finished) for cell in block]
     assert {(cell.task, cell.method, cell.rate) for cell in found} == {
         ("terms", name, at) for name, at in chosen.items()
     }
     assert sorted({cell.seed for cell in found}) == sorted(plan.SEEDS)
     assert len(found) == len(chosen) * len(plan.SEEDS)
     # One tuning seed alone chooses nothing.
-    assert not any(plan.at_own_rates(64, [entry for entry in finished if entry["seed"] == plan.TUNING_SEEDS[0]]))
+    assert not any(plan.own_rates([entry for entry in finished if entry["seed"] == plan.TUNING_SEEDS[0]]))
 
 
 def test_the_task_quickstart_has_the_quickstart_s_problems():
