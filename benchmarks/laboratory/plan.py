@@ -82,7 +82,7 @@ def cpu() -> list[list[Cell]]:
     few = ("grpo", "no_baseline", "spo", "lean")
     return [
         # The runs of benchmarks/real_comparison.sh: the same models, problems, trajectories and learning rate.
-        cells(("grpo", "no_baseline", "spo"), range(5), "quickstart", batch=256, steps=32),
+        cells(("grpo", "no_baseline", "spo", "spo_negative_tokens"), range(5), "quickstart", batch=256, steps=32),
         cells(("spo_offline_4",), range(5), "quickstart", batch=256, steps=16),
         cells(quickstart, range(10), "quickstart"),
         *(cells(few, SEEDS, task) for task in ("terms", "scratchpad")),

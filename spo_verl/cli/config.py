@@ -144,6 +144,7 @@ def config(
         compose,
         examine,
         examine_files,
+        rollout_warning,
         setting_values,
         unknown_settings,
         verl_problem,
@@ -155,14 +156,18 @@ def config(
     if files:
         found.append(examine_files(composed, whole=verl))
     problems = [problem for one in found for problem in one.problems]
-    if verl and (problem := verl_problem(composed.config)):
-        problems.append(problem)
+    warnings = [warning for one in found for warning in one.warnings]
+    if verl:
+        if problem := verl_problem(composed.config):
+            problems.append(problem)
+        elif warning := rollout_warning(composed.config):
+            warnings.append(warning)
     values = {**setting_values(composed.config), **unknown_settings(composed.config)}
     data = {
         "config_name": config_name,
         "preset": composed.preset,
         "problems": problems,
-        "warnings": [warning for one in found for warning in one.warnings],
+        "warnings": warnings,
         "settings": {key: {"value": value, "source": composed.source(key)} for key, value in values.items()},
         "differs_from_paper": [
             {"key": key, "value": _plain(actual), "paper": paper, "source": composed.source(key)}

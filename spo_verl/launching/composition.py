@@ -195,6 +195,35 @@ def verl_problem(config: DictConfig) -> str | None:
     return None
 
 
+def rollout_warning(config: DictConfig) -> str | None:
+    """What verl's check lets pass and ends a run without it, after Ray and the model have been loaded.
+
+    Args:
+        config: one that verl's check accepts.
+    """
+    rollout, key = config.actor_rollout_ref.rollout, "actor_rollout_ref.rollout"
+    if OmegaConf.is_missing(rollout, "name"):
+        return f"{key}.name is not set, and verl has no default for it; set {key}.name=vllm."
+    if _whole(rollout.nnodes):  # rollout processes of their own
+        return None
+    sizes = [rollout[f"{name}_parallel_size"] for name in ("tensor_model", "pipeline_model", "data")]
+    size, processes = (
+        math.prod(map(_whole, sizes)),
+        _whole(config.trainer.nnodes) * _whole(config.trainer.n_gpus_per_node),
+    )
+    if size == 0 or processes % size == 0:
+        return None
+    return (
+        f"{processes} training process{'es' if processes > 1 else ''} (trainer.nnodes * trainer.n_gpus_per_node) "
+        f"cannot be split into rollout engines of {size} (the parallel sizes of {key}; verl's default of "
+        f"tensor_model_parallel_size is 2); set {key}.tensor_model_parallel_size to a divisor of {processes}."
+    )
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def problems_of(composed: Composed) -> list[str]:
     """What would stop the start of a run: our checks (for SPO's estimator) and verl's own."""
     ours = examine(composed).problems if uses_spo(composed.config) else composed.problems

@@ -131,6 +131,31 @@ def test_an_unknown_configuration_is_an_error_with_the_fix():
     assert "ppo_megatron_trainer" in result.stderr
 
 
+def test_a_rollout_that_verls_workers_would_refuse_is_a_warning():
+    whole = [
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+        "trainer.n_gpus_per_node=1",
+    ]
+    rollout = "actor_rollout_ref.rollout"
+
+    def warned(*words):
+        found = run_json("config", "+spo=paper", "--verl", "--no-files", *whole, *words)
+        assert found["problems"] == []
+        return [one for one in found["warnings"] if rollout in one]
+
+    [unnamed] = warned()
+    assert unnamed.startswith(f"{rollout}.name is not set")
+    [split] = warned(f"{rollout}.name=vllm")
+    assert split.startswith("1 training process (trainer.nnodes * trainer.n_gpus_per_node) cannot be split into")
+    assert warned(f"{rollout}.name=vllm", f"{rollout}.tensor_model_parallel_size=1") == []
+    assert warned(f"{rollout}.name=vllm", "trainer.n_gpus_per_node=4") == []
+    [four] = warned(f"{rollout}.name=vllm", "trainer.nnodes=2", f"{rollout}.pipeline_model_parallel_size=2")
+    assert "engines of 4 (" in four
+    # Rollout processes of their own are not split off the training processes.
+    assert warned(f"{rollout}.name=vllm", f"{rollout}.nnodes=1", f"{rollout}.n_gpus_per_node=2") == []
+
+
 def test_verls_own_check_is_asked_for():
     needed = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
     [problem] = run_json("config", "+spo=paper", "--verl", "--no-files")["problems"]

@@ -3,6 +3,8 @@
 import re
 from importlib.metadata import requires
 
+import pytest
+import tomllib
 from packaging.requirements import Requirement
 
 from spo_verl import SUPPORTED_VERL
@@ -48,6 +50,12 @@ def test_what_verls_extras_pin_is_named():
     assert pinned("megatron")["megatron-bridge"] == table["megatron-bridge"][1]
     flash = pinned("flash-attn-cu130torch211")["flash-attn"]
     assert f"flash-attn=={flash} " in (DOCS / "compatibility.md").read_text()
+
+
+@pytest.mark.parametrize("extra", ["vllm", "megatron"])
+def test_our_extras_pin_torch_as_verls_do(extra):
+    ours = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    assert f"torch=={pinned(extra)['torch']}" in ours
 
 
 def test_the_readme_names_the_same_versions():
