@@ -43,8 +43,22 @@ AT_OWN_RATE = (
     "lean_negative_tokens",
     "plus_plus",
 )
+AT_OWN_RATE_ON_QUICKSTART = (
+    "oracle",
+    "dapo",
+    "spo_offline",
+    "rloo",
+    "batch_whitened",
+    "bspo",
+    "grpo_prioritized",
+    "spo_uniform",
+    "spo_no_forgetting",
+)
+OWN_RATE_BLOCKS = (
+    *((task, AT_OWN_RATE) for task in ("scratchpad", "terms", "quickstart")),
+    ("quickstart", AT_OWN_RATE_ON_QUICKSTART),
+)
 OWN_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
-OWN_RATE_TASKS = ("scratchpad", "terms", "quickstart")
 
 
 def cells(methods: Iterable[str], seeds: Iterable[int], task: str = "ladder", **other: float) -> list[Cell]:
@@ -94,8 +108,8 @@ def cpu() -> list[list[Cell]]:
 def rates() -> list[list[Cell]]:
     """The learning rates of each method, on the tuning seeds."""
     return [
-        [cell for rate in OWN_RATES for cell in cells(AT_OWN_RATE, TUNING_SEEDS, task, rate=rate)]
-        for task in OWN_RATE_TASKS
+        [cell for rate in OWN_RATES for cell in cells(methods, TUNING_SEEDS, task, rate=rate)]
+        for task, methods in OWN_RATE_BLOCKS
     ]
 
 
@@ -106,10 +120,10 @@ def own_rates(entries: Sequence[Entry]) -> list[list[Cell]]:
         [
             Cell(task, name, seed, rate=chosen[task, name, 64])
             for seed in SEEDS
-            for name in AT_OWN_RATE
+            for name in methods
             if (task, name, 64) in chosen
         ]
-        for task in OWN_RATE_TASKS
+        for task, methods in OWN_RATE_BLOCKS
     ]
 
 
