@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         if given.plan not in PLANS:
             parser.error(f"--plan {given.plan} is none of {', '.join(PLANS)}")
+        if given.ledger.is_dir():
+            parser.error(f"--ledger {given.ledger} is a folder; a run appends to a file (summary reads stored folders)")
         return run_cells(
             Options(
                 given.plan,

@@ -43,9 +43,8 @@ AT_OWN_RATE = (
     "lean_negative_tokens",
     "plus_plus",
 )
-AT_OWN_RATE_ON_QUICKSTART = (
+AT_ONE_RATE = (
     "oracle",
-    "dapo",
     "spo_offline",
     "rloo",
     "batch_whitened",
@@ -53,11 +52,13 @@ AT_OWN_RATE_ON_QUICKSTART = (
     "grpo_prioritized",
     "spo_uniform",
     "spo_no_forgetting",
+    "dapo",
 )
-OWN_RATE_BLOCKS = (
-    *((task, AT_OWN_RATE) for task in ("scratchpad", "terms", "quickstart")),
-    ("quickstart", AT_OWN_RATE_ON_QUICKSTART),
-)
+"""Further methods on quickstart, all at the rate that was each method's own on the ladder."""
+ONE_RATE = 3e-5
+SIZES = (64, 240, 1024)
+"""Batch, steps and prompts of a cell by default."""
+OWN_RATE_TASKS = ("scratchpad", "terms", "quickstart")
 OWN_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 
 
@@ -108,23 +109,30 @@ def cpu() -> list[list[Cell]]:
 def rates() -> list[list[Cell]]:
     """The learning rates of each method, on the tuning seeds."""
     return [
-        [cell for rate in OWN_RATES for cell in cells(methods, TUNING_SEEDS, task, rate=rate)]
-        for task, methods in OWN_RATE_BLOCKS
+        [cell for rate in OWN_RATES for cell in cells(AT_OWN_RATE, TUNING_SEEDS, task, rate=rate)]
+        for task in OWN_RATE_TASKS
     ]
 
 
 def own_rates(entries: Sequence[Entry]) -> list[list[Cell]]:
-    """Each method at the learning rate that the tuning seeds chose; nothing where they are not finished."""
+    """Each method at the learning rate that the tuning seeds chose, then quickstart at one rate.
+
+    Raises:
+        SystemExit: cells of the plan ``rates`` are not finished: a choice among some of the rates may be another.
+    """
+    done = {entry["key"] for entry in entries}
+    if left := [cell.key for block in rates() for cell in block if cell.key not in done]:
+        raise SystemExit(
+            f"error: {len(left)} cells of the plan rates are not in the ledger, such as {left[0]}: run it."
+        )
     chosen = tuned(entries)
-    return [
-        [
-            Cell(task, name, seed, rate=chosen[task, name, 64])
-            for seed in SEEDS
-            for name in methods
-            if (task, name, 64) in chosen
-        ]
-        for task, methods in OWN_RATE_BLOCKS
+    own = [
+        [Cell(task, name, seed, rate=chosen[(task, name, *SIZES)]) for seed in SEEDS for name in AT_OWN_RATE]
+        for task in OWN_RATE_TASKS
     ]
+    planned = {cell for block in own for cell in block}
+    one = cells((*AT_OWN_RATE, *AT_ONE_RATE), SEEDS, "quickstart", rate=ONE_RATE)
+    return [*own, [cell for cell in one if cell not in planned]]
 
 
 def smoke() -> list[list[Cell]]:

@@ -16,6 +16,8 @@ from .ledger import SEEDS, TUNING_SEEDS, read
 Entry = dict[str, Any]
 Setting = tuple[str, int, int, float, int]
 """Task, batch, steps, learning rate, prompts."""
+Kind = tuple[str, str, int, int, int]
+"""Task, method, batch, steps, prompts."""
 REFERENCES = ("no_baseline", "grpo", "spo")
 DRAWN = (
     "grpo",
@@ -87,15 +89,15 @@ def groups(entries: Sequence[Entry]) -> dict[Setting, dict[str, dict[int, Entry]
     return found
 
 
-def tuned(entries: Sequence[Entry]) -> dict[tuple[str, str, int], float]:
-    """Learning rate by task, method and batch: largest mean area over the tuning seeds, which both must be there."""
-    best: dict[tuple[str, str, int], tuple[float, float]] = {}
-    for (task, batch, _, rate, _), methods in groups(entries).items():
+def tuned(entries: Sequence[Entry]) -> dict[Kind, float]:
+    """Learning rate: largest mean area over the tuning seeds, which both must be there, among the rates that are."""
+    best: dict[Kind, tuple[float, float]] = {}
+    for (task, batch, steps, rate, prompts), methods in groups(entries).items():
         for method, by_seed in methods.items():
             if not set(TUNING_SEEDS) <= set(by_seed):
                 continue
             area = float(np.mean([area_by_steps(by_seed[seed]) for seed in TUNING_SEEDS]))
-            key = (task, method, batch)
+            key = (task, method, batch, steps, prompts)
             if key not in best or area > best[key][0]:
                 best[key] = (area, rate)
     return {key: rate for key, (_, rate) in best.items()}
@@ -103,7 +105,7 @@ def tuned(entries: Sequence[Entry]) -> dict[tuple[str, str, int], float]:
 
 def _difference(values: tuple[float, float, float, int]) -> str:
     mean, low, high, pairs = values
-    return "" if pairs == 0 else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return "" if pairs == 0 else f"{mean:+.5f} [{low:+.5f}, {high:+.5f}]"
 
 
 def table(methods: Mapping[str, Mapping[int, Entry]], seeds: Sequence[int] | None = None) -> list[str]:
@@ -224,15 +226,16 @@ def _figures(by_seed: Mapping[int, Entry]) -> dict[int, Entry]:
 def _tuned_lines(entries: Sequence[Entry]) -> list[str]:
     """Each method at its own learning rate, by the rule of :mod:`.ledger`."""
     rates = tuned(entries)
-    chosen: dict[tuple[str, int], dict[str, dict[int, Entry]]] = defaultdict(dict)
-    for (task, batch, _, rate, _), methods in groups(entries).items():
+    chosen: dict[tuple[str, int, int, int], dict[str, dict[int, Entry]]] = defaultdict(dict)
+    for (task, batch, steps, rate, prompts), methods in groups(entries).items():
         for method, by_seed in methods.items():
-            if rates.get((task, method, batch)) == rate and (kept := _figures(by_seed)):
-                chosen[task, batch][method] = kept
+            if rates.get((task, method, batch, steps, prompts)) == rate and (kept := _figures(by_seed)):
+                chosen[task, batch, steps, prompts][method] = kept
     lines: list[str] = []
-    for (task, batch), methods in sorted(chosen.items()):
-        listed = ", ".join(f"{name} {rates[task, name, batch]:g}" for name in sorted(methods))
-        lines += [f"## {task}, batch {batch}, each method at its own learning rate", "", listed, ""]
+    for (task, *sizes), methods in sorted(chosen.items()):
+        batch, steps, prompts = sizes
+        listed = ", ".join(f"{name} {rates[task, name, batch, steps, prompts]:g}" for name in sorted(methods))
+        lines += [f"## {task}, batch {batch}, {steps} steps, each method at its own learning rate", "", listed, ""]
         lines += [*table(methods, SEEDS), ""]
     return lines
 

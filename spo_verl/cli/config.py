@@ -144,7 +144,7 @@ def config(
         compose,
         examine,
         examine_files,
-        rollout_warning,
+        rollout_warnings,
         setting_values,
         unknown_settings,
         verl_problem,
@@ -160,8 +160,8 @@ def config(
     if verl:
         if problem := verl_problem(composed.config):
             problems.append(problem)
-        elif warning := rollout_warning(composed.config):
-            warnings.append(warning)
+        else:
+            warnings += rollout_warnings(composed.config)
     values = {**setting_values(composed.config), **unknown_settings(composed.config)}
     data = {
         "config_name": config_name,

@@ -195,33 +195,41 @@ def verl_problem(config: DictConfig) -> str | None:
     return None
 
 
-def rollout_warning(config: DictConfig) -> str | None:
+def rollout_warnings(config: DictConfig) -> Iterator[str]:
     """What verl's check lets pass and ends a run without it, after Ray and the model have been loaded.
 
     Args:
         config: one that verl's check accepts.
     """
-    rollout, key = config.actor_rollout_ref.rollout, "actor_rollout_ref.rollout"
-    if OmegaConf.is_missing(rollout, "name"):
-        return f"{key}.name is not set, and verl has no default for it; set {key}.name=vllm."
-    if _whole(rollout.nnodes):  # rollout processes of their own
-        return None
-    sizes = [rollout[f"{name}_parallel_size"] for name in ("tensor_model", "pipeline_model", "data")]
-    size, processes = (
-        math.prod(map(_whole, sizes)),
-        _whole(config.trainer.nnodes) * _whole(config.trainer.n_gpus_per_node),
-    )
-    if size == 0 or processes % size == 0:
-        return None
-    return (
-        f"{processes} training process{'es' if processes > 1 else ''} (trainer.nnodes * trainer.n_gpus_per_node) "
-        f"cannot be split into rollout engines of {size} (the parallel sizes of {key}; verl's default of "
-        f"tensor_model_parallel_size is 2); set {key}.tensor_model_parallel_size to a divisor of {processes}."
-    )
+    rollout = "actor_rollout_ref.rollout"
+    if _found(config, f"{rollout}.name") is None:
+        yield f"{rollout}.name is not set, and verl has no default for it; set {rollout}.name=vllm."
+    apart = _found(config, "trainer.v1.trainer_mode") == "separate_async"
+    if apart and _found(config, "actor_rollout_ref.hybrid_engine") is False:
+        return  # no rollout engines on the training processes
+    sizes = {
+        name: _count(config, f"{rollout}.{name}_parallel_size") for name in ("tensor_model", "data", "pipeline_model")
+    }
+    size = math.prod(sizes.values())
+    processes = _count(config, "trainer.nnodes") * _count(config, "trainer.n_gpus_per_node")
+    if size and processes and processes % size:
+        split = " * ".join(f"{name}_parallel_size={one}" for name, one in sizes.items() if one > 1)
+        yield (
+            f"{processes} training process{'es' if processes > 1 else ''} (trainer.nnodes * trainer.n_gpus_per_node) "
+            f"cannot be split into rollout engines of {size} ({rollout}: {split}); choose sizes whose product divides "
+            f"{processes}, such as {rollout}.tensor_model_parallel_size=1 (verl's default is 2)."
+        )
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+def _found(config: DictConfig, key: str) -> Any:
+    """A value, None where there is none."""
+    return OmegaConf.select(config, key, default=None, throw_on_resolution_failure=False, throw_on_missing=False)
+
+
+def _count(config: DictConfig, key: str) -> int:
+    """A number from 1 on; 0 where the value is something else."""
+    value = _found(config, key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def problems_of(composed: Composed) -> list[str]:

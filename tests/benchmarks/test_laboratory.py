@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.laboratory import ledger, model, plan, readout, running, summary, tasks, training
+from benchmarks.laboratory.__main__ import main
 from benchmarks.laboratory.ledger import Cell
 from benchmarks.laboratory.methods import METHODS, WINDOW, Batch, Knowledge, advantages, raw_advantages
 from spo_verl import core
@@ -324,7 +325,7 @@ def test_a_run_that_is_done_starts_no_worker(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", plan.PLANS)
 def test_the_plan_s_stacks_hold_every_cell_once_and_only_like_ones(name):
-    blocks = plan.PLANS[name]([])
+    blocks = plan.PLANS[name](finished_rates({}))
     stacks = plan.stacks(blocks, 32)
     assert sum(map(len, stacks)) == sum(map(len, blocks)) == len({cell for stack in stacks for cell in stack})
     for stack in stacks:
@@ -338,23 +339,38 @@ def test_the_most_important_cells_come_first():
     assert not set(plan.SEEDS) & set(plan.TUNING_SEEDS)
 
 
-def test_figures_are_run_at_the_rate_that_the_tuning_seeds_chose():
-    chosen = {"spo": 3e-5, "grpo": 1e-5}
-    finished = [
+def finished_rates(chosen, otherwise=1e-4):
+    """Entries of the plan ``rates`` in which these methods are best at these rates."""
+    return [
         {**vars(cell), "key": cell.key, "curve": [(0, 0, 0, 0.4), (240, 15360, 0, 0.5 if best else 0.4)]}
         for block in plan.rates()
         for cell in block
-        if cell.task == "terms" and cell.method in chosen
-        for best in [cell.rate == chosen[cell.method]]
+        for best in [cell.rate == chosen.get(cell.method, otherwise)]
     ]
-    found = [cell for block in plan.own_rates(finished) for cell in block]
-    assert {(cell.task, cell.method, cell.rate) for cell in found} == {
-        ("terms", name, at) for name, at in chosen.items()
-    }
-    assert sorted({cell.seed for cell in found}) == sorted(plan.SEEDS)
-    assert len(found) == len(chosen) * len(plan.SEEDS)
-    # One tuning seed alone chooses nothing.
-    assert not any(plan.own_rates([entry for entry in finished if entry["seed"] == plan.TUNING_SEEDS[0]]))
+
+
+def test_figures_are_run_at_the_rate_that_the_tuning_seeds_chose():
+    finished = finished_rates({"spo": 3e-5, "grpo": 1e-5})
+    *own, last = plan.own_rates(finished)
+    for block in own:
+        rates = {cell.method: cell.rate for cell in block}
+        assert rates == {name: {"spo": 3e-5, "grpo": 1e-5}.get(name, 1e-4) for name in plan.AT_OWN_RATE}
+        assert len(block) == len(plan.AT_OWN_RATE) * len(plan.SEEDS)
+        assert sorted({cell.seed for cell in block}) == sorted(plan.SEEDS)
+    assert {(cell.task, cell.rate) for cell in last} == {("quickstart", plan.ONE_RATE)}
+    assert "spo" not in {cell.method for cell in last}, "its own rate is the same: once is enough"
+    # Cells of another length choose nothing for these.
+    short = [{**entry, "steps": 10} for entry in finished_rates({}, otherwise=3e-4)]
+    assert plan.own_rates([*finished, *short]) == [*own, last]
+
+
+def test_a_choice_among_some_of_the_rates_is_refused(tmp_path, capsys):
+    finished = finished_rates({})
+    with pytest.raises(SystemExit, match="1 cells of the plan rates are not in the ledger, such as terms/spo/"):
+        plan.own_rates([entry for entry in finished if entry["key"] != "terms/spo/b64/s240/lr3e-05/p1024/seed102"])
+    with pytest.raises(SystemExit):
+        main(["run", "--plan", "own_rates", "--ledger", str(tmp_path)])
+    assert "is a folder" in capsys.readouterr().err
 
 
 def test_the_task_quickstart_has_the_quickstart_s_problems():

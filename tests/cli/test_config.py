@@ -131,29 +131,51 @@ def test_an_unknown_configuration_is_an_error_with_the_fix():
     assert "ppo_megatron_trainer" in result.stderr
 
 
+ROLLOUT = "actor_rollout_ref.rollout"
+WHOLE = (
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=1",
+    "trainer.n_gpus_per_node=1",
+)
+
+
+def rollout_warnings(*words):
+    """Those of a command line that verl's own check accepts."""
+    found = run_json("config", "+spo=paper", "--verl", "--no-files", *WHOLE, *words)
+    assert found["problems"] == []
+    return [one for one in found["warnings"] if ROLLOUT in one]
+
+
 def test_a_rollout_that_verls_workers_would_refuse_is_a_warning():
-    whole = [
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
-        "trainer.n_gpus_per_node=1",
-    ]
-    rollout = "actor_rollout_ref.rollout"
+    unnamed, split = rollout_warnings()
+    assert unnamed.startswith(f"{ROLLOUT}.name is not set")
+    assert split.startswith(
+        "1 training process (trainer.nnodes * trainer.n_gpus_per_node) cannot be split into rollout"
+    )
+    named = f"{ROLLOUT}.name=vllm"
+    assert rollout_warnings(named) == [split]
+    assert rollout_warnings(named, f"{ROLLOUT}.tensor_model_parallel_size=1") == []
+    assert rollout_warnings(named, "trainer.n_gpus_per_node=4") == []
+    [four] = rollout_warnings(named, "trainer.nnodes=2", f"{ROLLOUT}.data_parallel_size=2")
+    assert f"engines of 4 ({ROLLOUT}: tensor_model_parallel_size=2 * data_parallel_size=2)" in four
+    # Processes of their own come on top of those on the training processes, unless these are switched off.
+    apart = ("trainer.v1.trainer_mode=separate_async", f"{ROLLOUT}.nnodes=1", f"{ROLLOUT}.n_gpus_per_node=2")
+    assert rollout_warnings(named, *apart) == [split]
+    assert rollout_warnings(named, *apart, "actor_rollout_ref.hybrid_engine=false") == []
 
-    def warned(*words):
-        found = run_json("config", "+spo=paper", "--verl", "--no-files", *whole, *words)
-        assert found["problems"] == []
-        return [one for one in found["warnings"] if rollout in one]
 
-    [unnamed] = warned()
-    assert unnamed.startswith(f"{rollout}.name is not set")
-    [split] = warned(f"{rollout}.name=vllm")
-    assert split.startswith("1 training process (trainer.nnodes * trainer.n_gpus_per_node) cannot be split into")
-    assert warned(f"{rollout}.name=vllm", f"{rollout}.tensor_model_parallel_size=1") == []
-    assert warned(f"{rollout}.name=vllm", "trainer.n_gpus_per_node=4") == []
-    [four] = warned(f"{rollout}.name=vllm", "trainer.nnodes=2", f"{rollout}.pipeline_model_parallel_size=2")
-    assert "engines of 4 (" in four
-    # Rollout processes of their own are not split off the training processes.
-    assert warned(f"{rollout}.name=vllm", f"{rollout}.nnodes=1", f"{rollout}.n_gpus_per_node=2") == []
+@pytest.mark.parametrize(
+    ("odd", "warned"),
+    [
+        ("data_parallel_size=null", 0),
+        ("data_parallel_size=0", 0),
+        ("data_parallel_size=${nothing}", 0),
+        ("nnodes=???", 1),
+    ],
+)
+def test_sizes_that_are_no_numbers_are_left_to_verl(odd, warned):
+    found = run_json("config", "+spo=paper", "--verl", "--no-files", *WHOLE, f"{ROLLOUT}.{odd}")
+    assert sum("cannot be split" in one for one in found["warnings"]) == warned
 
 
 def test_verls_own_check_is_asked_for():
