@@ -12,7 +12,8 @@ SEEDS = (1, 2, 3, 4, 5)
 """Seeds of the figures, paired over methods."""
 TUNING_SEEDS = (101, 102)
 """Seeds of the learning rates. Rule: the rate of the grid with the largest mean area under the held-out curve over
-these seeds, for each method, task and batch; nothing of the seeds of the figures is read."""
+these seeds, for each method, task and batch; no training of the seeds of the figures is read. Both share warm-started
+models and held-out problems, of which there are three or five per task."""
 
 
 @dataclass(frozen=True, order=True)

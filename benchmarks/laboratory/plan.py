@@ -54,7 +54,10 @@ AT_ONE_RATE = (
     "spo_no_forgetting",
     "dapo",
 )
-"""Further methods on quickstart, all at the rate that was each method's own on the ladder."""
+"""Further methods on quickstart, all at one rate, that of most methods there.
+
+Added after the results at own rates were seen: a look at what the choice of a rate did, not part of the rule.
+"""
 ONE_RATE = 3e-5
 SIZES = (64, 240, 1024)
 """Batch, steps and prompts of a cell by default."""
